@@ -1,0 +1,5 @@
+"""The one exception that a user is meant to read."""
+
+
+class OmpqError(Exception):
+    """Something the user can put right: one line that says what was wrong, where, and what to do."""

@@ -1,0 +1,68 @@
+"""Writing files so that nothing a user has is ever lost: beside first, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ompq.errors import OmpqError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed and renamed over `path`.
+
+    On any failure (a full disk, Ctrl-C, a bug) the temporary file is removed and what stood at
+    `path` is untouched. The temporary name ends with the suffix of `path`, since libraries such as
+    NumPy and matplotlib choose the format by it.
+
+    Raises:
+        OmpqError: the folder cannot be created or written, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+        )
+    except OSError as error:
+        raise OmpqError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OmpqError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` (UTF-8), all of it or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON in the order of its keys, all of it or nothing."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _flush_to_disk(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
