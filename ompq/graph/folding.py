@@ -1,0 +1,48 @@
+"""Batch norm folded into the layer before it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+from torch import nn
+from torch.fx import GraphModule
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from ompq.graph.network import NetworkGraph, analyse
+
+
+def fold_batch_norm(graph: NetworkGraph) -> NetworkGraph:
+    """A copy of the network in which each layer's own batch norm is part of its weights and bias.
+
+    Batch norms that follow no layer directly stay. Layer names, groups and costs are those of the
+    unfolded network.
+    """
+    module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph))
+    norms = {layer.batch_norm: layer.name for layer in graph.layers.values() if layer.batch_norm}
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and node.target in norms:
+            name = norms[node.target]
+            fused = _fuse(module.get_submodule(name), module.get_submodule(node.target))
+            module.set_submodule(name, fused)
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            module.graph.erase_node(node)
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return _with_costs_of(graph, analyse(module, graph.input_shape))
+
+
+def _fuse(layer: nn.Module, norm: nn.Module) -> nn.Module:
+    if isinstance(layer, nn.Linear):
+        return fuse_linear_bn_eval(layer, norm)
+    return fuse_conv_bn_eval(layer, norm)
+
+
+def _with_costs_of(source: NetworkGraph, folded: NetworkGraph) -> NetworkGraph:
+    layers = {
+        name: replace(layer, params=source.layers[name].params)
+        for name, layer in folded.layers.items()
+    }
+    params = {group.name: group.params for group in source.groups}
+    groups = tuple(replace(group, params=params[group.name]) for group in folded.groups)
+    return replace(folded, layers=layers, groups=groups)
