@@ -40,7 +40,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _flush_to_disk(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise OmpqError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
+        raise OmpqError(
+            f"cannot write {path}: {error.strerror or error}; nothing was changed"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -1,0 +1,98 @@
+"""The published bit configurations, one row each, and their lookup by scheme name.
+
+Bits are in the order of the network's groups (see `ompq.graph`): QAT lists leave out the stem
+convolution and the classifier, which are pinned at 8 bits; PTQ lists cover every group. All
+figures in the rows are the paper's (OMPQ, arXiv:2109.07865, and its repository), not ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from ompq.errors import OmpqError
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published configuration.
+
+    `size_mb` is the size it is published under; `top1` the published ImageNet accuracy in per
+    cent, None where none was published.
+    """
+
+    name: str
+    network: str
+    quant_type: str
+    size_mb: float
+    act_bits: int
+    bits: tuple[int, ...]
+    top1: float | None = None
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The same width in every layer but the stem and the classifier, which get 8 bits."""
+
+    name: str
+    width: int
+    act_bits: None = None
+
+
+def _row(
+    name: str,
+    network: str,
+    quant_type: str,
+    size_mb: float,
+    act_bits: int,
+    bits: str,
+    top1: float | None = None,
+) -> Published:
+    """A row from its bits written as runs: `8x22 4x2` is twenty-two times 8, twice 4."""
+    runs = [run.partition("x") for run in bits.split()]
+    widths = tuple(int(width) for width, _, count in runs for _ in range(int(count or 1)))
+    return Published(name, network, quant_type, size_mb, act_bits, widths, top1)
+
+
+_R18_QAT = "8x4 7 8x4 4 6 8 4x4"
+_R50_16 = "8x22 4x2 8 4 8x2 4 8x2 5 8x5 4 8 4x8 8"
+_R50_18 = "8x23 4 8x16 4x2 5 4 8x2 4 8"
+_R50_21 = "8x40 4x2 8 6 8x4"
+_MB2_09 = "4x21 3 4 3x2 4 3x2 4 3x2 4 3 2 4 2x2 4 2x2 4 2x2 4 2x2 4 2x2 4 2x3"
+
+PUBLISHED = {
+    row.name: row
+    for row in (
+        _row("modelsize_6.7_a6_75B", "resnet18", "QAT", 6.7, 6, _R18_QAT, 72.08),
+        _row("modelsize_6.7_a8_97B", "resnet18", "QAT", 6.7, 8, _R18_QAT, 72.30),
+        _row("modelsize_16.0_a5_141BOP", "resnet50", "QAT", 16.0, 5, _R50_16, 76.20),
+        _row("modelsize_18.7_a5_156BOP", "resnet50", "QAT", 18.7, 5, _R50_18, 76.28),
+        _row("modelsize_21.2_a7_226BOP", "resnet50", "QAT", 21.2, 7, _R50_21),
+        _row("resnet18_3.0", "resnet18", "PTQ", 3.0, 8, "4 3 4x5 3 4x2 2x8"),
+        _row("resnet18_3.5", "resnet18", "PTQ", 3.5, 8, "4 3x2 4x7 3x2 4 3 2x3 3"),
+        _row("resnet18_4.0", "resnet18", "PTQ", 4.0, 8, "4x7 3x5 4 3 2 3x3", 69.34),
+        _row("resnet18_4.5", "resnet18", "PTQ", 4.5, 8, "4 3x2 4x7 3x2 4x2 3x4", 69.73),
+        _row("resnet18_5.0", "resnet18", "PTQ", 5.0, 8, "4 3x3 4x3 3 4 3 4 3 4 3x2 4x3"),
+        _row("resnet18_5.5", "resnet18", "PTQ", 5.5, 4, "4x10 3 4x7", 69.38),
+        _row("mobilenetv2_1.5", "mobilenetv2", "PTQ", 1.5, 8, "4x52 3", 71.27),
+        _row("mobilenetv2_1.3", "mobilenetv2", "PTQ", 1.3, 8, "4x50 3x2 2", 69.51),
+        _row("mobilenetv2_1.1", "mobilenetv2", "PTQ", 1.1, 8, "4x41 3x2 4 3x2 4 3x2 4 2x3"),
+        _row("mobilenetv2_0.9", "mobilenetv2", "PTQ", 0.9, 8, _MB2_09),
+    )
+}
+
+UNIFORM = {f"uniform{width}": Uniform(f"uniform{width}", width) for width in range(2, 9)}
+
+
+def lookup(scheme: str) -> Published | Uniform:
+    """The configuration called `scheme`.
+
+    Raises:
+        OmpqError: no configuration has that name; the closest ones are named.
+    """
+    schemes: dict[str, Published | Uniform] = {**PUBLISHED, **UNIFORM}
+    if scheme in schemes:
+        return schemes[scheme]
+    close = difflib.get_close_matches(scheme, schemes, n=3, cutoff=0.3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(schemes)}"
+    raise OmpqError(f"no configuration is called {scheme!r}; {hint}")

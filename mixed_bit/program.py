@@ -1,0 +1,123 @@
+"""The program every allocation solves: one width per group, prices to minimise, budgets to keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ompq.errors import OmpqError
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """A limit on the sum of integer costs.
+
+    `cost` is L × K (group, width); `constant` is what the groups outside the program cost. Both
+    and `limit` are whole numbers, `per_unit` of which make one `unit` of what the user reads.
+    """
+
+    name: str
+    cost: NDArray[np.int64]
+    limit: int
+    constant: int = 0
+    unit: str = ""
+    per_unit: int = 1
+
+    @property
+    def available(self) -> int:
+        """What is left for the groups of the program."""
+        return self.limit - self.constant
+
+    def spent(self, choice: Sequence[int]) -> int:
+        """Cost of one column index per group, constants included."""
+        return self.constant + sum(int(row[k]) for row, k in zip(self.cost, choice, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Minimise Σ_g price[g, k_g]·exp(log_scale[g]) under the budgets.
+
+    `price` is L × K, finite; `log_scale` has L entries and may be far outside the exponents of a
+    float64; `widths` are the K candidate widths, ascending; `allowed` is L × K.
+    """
+
+    price: NDArray[np.float64]
+    log_scale: NDArray[np.float64]
+    widths: tuple[int, ...]
+    allowed: NDArray[np.bool_]
+    budgets: tuple[Budget, ...]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        shape = (len(self.names), len(self.widths))
+        costs = [budget.cost.shape for budget in self.budgets]
+        if {self.price.shape, self.allowed.shape, *costs} != {shape}:
+            raise ValueError(f"price, allowed and costs must all be {shape}")
+        finite = np.isfinite(self.price).all(axis=1) & np.isfinite(self.log_scale)
+        if not finite.all():
+            name = self.names[int(np.argmin(finite))]
+            raise OmpqError(f"the price of {name} is not finite; check its feature and weights")
+        if not self.allowed.any(axis=1).all():
+            name = self.names[int(np.argmin(self.allowed.any(axis=1)))]
+            raise OmpqError(f"{name} has no width to choose from; check --bits and --pin")
+
+    def options(self) -> list[list[int]]:
+        """Allowed column indices of every group."""
+        return [np.flatnonzero(row).tolist() for row in self.allowed]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """One width per group; `optimal` only where proven; `spent` in each budget's unit."""
+
+    bits: tuple[int, ...]
+    solver: str
+    optimal: bool
+    spent: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+def check_feasible(program: Program) -> None:
+    """Refuse a budget that not even the cheapest widths keep.
+
+    Raises:
+        OmpqError: names the smallest feasible value of the budget.
+    """
+    for budget in program.budgets:
+        cheapest = np.where(program.allowed, budget.cost, np.iinfo(np.int64).max).min(axis=1)
+        least = int(cheapest.sum()) + budget.constant
+        if least > budget.limit:
+            needed = math.ceil(least / budget.per_unit * 1e4) / 1e4
+            raise OmpqError(
+                f"a {budget.name} of {budget.limit / budget.per_unit:.4f} {budget.unit} cannot be "
+                f"reached: the smallest feasible {budget.name} is {needed:.4f} {budget.unit}"
+            )
+
+
+def exact_values(program: Program) -> list[list[int]]:
+    """−price·exp(log_scale) as whole numbers on one common scale, L × K; larger is better.
+
+    Python's integers hold any range, so that no group's price vanishes beside another's; they
+    differ from the real numbers by the rounding of one float64.
+    """
+    parts = [
+        [_mantissa_exponent(-float(price), float(scale)) for price in row]
+        for row, scale in zip(program.price, program.log_scale, strict=True)
+    ]
+    lowest = min((e for row in parts for m, e in row if m), default=0)
+    return [[m << (e - lowest) if m else 0 for m, e in row] for row in parts]
+
+
+def _mantissa_exponent(value: float, log_scale: float) -> tuple[int, int]:
+    """Whole m and e with value·exp(log_scale) = m·2^e."""
+    fraction, exponent = math.frexp(value)
+    log2_scale = log_scale / math.log(2)
+    whole = math.floor(log2_scale)
+    # exp of the remainder, not of the whole: accurate even where exp(log_scale) is 1 − 1e-12.
+    remainder = math.exp(log_scale - whole * math.log(2))
+    mantissa = int(fraction * 2**53) * int(remainder * 2**53)
+    return mantissa, exponent + whole - 106

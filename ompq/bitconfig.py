@@ -1,0 +1,243 @@
+"""The bit configuration: which group gets which width, what it costs, and its JSON file."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import bit_config
+from ompq.cost import bops, check_widths, float_size_mb, size_mb
+from ompq.errors import OmpqError
+from ompq.files import write_json
+from ompq.graph import Group
+
+FORMAT = "ompq-bit-config/1"
+PINNED_BITS = 8
+DEFAULT_ACT_BITS = 8
+
+
+@dataclass(frozen=True)
+class QuantType:
+    """What `--quant_type` decides: candidate widths, and the roles that stay out of the list."""
+
+    name: str
+    candidates: tuple[int, ...]
+    pinned_roles: frozenset[str]
+
+    def takes_part(self, group: Group) -> bool:
+        """Whether the group has an entry in the bit list (and a feature in the matrix)."""
+        return group.role not in self.pinned_roles
+
+
+QUANT_TYPES = {
+    "QAT": QuantType("QAT", (4, 5, 6, 7, 8), frozenset({"stem", "classifier"})),
+    "PTQ": QuantType("PTQ", (2, 3, 4), frozenset()),
+}
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Weight and activation width of every group of a network, in execution order.
+
+    `listed` tells which groups have an entry in the bit list; `act_bits` is the width that was
+    asked for, `activations` what each group gets (pinned groups keep 8).
+    """
+
+    groups: tuple[Group, ...]
+    widths: tuple[int, ...]
+    listed: tuple[bool, ...]
+    act_bits: int
+
+    @property
+    def bits(self) -> list[int]:
+        """The bit list: widths of the groups that take part."""
+        return [width for width, listed in zip(self.widths, self.listed, strict=True) if listed]
+
+    @property
+    def activations(self) -> tuple[int, ...]:
+        """Activation width of every group."""
+        return tuple(self.act_bits if listed else PINNED_BITS for listed in self.listed)
+
+    @property
+    def size_mb(self) -> float:
+        """Model size in MB (2²⁰ bytes)."""
+        return size_mb(self.groups, self.widths)
+
+    @property
+    def float_size_mb(self) -> float:
+        """Size of the float network in MB (2²⁰ bytes)."""
+        return float_size_mb(self.groups)
+
+    @property
+    def bops_g(self) -> float:
+        """Bit operations for one image, in units of 10⁹."""
+        return bops(self.groups, self.widths, self.activations) / 1e9
+
+    def layer_bits(self) -> dict[str, int]:
+        """Weight width of every layer, tied ones included."""
+        pairs = zip(self.groups, self.widths, strict=True)
+        return {layer: width for group, width in pairs for layer in group.layers}
+
+
+def assign(
+    groups: Sequence[Group], quant_type: str, bits: Sequence[int], act_bits: int
+) -> Assignment:
+    """Spread a bit list over the groups of a network; pinned groups get 8 bits.
+
+    Raises:
+        OmpqError: the list has the wrong length (the groups are named) or a width outside 2..8.
+    """
+    rule = QUANT_TYPES[quant_type]
+    listed = tuple(rule.takes_part(group) for group in groups)
+    names = [group.name for group, part in zip(groups, listed, strict=True) if part]
+    if len(bits) != len(names):
+        raise OmpqError(
+            f"the bit list has {len(bits)} entries where {quant_type} of this network needs "
+            f"{len(names)}, one for each of: {', '.join(names)}"
+        )
+    check_widths(bits, "bit list")
+    check_widths([act_bits], "activation bits")
+    remaining = iter(bits)
+    widths = tuple(next(remaining) if part else PINNED_BITS for part in listed)
+    return Assignment(tuple(groups), widths, listed, act_bits)
+
+
+def uniform(groups: Sequence[Group], width: int, act_bits: int = DEFAULT_ACT_BITS) -> Assignment:
+    """The same width everywhere but in the stem and the classifier, which get 8 bits."""
+    check_widths([width], "uniform width")
+    listed = tuple(group.role == "body" for group in groups)
+    widths = tuple(width if body else PINNED_BITS for body in listed)
+    return Assignment(tuple(groups), widths, listed, act_bits)
+
+
+def resolve(
+    text: str, groups: Sequence[Group], quant_type: str, *, act_bits: int | None = None
+) -> Assignment:
+    """The assignment that a user names: a list, a file, a published scheme or `uniformN`.
+
+    Args:
+        text: `"[4, 3, …]"`, the path of a `bit_config.json`, a scheme of `bit_config.py`.
+        groups: the groups of the network that it is for.
+        quant_type: `QAT` or `PTQ`, which decides the groups that a list covers.
+        act_bits: activation width; where None, the scheme's own, else 8.
+
+    Raises:
+        OmpqError: not parsable, not found, wrong length, or widths outside 2..8.
+    """
+    stripped = text.strip()
+    if stripped.startswith(("[", "(")):
+        return assign(groups, quant_type, _parse_list(stripped), act_bits or DEFAULT_ACT_BITS)
+    if stripped.endswith(".json") or Path(stripped).is_file():
+        return load(stripped).assignment(groups, act_bits)
+    scheme = bit_config.lookup(stripped)
+    chosen = act_bits or scheme.act_bits or DEFAULT_ACT_BITS
+    if isinstance(scheme, bit_config.Uniform):
+        return uniform(groups, scheme.width, chosen)
+    return assign(groups, quant_type, list(scheme.bits), chosen)
+
+
+def _parse_list(text: str) -> list[Any]:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise OmpqError(
+            f'bit list {text[:60]!r} is not a list; write it like "[4, 3, 8]"'
+        ) from error
+    if not isinstance(value, list | tuple):
+        raise OmpqError(f'bit list {text[:60]!r} is not a list; write it like "[4, 3, 8]"')
+    return list(value)
+
+
+@dataclass(frozen=True)
+class BitConfig:
+    """What `feature_extract.py` found, with all that made it.
+
+    `groups` is one JSON-ready mapping per group: `layers`, `bits`, `in_list` (whether the bit list
+    has an entry for it) and what the search knew; `details` are the further entries of the file.
+    """
+
+    model: str
+    quant_type: str
+    bits: tuple[int, ...]
+    groups: tuple[Mapping[str, Any], ...]
+    act_bits: int
+    model_size_mb: float
+    bops_g: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `bit_config.json`, keys in their stable order."""
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "quant_type": self.quant_type,
+            "bits": list(self.bits),
+            "groups": [dict(group) for group in self.groups],
+            "act_bits": self.act_bits,
+            "model_size_mb": self.model_size_mb,
+            "bops_g": self.bops_g,
+            **self.details,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, all of it or nothing."""
+        write_json(path, self.to_json())
+
+    def assignment(self, groups: Sequence[Group], act_bits: int | None = None) -> Assignment:
+        """These widths on the groups of a network.
+
+        Raises:
+            OmpqError: the configuration is for a network with other layers.
+        """
+        widths = {frozenset(entry["layers"]): entry["bits"] for entry in self.groups}
+        in_list = {frozenset(entry["layers"]): entry["in_list"] for entry in self.groups}
+        keys = [frozenset(group.layers) for group in groups]
+        foreign = [group.name for group, key in zip(groups, keys, strict=True) if key not in widths]
+        if foreign or len(widths) != len(keys):
+            raise OmpqError(
+                f"the bit configuration is for {self.model} with {len(widths)} groups, this "
+                f"network has {len(keys)}"
+                + (f"; it has no entry for {', '.join(foreign[:5])}" if foreign else "")
+            )
+        listed = tuple(in_list[key] for key in keys)
+        bits = tuple(widths[key] for key in keys)
+        check_widths(bits, f"bit configuration of {self.model}")
+        return Assignment(tuple(groups), bits, listed, act_bits or self.act_bits)
+
+
+_REQUIRED = {"model": str, "quant_type": str, "bits": list, "groups": list, "act_bits": int}
+
+
+def load(path: str | Path) -> BitConfig:
+    """Read a `bit_config.json`.
+
+    Raises:
+        OmpqError: missing, not JSON, another format, or fields missing.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise OmpqError(f"bit configuration {path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise OmpqError(f"bit configuration {path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise OmpqError(f"{path} is not a bit configuration of format {FORMAT}")
+    bad = [key for key, kind in _REQUIRED.items() if not isinstance(content.get(key), kind)]
+    entries = content.get("groups") or []
+    if bad or not all({"layers", "bits", "in_list"} <= set(entry) for entry in entries):
+        raise OmpqError(f"{path} lacks {', '.join(bad) or 'layers, bits or in_list of a group'}")
+    known = {"format", "model_size_mb", "bops_g", *_REQUIRED}
+    return BitConfig(
+        model=content["model"],
+        quant_type=content["quant_type"],
+        bits=tuple(content["bits"]),
+        groups=tuple(entries),
+        act_bits=content["act_bits"],
+        model_size_mb=content.get("model_size_mb", float("nan")),
+        bops_g=content.get("bops_g", float("nan")),
+        details={key: value for key, value in content.items() if key not in known},
+    )

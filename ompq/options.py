@@ -1,0 +1,69 @@
+"""Command-line options that several scripts share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ompq.errors import OmpqError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like every other error of the scripts."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the whole usage."""
+        raise OmpqError(f"{message}; see {self.prog} --help")
+
+
+def add_network_options(parser: argparse.ArgumentParser, *name_flags: str) -> None:
+    """The network, its weights, its classes."""
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        *name_flags,
+        dest="model",
+        required=True,
+        metavar="NAME",
+        help="a name such as resnet18, torchvision:NAME, timm:NAME, pytorchcv:NAME, or "
+        "FILE.py:FACTORY for a network of your own",
+    )
+    group.add_argument("--path", type=Path, help="checkpoint: a file, or the folder that holds it")
+    group.add_argument(
+        "--pretrained", action="store_true", help="the library's own weights (downloaded)"
+    )
+    group.add_argument(
+        "--num_classes", type=int, help="number of classes, where no checkpoint tells it"
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Where and how a run happens."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--workers", type=int, default=2, help="processes that read images")
+    # torch.distributed.launch passes it; the environment says the same.
+    group.add_argument(
+        "--local-rank", "--local_rank", type=int, dest="local_rank", help=argparse.SUPPRESS
+    )
+
+
+def int_list(text: str) -> tuple[int, ...]:
+    """Parse `4,8` (or `4 8`) into integers."""
+    try:
+        return tuple(int(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 4,8") from error
+
+
+def pin(text: str) -> tuple[str, int]:
+    """Parse `NAME=BITS`."""
+    name, separator, bits = text.rpartition("=")
+    if not separator or not bits.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=BITS")
+    return name, int(bits)
