@@ -21,6 +21,7 @@ from itertools import accumulate
 Choice = list[int]
 State = tuple[int, tuple[object, int] | None]
 _GRID = 2**48
+_GREEDY_EVERY = 8
 
 
 @dataclass
@@ -217,12 +218,16 @@ def _is_below(left: tuple[int, int], middle: tuple[int, int], right: tuple[int, 
 def _search(
     problem: Knapsack, surrogate: tuple[list[list[int]], int], incumbent: Choice, max_states: int
 ) -> tuple[Choice, bool]:
-    """Dynamic program over the groups, the weightiest first."""
+    """Dynamic program over the groups that still have a choice, the weightiest first."""
     order = _order(problem)
-    rows = [*problem.costs] if len(problem.costs) == 1 else [*problem.costs, surrogate[0]]
-    limits = [*problem.limits] if len(problem.costs) == 1 else [*problem.limits, surrogate[1]]
+    rows, limits = list(problem.costs), list(problem.limits)
+    if len(rows) > 1:
+        rows, limits = [*rows, surrogate[0]], [*limits, surrogate[1]]
+    settled = [(g, o[0]) for g, o in enumerate(problem.options) if len(o) == 1]
+    used = tuple(sum(row[g][k] for g, k in settled) for row in rows)
+    start = sum(problem.values[g][k] for g, k in settled)
     best, best_value = list(incumbent), problem.value(incumbent)
-    states: dict[tuple[int, ...], State] = {(0,) * len(rows): (0, None)}
+    states: dict[tuple[int, ...], State] = {used: (start, None)}
     for position, group in enumerate(order):
         rest = order[position + 1 :]
         bounds = [_Relaxation.build(problem, row, rest) for row in rows]
@@ -231,22 +236,23 @@ def _search(
             return best, True
         if len(states) > max_states:
             return best, False
-        candidate = _complete(problem, order, position, states)
-        if candidate is not None and problem.value(candidate) > best_value:
-            best, best_value = candidate, problem.value(candidate)
+        if position % _GREEDY_EVERY == 0 or not rest:
+            candidate = _complete(problem, order, position, states)
+            if candidate is not None and problem.value(candidate) > best_value:
+                best, best_value = candidate, problem.value(candidate)
     return best, True
 
 
 def _order(problem: Knapsack) -> list[int]:
-    """Groups with no choice first (they cost nothing), then by what is at stake."""
+    """Groups with a choice, by what is at stake."""
 
-    def stake(group: int) -> tuple[bool, int, int, int]:
+    def stake(group: int) -> tuple[int, int, int]:
         values = [problem.values[group][k] for k in problem.options[group]]
         costs = [problem.costs[0][group][k] for k in problem.options[group]]
         spread = (max(values) - min(values)).bit_length()
-        return len(values) > 1, -spread, -max(costs), group
+        return -spread, -max(costs), group
 
-    return sorted(range(len(problem.values)), key=stake)
+    return sorted((g for g, o in enumerate(problem.options) if len(o) > 1), key=stake)
 
 
 def _extend(
