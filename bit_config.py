@@ -18,7 +18,8 @@ class Published:
     """One published configuration.
 
     `size_mb` is the size it is published under; `top1` the published ImageNet accuracy in per
-    cent, None where none was published.
+    cent, None where none was published. `miscounted` tells where the published BOPs depart from
+    the accounting that they otherwise follow: (layer, its operations, the published count).
     """
 
     name: str
@@ -28,6 +29,7 @@ class Published:
     act_bits: int
     bits: tuple[int, ...]
     top1: float | None = None
+    miscounted: tuple[tuple[str, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,15 @@ def _row(
     """A row from its bits written as runs: `8x22 4x2` is twenty-two times 8, twice 4."""
     runs = [run.partition("x") for run in bits.split()]
     widths = tuple(int(width) for width, _, count in runs for _ in range(int(count or 1)))
-    return Published(name, network, quant_type, size_mb, act_bits, widths, top1)
+    miscounted = _MISCOUNTED.get(network, ())
+    return Published(name, network, quant_type, size_mb, act_bits, widths, top1, miscounted)
+
+
+# The published BOPs of ResNet-50 count the first 1×1 convolution at 112×112 positions, before the
+# pooling, and the classifier with 512 inputs instead of 2048.
+_MISCOUNTED = {
+    "resnet50": (("layer1.0.conv1", 13_848_576, 55_394_304), ("fc", 4_097_000, 1_025_000)),
+}
 
 
 _R18_QAT = "8x4 7 8x4 4 6 8 4x4"

@@ -69,29 +69,29 @@ def measure_orthogonality(
         OmpqError: no or too few images, or a feature that is not finite (names its group).
     """
     reader = _GramReader(groups, centred, ranks or Ranks())
-    start = time.perf_counter()
     products: Tensor | None = None
     rows = count = 0
+    inside = 0.0
     for batch in batches:
         if batch.rows < (MINIMUM_UNBIASED_IMAGES if unbiased else 2):
             raise OmpqError(
                 f"a batch of {batch.rows} image(s) has no orthogonality; give more images "
                 "(two at least, four for each batch of the minibatch estimate)"
             )
+        start = time.perf_counter()
         run_with_taps(graph, batch.images, reader.indices, reader.begin(batch.rows))
         part = reader.finish(unbiased)
+        inside += time.perf_counter() - start
         products = part if products is None else products + part
         rows, count = rows + batch.rows, count + 1
     if products is None:
         raise OmpqError("there are no calibration images; check --save_path and --num_images")
     if count > 1 and not unbiased:
         raise ValueError("several batches need the unbiased estimator")
+    forward = inside - reader.seconds
     with reader.timed():
         matrix, constant = normalise(products)
-    seconds = {
-        "forward": time.perf_counter() - start - reader.seconds,
-        "orthogonality": reader.seconds,
-    }
+    seconds = {"forward": forward, "orthogonality": reader.seconds}
     names = tuple(groups[index].name for index in constant)
     return Orthogonality(matrix.cpu().numpy(), rows, count, unbiased, names, seconds)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,15 @@ class Assignment:
     """Weight and activation width of every group of a network, in execution order.
 
     `listed` tells which groups have an entry in the bit list; `act_bits` is the width that was
-    asked for, `activations` what each group gets (pinned groups keep 8).
+    asked for, `activations` what each group gets (pinned groups keep 8). `published_ops` holds the
+    operations that a published scheme counted otherwise than `ompq.cost`.
     """
 
     groups: tuple[Group, ...]
     widths: tuple[int, ...]
     listed: tuple[bool, ...]
     act_bits: int
+    published_ops: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def bits(self) -> list[int]:
@@ -76,6 +78,12 @@ class Assignment:
     def bops_g(self) -> float:
         """Bit operations for one image, in units of 10⁹."""
         return bops(self.groups, self.widths, self.activations) / 1e9
+
+    @property
+    def published_bops_g(self) -> float:
+        """Bit operations as the paper counts them: `bops_g` but for its known miscounts."""
+        groups = [replace(g, ops=self.published_ops.get(g.name, g.ops)) for g in self.groups]
+        return bops(groups, self.widths, self.activations) / 1e9
 
     def layer_bits(self) -> dict[str, int]:
         """Weight width of every layer, tied ones included."""
@@ -137,7 +145,19 @@ def resolve(
     chosen = act_bits or scheme.act_bits or DEFAULT_ACT_BITS
     if isinstance(scheme, bit_config.Uniform):
         return uniform(groups, scheme.width, chosen)
-    return assign(groups, quant_type, list(scheme.bits), chosen)
+    quant_type = scheme.quant_type
+    return replace(
+        assign(groups, quant_type, list(scheme.bits), chosen),
+        published_ops=_published_ops(groups, scheme),
+    )
+
+
+def _published_ops(groups: Sequence[Group], scheme: bit_config.Published) -> dict[str, int]:
+    """Group → published operations, where they differ and the network is the published one."""
+    ops = {group.name: group.ops for group in groups}
+    if any(ops.get(name) != counted for name, counted, _ in scheme.miscounted):
+        return {}
+    return {name: published for name, _, published in scheme.miscounted}
 
 
 def _parse_list(text: str) -> list[Any]:

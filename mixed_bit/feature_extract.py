@@ -1,0 +1,240 @@
+"""Find the bit width of every layer of a trained network from a handful of images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by its path: see the repository, not this folder, first
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixed_bit.allocate import ROUNDINGS, SOLVERS
+from mixed_bit.features import Shard
+from mixed_bit.orthogonality import MINIMUM_UNBIASED_IMAGES
+from mixed_bit.report import draw, print_result
+from mixed_bit.search import SearchResult, SearchSettings, check_feasible, search, to_bit_config
+from ompq.bitconfig import QUANT_TYPES, BitConfig
+from ompq.data import DATASETS, calibration_batches, load_calibration_file, preprocess_for
+from ompq.data.calibration import batch_sizes
+from ompq.data.decoding import BACKENDS
+from ompq.errors import OmpqError
+from ompq.files import atomic_path
+from ompq.graph import trace
+from ompq.options import Parser, add_network_options, add_run_options, int_list, pin
+from ompq.runtime import (
+    Ranks,
+    process_group,
+    progress,
+    resolve_device,
+    run_script,
+    seed_everything,
+    shard_sizes,
+)
+from ompq.zoo import Network, load_network
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All options of the script."""
+    parser = Parser(prog="feature_extract.py", description=__doc__)
+    add_network_options(parser, "--model", "-a", "--arch")
+    _add_data_options(parser)
+    _add_search_options(parser)
+    add_run_options(parser)
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("ompq_output"), help="where the results go"
+    )
+    return parser
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("calibration images")
+    group.add_argument("--dataset", choices=list(DATASETS), default="imagenet", help="data set")
+    group.add_argument(
+        "--save_path",
+        "--data_path",
+        "--data",
+        dest="data",
+        type=Path,
+        help="folder of the data set",
+    )
+    group.add_argument(
+        "--calibration_data",
+        type=Path,
+        metavar="FILE",
+        help=".pt or .npy of normalised images n×3×H×W, instead of the data set",
+    )
+    group.add_argument("--num_images", type=int, default=64, help="how many images")
+    group.add_argument(
+        "--batch_size",
+        type=int,
+        default=64,
+        help="images per forward pass; with more images than that, the unbiased minibatch "
+        "estimate is used",
+    )
+    group.add_argument("--input_size", type=int, help="side of the images (default: the network's)")
+    group.add_argument(
+        "--augment", action="store_true", help="training transforms instead of evaluation ones"
+    )
+    group.add_argument("--loader", choices=BACKENDS, default="auto", help="who decodes the images")
+
+
+def _add_search_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--quant_type", choices=sorted(QUANT_TYPES), default="QAT", help="what will be done with it"
+    )
+    group.add_argument("--model_size", type=float, metavar="MB", help="size budget (2^20 bytes)")
+    group.add_argument("--bops", type=float, metavar="G", help="budget of bit operations (10^9)")
+    group.add_argument(
+        "--bits", type=int_list, metavar="B,B,…", help="candidate widths (QAT 4..8, PTQ 2..4)"
+    )
+    group.add_argument(
+        "--pin",
+        type=pin,
+        action="append",
+        default=[],
+        metavar="LAYER=BITS",
+        help="fix the width of a layer; may be repeated",
+    )
+    group.add_argument("--act_bits", type=int, default=8, help="activation bits, for the BOPs")
+    group.add_argument("--beta", type=float, default=10.0, help="beta of theta = exp(-beta gamma)")
+    group.add_argument("--solver", choices=SOLVERS, default="ilp", help="how to solve the program")
+    group.add_argument(
+        "--rounding", choices=ROUNDINGS, default="fill", help="for --solver projection"
+    )
+    group.add_argument(
+        "--uncentred", action="store_true", help="Gram matrices without centring (the formula)"
+    )
+
+
+def settings_of(arguments: argparse.Namespace) -> SearchSettings:
+    """The search that the command line asks for."""
+    if arguments.num_images < 2:
+        raise OmpqError(f"--num_images {arguments.num_images}: orthogonality needs two or more")
+    if arguments.batch_size < 1 or arguments.workers < 0:
+        raise OmpqError("--batch_size must be positive and --workers not negative")
+    return SearchSettings(
+        quant_type=arguments.quant_type,
+        size_mb=arguments.model_size,
+        bops_g=arguments.bops,
+        candidates=arguments.bits,
+        pins=dict(arguments.pin),
+        act_bits=arguments.act_bits,
+        beta=arguments.beta,
+        solver=arguments.solver,
+        rounding=arguments.rounding,
+        centred=not arguments.uncentred,
+    )
+
+
+def _image_batches(
+    arguments: argparse.Namespace, network: Network, skipped: list[str]
+) -> tuple[Iterator[Tensor], int, int]:
+    """Batches of images, how many there are at most, and the side of an image."""
+    if arguments.calibration_data is not None:
+        images = load_calibration_file(arguments.calibration_data)
+        sizes = batch_sizes(len(images), arguments.batch_size)
+        return iter(images.split(sizes)), len(images), images.shape[-1]
+    own = preprocess_for(arguments.dataset, network.preprocess)
+    preprocess = own.at(arguments.input_size)
+    batches = calibration_batches(
+        arguments.dataset,
+        arguments.data,
+        preprocess,
+        arguments.num_images,
+        arguments.batch_size,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        backend=arguments.loader,
+        augment=arguments.augment,
+        skipped=skipped,
+    )
+    return batches, arguments.num_images, preprocess.input_size
+
+
+def _shards(batches: Iterator[Tensor], ranks: Ranks, device: torch.device) -> Iterator[Shard]:
+    """This rank's contiguous part of every batch, on its device."""
+    for batch in batches:
+        if batch.shape[0] < ranks.world_size:
+            raise OmpqError(f"{ranks.world_size} ranks cannot share {batch.shape[0]} image(s)")
+        parts = batch.split(shard_sizes(batch.shape[0], ranks.world_size))
+        yield Shard(parts[ranks.rank].to(device), batch.shape[0])
+
+
+def extract(arguments: argparse.Namespace) -> tuple[SearchResult, BitConfig]:
+    """Everything the script does but printing and writing.
+
+    Args:
+        arguments: of `build_parser`.
+    """
+    settings = settings_of(arguments)
+    ranks = Ranks.from_environment()
+    device = resolve_device(arguments.device, ranks.local_rank)
+    seed_everything(arguments.seed)
+    network = load_network(
+        arguments.model,
+        path=arguments.path,
+        pretrained=arguments.pretrained,
+        num_classes=arguments.num_classes,
+    )
+    skipped: list[str] = []
+    batches, count, side = _image_batches(arguments, network, skipped)
+    graph = trace(network.module.to(device), (3, side, side))
+    check_feasible(graph.groups, settings)
+    unbiased = count > arguments.batch_size
+    total = -(-count // arguments.batch_size)
+    if unbiased and min(batch_sizes(count, arguments.batch_size)) < MINIMUM_UNBIASED_IMAGES:
+        raise OmpqError(
+            f"--batch_size {arguments.batch_size}: the minibatch estimate needs "
+            f"{MINIMUM_UNBIASED_IMAGES} images in a batch"
+        )
+    with process_group(ranks, device):
+        shards = progress(_shards(batches, ranks, device), "features", total, ranks)
+        result = search(graph, shards, settings, unbiased=unbiased, ranks=ranks)
+    details: dict[str, Any] = {
+        "weights": network.source,
+        "dataset": str(arguments.calibration_data or arguments.dataset),
+        "input_size": side,
+        "skipped_images": skipped,
+        "float_layers": dict(graph.float_layers),
+        "device": device.type,
+    }
+    config = to_bit_config(result, arguments.model, seed=arguments.seed, details=details)
+    return result, config
+
+
+def write(result: SearchResult, config: BitConfig, folder: Path) -> None:
+    """Write `bit_config.json`, `orthogonality.npy` (float64, L × L) and `bit_config.png`."""
+    config.save(folder / "bit_config.json")
+    with atomic_path(folder / "orthogonality.npy") as temporary:
+        np.save(temporary, result.orthogonality.matrix)
+    draw(result, config.model, folder / "bit_config.png")
+
+
+def run() -> None:
+    """Parse, search, print, write."""
+    arguments = build_parser().parse_args()
+    result, config = extract(arguments)
+    if Ranks.from_environment().is_main:
+        print_result(result, config)
+        write(result, config, arguments.output_dir)
+        print(
+            f"written to {arguments.output_dir}/: bit_config.json orthogonality.npy bit_config.png"
+        )
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    run_script(run)
+
+
+if __name__ == "__main__":
+    main()
