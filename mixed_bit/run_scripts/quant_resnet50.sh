@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Bit configuration of resnet50 at 16.0 MB for QAT.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+search --model resnet50 --dataset imagenet --quant_type QAT --model_size 16.0 --beta 10.0 -- "$@"
