@@ -86,7 +86,9 @@ def draw(result: SearchResult, model: str, path: str | Path) -> None:
 
 
 def _draw_matrix(drawn: Figure, axes: Axes, result: SearchResult) -> None:
-    image = axes.imshow(result.orthogonality.matrix, cmap="magma", vmin=0, vmax=1)
+    matrix = result.orthogonality.matrix
+    lowest = np.floor(matrix.min() * 10) / 10  # deep features are alike: show their differences
+    image = axes.imshow(matrix, cmap="magma", vmin=min(lowest, 0.9), vmax=1)
     axes.set(title="how alike two groups' features are (ORM)", xlabel="group", ylabel="group")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -145,9 +145,15 @@ def resolve(
     chosen = act_bits or scheme.act_bits or DEFAULT_ACT_BITS
     if isinstance(scheme, bit_config.Uniform):
         return uniform(groups, scheme.width, chosen)
-    quant_type = scheme.quant_type
+    rule = QUANT_TYPES[scheme.quant_type]
+    needed = sum(rule.takes_part(group) for group in groups)
+    if needed != len(scheme.bits):
+        raise OmpqError(
+            f"{scheme.name} is for {scheme.network} ({scheme.quant_type}, {len(scheme.bits)} "
+            f"groups); this network has {needed}"
+        )
     return replace(
-        assign(groups, quant_type, list(scheme.bits), chosen),
+        assign(groups, scheme.quant_type, list(scheme.bits), chosen),
         published_ops=_published_ops(groups, scheme),
     )
 

@@ -1,6 +1,7 @@
 # Sourced by the run scripts: starts feature_extract.py with their settings and the user's arguments.
 # The base model and the data set come from --path and --save_path, or from the variables
-# OMPQ_BASE_MODEL and OMPQ_DATA. Later arguments win, so every setting can be overridden.
+# OMPQ_BASE_MODEL and OMPQ_DATA. Later arguments win, so every setting can be overridden. NPROC
+# starts that many ranks, PYTHON names the interpreter.
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
@@ -32,6 +33,9 @@ search() { # search SETTINGS… -- ARGUMENTS…
         fi
         settings+=(--save_path "$OMPQ_DATA")
     fi
-    exec "${PYTHON:-python3}" -m torch.distributed.run --standalone \
-        --nproc_per_node="${NPROC:-1}" "$here/../feature_extract.py" "${settings[@]}" "$@"
+    local launcher=("${PYTHON:-python3}")
+    if [ "${NPROC:-1}" != 1 ]; then
+        launcher+=(-m torch.distributed.run --standalone --nproc_per_node="$NPROC")
+    fi
+    exec "${launcher[@]}" "$here/../feature_extract.py" "${settings[@]}" "$@"
 }

@@ -1,0 +1,154 @@
+"""From nothing to a bit configuration on real images: train, search, round, compare.
+
+Trains a small float network (kept for the next run), finds its bit configuration at the size of a
+uniform control, rounds the weights to nearest accordingly, and prints one table.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by its path: see the repository first
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mixed_bit.features import Shard
+from mixed_bit.report import draw
+from mixed_bit.search import SearchResult, SearchSettings, search
+from ompq.bitconfig import Assignment, uniform
+from ompq.data import DATASETS, calibration_batches, make_loader, preprocess_for
+from ompq.files import atomic_path
+from ompq.graph import NetworkGraph, trace
+from ompq.metrics import Accuracy, evaluate
+from ompq.options import Parser, add_run_options
+from ompq.quantizers import round_weights
+from ompq.runtime import resolve_device, run_script, seed_everything
+from ompq.training import train_float
+from ompq.zoo import load_network
+
+WIDTHS = (2, 3, 4)
+CANDIDATES = (2, 3, 4, 5, 6, 7, 8)
+ACT_BITS = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    size_mb: float
+    bops_g: float
+    accuracy: Accuracy
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All options of the demonstration."""
+    parser = Parser(prog="demo.py", description=__doc__)
+    group = parser.add_argument_group("demonstration")
+    group.add_argument("--dataset", choices=list(DATASETS), default="digits", help="images")
+    group.add_argument("--data", type=Path, help="folder of the data set, where it needs one")
+    group.add_argument("--model", default="small_resnet", help="network to train")
+    group.add_argument("--epochs", type=int, help="float training (digits 30, others 2)")
+    group.add_argument("--beta", type=float, default=10.0, help="beta of theta = exp(-beta gamma)")
+    group.add_argument("--num_images", type=int, default=64, help="images of the search")
+    group.add_argument("--output_dir", type=Path, default=Path("demo_output"), help="results")
+    add_run_options(parser)
+    return parser
+
+
+def float_network(arguments: argparse.Namespace, device: torch.device) -> nn.Module:
+    """The trained network: of an earlier run with the same settings, or trained now."""
+    epochs = arguments.epochs or (30 if arguments.dataset == "digits" else 2)
+    key = f"{arguments.model} {arguments.dataset} {arguments.data} {epochs} {arguments.seed}"
+    name = f"float-{hashlib.sha256(key.encode()).hexdigest()[:8]}.pth"
+    file = arguments.output_dir / name
+    classes = DATASETS[arguments.dataset].num_classes
+    if file.is_file():
+        print(f"float network: {file} (of an earlier run)")
+        return load_network(arguments.model, path=file).module.to(device)
+    network = load_network(arguments.model, num_classes=classes)
+    preprocess = preprocess_for(arguments.dataset, network.preprocess)
+    loader = make_loader(
+        arguments.dataset,
+        arguments.data,
+        "train",
+        preprocess,
+        64,
+        augment=True,
+        shuffle=True,
+        seed=arguments.seed,
+    )
+    print(f"training {arguments.model} on {arguments.dataset}, {epochs} epochs …", flush=True)
+    module = train_float(network.module, loader, epochs, device)
+    with atomic_path(file) as temporary:
+        torch.save(module.state_dict(), temporary)
+    return module
+
+
+def find(
+    graph: NetworkGraph, images: torch.Tensor, size_mb: float, beta: float, solver: str
+) -> SearchResult:
+    """The configuration at `size_mb`, all widths of `CANDIDATES` allowed."""
+    settings = SearchSettings(
+        "PTQ", size_mb=size_mb, candidates=CANDIDATES, act_bits=ACT_BITS, beta=beta, solver=solver
+    )
+    return search(graph, [Shard(images, len(images))], settings)
+
+
+def run() -> None:
+    """Parse, train, search, round, print, draw."""
+    arguments = build_parser().parse_args()
+    seed_everything(arguments.seed)
+    device = resolve_device(arguments.device)
+    module = float_network(arguments, device)
+    preprocess = preprocess_for(arguments.dataset, load_network(arguments.model).preprocess)
+    test = make_loader(arguments.dataset, arguments.data, "val", preprocess, 256)
+    accuracy = evaluate(module, test, device)
+    print(f"float accuracy: {accuracy.top1:.2f} % of {accuracy.count} images", flush=True)
+    side = preprocess.input_size
+    graph = trace(module, (3, side, side))
+    count = arguments.num_images
+    (images,) = calibration_batches(
+        arguments.dataset, arguments.data, preprocess, count, count, seed=arguments.seed
+    )
+    images = images.to(device)
+
+    def row(name: str, assignment: Assignment) -> Row:
+        rounded = round_weights(module, assignment.layer_bits())
+        return Row(name, assignment.size_mb, assignment.bops_g, evaluate(rounded, test, device))
+
+    eight = uniform(graph.groups, 8)
+    float_bops = sum(group.ops for group in graph.groups) * 32 * 32 / 1e9
+    rows = [Row("float", eight.float_size_mb, float_bops, accuracy)]
+    results = []
+    for width in WIDTHS:
+        control = uniform(graph.groups, width, ACT_BITS)
+        rows.append(row(f"uniform {width} (stem, classifier 8)", control))
+        for name, solver in (("OMPQ", "ilp"), ("projection", "projection")):
+            result = find(graph, images, control.size_mb, arguments.beta, solver)
+            rows.append(row(f"  {name}, same size", result.assignment))
+            results += [result] if solver == "ilp" else []
+    rows.append(row("uniform 8", eight))
+    print_table(rows)
+    picture = arguments.output_dir / f"{arguments.dataset}.png"
+    draw(results[len(WIDTHS) // 2], f"{arguments.model} on {arguments.dataset}", picture)
+    print(f"picture: {picture} (the configuration at the size of uniform {WIDTHS[1]})")
+
+
+def print_table(rows: list[Row]) -> None:
+    """One line per network."""
+    print(f"\nweights rounded to nearest, activations in float, BOPs at {ACT_BITS}-bit activations")
+    print(f"{'network':<34} {'size MB':>8} {'BOPs G':>8} {'top-1 %':>8}")
+    for row in rows:
+        print(f"{row.name:<34} {row.size_mb:>8.4f} {row.bops_g:>8.3f} {row.accuracy.top1:>8.2f}")
+
+
+if __name__ == "__main__":
+    run_script(run)
