@@ -16,12 +16,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cmp_to_key
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 Choice = list[int]
-State = tuple[int, tuple[object, int] | None]
 _GRID = 2**48
 _GREEDY_EVERY = 8
+
+
+class State(NamedTuple):
+    """Choices for the first groups: their value, the last of them, and the state before it."""
+
+    value: int
+    option: int = -1
+    previous: State | None = None
 
 
 @dataclass
@@ -168,16 +176,8 @@ class _Relaxation:
             points = [(row[g][k], problem.values[g][k]) for k in problem.options[g]]
             hull = _upper_hull(points)
             base_cost, base_value = base_cost + hull[0][0], base_value + hull[0][1]
-            steps += [
-                (v1 - v0, c1 - c0) for (c0, v0), (c1, v1) in zip(hull, hull[1:], strict=False)
-            ]
-        steps.sort(
-            key=cmp_to_key(
-                lambda a, b: (
-                    (b[0] * a[1] > a[0] * b[1]) * 2 - 1 if (b[0] * a[1] != a[0] * b[1]) else 0
-                )
-            )
-        )
+            steps += [(v1 - v0, c1 - c0) for (c0, v0), (c1, v1) in pairwise(hull)]
+        steps.sort(key=cmp_to_key(_steeper_first))
         return cls(base_cost, base_value, steps)
 
     def bound(self, room: int) -> int | None:
@@ -196,6 +196,12 @@ class _Relaxation:
         """(gain, cost) of the step that no longer fits whole; (0, 1) where all fit."""
         index = bisect_right(self._costs, room - self._base_cost) - 1
         return self._steps[index] if 0 <= index < len(self._steps) else (0, 1)
+
+
+def _steeper_first(one: tuple[int, int], other: tuple[int, int]) -> int:
+    """Compare (gain, cost) by gain per cost, exactly."""
+    left, right = one[0] * other[1], other[0] * one[1]
+    return (left < right) - (left > right)
 
 
 def _upper_hull(points: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -227,7 +233,7 @@ def _search(
     used = tuple(sum(row[g][k] for g, k in settled) for row in rows)
     start = sum(problem.values[g][k] for g, k in settled)
     best, best_value = list(incumbent), problem.value(incumbent)
-    states: dict[tuple[int, ...], State] = {used: (start, None)}
+    states: dict[tuple[int, ...], State] = {used: State(start)}
     for position, group in enumerate(order):
         rest = order[position + 1 :]
         bounds = [_Relaxation.build(problem, row, rest) for row in rows]
@@ -268,12 +274,12 @@ def _extend(
     for used, state in states.items():
         for k in problem.options[group]:
             total = tuple(u + row[group][k] for u, row in zip(used, rows, strict=True))
-            value = state[0] + problem.values[group][k]
+            value = state.value + problem.values[group][k]
             known = extended.get(total)
-            if known is not None and known[0] >= value:
+            if known is not None and known.value >= value:
                 continue
             if _reaches(value, total, limits, bounds, best_value):
-                extended[total] = (value, (state, k))
+                extended[total] = State(value, k, state)
     return _undominated(extended) if len(limits) == 1 else extended
 
 
@@ -294,8 +300,8 @@ def _undominated(states: dict[tuple[int, ...], State]) -> dict[tuple[int, ...], 
     highest: int | None = None
     for used in sorted(states):
         state = states[used]
-        if highest is None or state[0] > highest:
-            kept[used], highest = state, state[0]
+        if highest is None or state.value > highest:
+            kept[used], highest = state, state.value
     return kept
 
 
@@ -303,13 +309,14 @@ def _complete(
     problem: Knapsack, order: list[int], position: int, states: dict[tuple[int, ...], State]
 ) -> Choice | None:
     """The most valuable partial choice filled up greedily from the cheapest options."""
-    state = max(states.values(), key=lambda entry: entry[0])
-    choice = [
-        min(options, key=lambda k, g=g: (problem.costs[0][g][k], k))  # type: ignore[misc]
-        for g, options in enumerate(problem.options)
-    ]
-    link = state[1]
+    state = max(states.values(), key=lambda entry: entry.value)
+    choice = [_cheapest(problem, group) for group in range(len(problem.options))]
     for group in reversed(order[: position + 1]):
-        previous, choice[group] = link  # type: ignore[misc, assignment]
-        link = previous[1]  # type: ignore[index]
+        choice[group] = state.option
+        if state.previous is not None:
+            state = state.previous
     return improve(problem, choice) if problem.fits(choice) else None
+
+
+def _cheapest(problem: Knapsack, group: int) -> int:
+    return min(problem.options[group], key=lambda k: (problem.costs[0][group][k], k))

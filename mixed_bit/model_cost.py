@@ -66,7 +66,7 @@ def model_cost(
 
 
 def to_json(assignment: Assignment) -> dict[str, Any]:
-    """What `--json` prints; a published scheme's BOPs are as published, with a note if miscounted."""
+    """What `--json` prints; a published scheme's BOPs are the published ones."""
     rows = zip(assignment.groups, assignment.widths, assignment.activations, strict=True)
     note = {}
     if assignment.published_ops:

@@ -295,10 +295,11 @@ def to_bit_config(
 
 
 def _group_entries(result: SearchResult) -> list[dict[str, Any]]:
+    assignment = result.assignment
     values = zip(result.gamma, result.log_importance, result.log_theta, strict=True)
-    pinned_names = set(_pins_by_group(result.assignment.groups, result.settings.pins))
+    pinned_names = set(_pins_by_group(assignment.groups, result.settings.pins))
     entries = []
-    rows = zip(*(getattr(result.assignment, key) for key in ("groups", "widths", "listed")))
+    rows = zip(assignment.groups, assignment.widths, assignment.listed, strict=True)
     for group, width, listed in rows:
         measured = next(values) if listed else None
         entries.append(

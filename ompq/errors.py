@@ -2,4 +2,4 @@
 
 
 class OmpqError(Exception):
-    """Something the user can put right: one line that says what was wrong, where, and what to do."""
+    """What a user can put right: one line that says what was wrong, where, and what to do."""

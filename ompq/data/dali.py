@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def decode_with_dali(
 def _pipeline(
     paths: Sequence[Path], preprocess: Preprocess, workers: int, augment: bool, seed: int
 ) -> tuple[Any, int]:
-    from nvidia.dali import fn, pipeline_def, types
+    fn: Any = importlib.import_module("nvidia.dali.fn")
+    types: Any = importlib.import_module("nvidia.dali.types")
+    pipeline_def: Any = importlib.import_module("nvidia.dali").pipeline_def
 
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
     place = "cpu" if device is None else "gpu"

@@ -19,7 +19,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def preprocess_for(dataset: str, network: Preprocess) -> Preprocess:
-    """The data set's own preprocessing where its images have one native size, else the network's."""
+    """The data set's own preprocessing where it has one native size, else the network's."""
     return dataset_info(dataset).preprocess or network
 
 

@@ -1,4 +1,4 @@
-"""Any network as layers, tied groups, feature taps and blocks (torch.fx), known by structure only."""
+"""Any network as layers, tied groups, feature taps and blocks, known by structure alone."""
 
 from ompq.graph.folding import fold_batch_norm
 from ompq.graph.network import Block, Group, Layer, NetworkGraph, analyse

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from torch import nn
 from torch.fx import GraphModule
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from ompq.graph.network import NetworkGraph, analyse
+from ompq.graph.operations import layer_of
 
 
 def fold_batch_norm(graph: NetworkGraph) -> NetworkGraph:
@@ -23,7 +25,7 @@ def fold_batch_norm(graph: NetworkGraph) -> NetworkGraph:
     for node in list(module.graph.nodes):
         if node.op == "call_module" and node.target in norms:
             name = norms[node.target]
-            fused = _fuse(module.get_submodule(name), module.get_submodule(node.target))
+            fused = _fuse(layer_of(module, name), module.get_submodule(node.target))
             module.set_submodule(name, fused)
             node.replace_all_uses_with(node.all_input_nodes[0])
             module.graph.erase_node(node)
@@ -32,7 +34,9 @@ def fold_batch_norm(graph: NetworkGraph) -> NetworkGraph:
     return _with_costs_of(graph, analyse(module, graph.input_shape))
 
 
-def _fuse(layer: nn.Module, norm: nn.Module) -> nn.Module:
+def _fuse(layer: nn.Conv2d | nn.Linear, norm: nn.Module) -> nn.Module:
+    if not isinstance(norm, _BatchNorm):
+        raise TypeError(f"{type(norm).__name__} is no batch norm")
     if isinstance(layer, nn.Linear):
         return fuse_linear_bn_eval(layer, norm)
     return fuse_conv_bn_eval(layer, norm)

@@ -19,6 +19,7 @@ from ompq.graph.operations import (
     LAYOUTS,
     NORMS,
     PARAMETER_PLUMBING,
+    layer_of,
     operation,
     quantizable,
     tensor_shape,
@@ -86,9 +87,9 @@ class NetworkGraph:
         """Single-entry single-exit parts that hold every layer once, in execution order."""
         return find_blocks(self.module, [n for layer in self.layers.values() for n in layer.nodes])
 
-    def layer_module(self, name: str) -> nn.Module:
+    def layer_module(self, name: str) -> nn.Conv2d | nn.Linear:
         """The module of the layer called `name`."""
-        return self.module.get_submodule(name)
+        return layer_of(self.module, name)
 
 
 def analyse(traced: GraphModule, input_shape: tuple[int, int, int]) -> NetworkGraph:
@@ -114,8 +115,8 @@ def _layer_calls(traced: GraphModule) -> dict[str, list[Node]]:
 
 
 def _describe(traced: GraphModule, name: str, nodes: list[Node]) -> Layer:
-    module = traced.get_submodule(name)
-    weight: nn.Parameter = module.weight
+    module = layer_of(traced, name)
+    weight = module.weight
     bias = 0 if module.bias is None else module.bias.numel()
     output_shape = tensor_shape(nodes[-1]) or ()
     outputs, weights = weight.shape[0], weight.numel()
@@ -169,7 +170,7 @@ def _tied_groups(traced: GraphModule, layers: dict[str, Layer]) -> tuple[Group, 
         is_last = not any(layer.nodes[-1] in feeding for layer in members)
         role = "stem" if depth[head] == 1 else "classifier" if is_last else "body"
         names = tuple(layer.name for layer in members)
-        params, ops = (sum(values) for values in zip(*((m.params, m.ops) for m in members)))
+        params, ops = sum(m.params for m in members), sum(m.ops for m in members)
         groups.append((order[head], Group(names, tap, role, params, ops)))
     return tuple(group for _, group in sorted(groups, key=lambda pair: pair[0]))
 

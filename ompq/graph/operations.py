@@ -32,6 +32,18 @@ def quantizable(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d | nn.Linear)
 
 
+def layer_of(network: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
+    """The quantizable layer called `name`.
+
+    Raises:
+        TypeError: that module is of another kind.
+    """
+    module = network.get_submodule(name)
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        raise TypeError(f"{name} is a {type(module).__name__}")
+    return module
+
+
 def operation(node: Node, network: GraphModule) -> str:
     """Lower-case name of what `node` computes, the same for its module, function and method form.
 

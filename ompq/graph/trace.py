@@ -124,9 +124,10 @@ def _split_fused_activations(root: nn.Module) -> None:
     """Turn batch norms that carry their activation (timm's BatchNormAct2d) into a sequence."""
     for name, module in list(root.named_modules()):
         if isinstance(module, _BatchNorm) and isinstance(getattr(module, "act", None), nn.Module):
-            parts = OrderedDict(norm=_plain_batch_norm(module))
-            parts["drop"] = getattr(module, "drop", nn.Identity())
-            parts["act"] = module.act
+            parts: OrderedDict[str, nn.Module] = OrderedDict()
+            parts["norm"] = _plain_batch_norm(module)
+            parts["drop"] = getattr(module, "drop", None) or nn.Identity()
+            parts["act"] = module.get_submodule("act")
             root.set_submodule(name, nn.Sequential(parts).eval())
 
 

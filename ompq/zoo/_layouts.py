@@ -64,10 +64,10 @@ def _add_projections(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 def _stride_on_first(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Move the stride of bottlenecks from the 3×3 to the first 1×1."""
     for block in network.modules():
-        if hasattr(block, "conv3") and isinstance(getattr(block, "conv2", None), nn.Conv2d):
-            first, second = block.conv1, block.conv2
-            if isinstance(first, nn.Conv2d) and max(second.stride) > 1:
-                first.stride, second.stride = second.stride, first.stride
+        first, second = getattr(block, "conv1", None), getattr(block, "conv2", None)
+        is_bottleneck = hasattr(block, "conv3")
+        if is_bottleneck and isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d):
+            first.stride, second.stride = second.stride, first.stride
 
 
 def _epsilon_of_tensorflow(network: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -112,7 +112,7 @@ def _timm(name: str, required: bool) -> Source | None:
         )
 
     def build(num_classes: int | None, pretrained: bool) -> nn.Module:
-        options = {} if num_classes is None else {"num_classes": num_classes}
+        options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         if pretrained:
             return _download(name, lambda: timm.create_model(name, pretrained=True))
         return timm.create_model(name, pretrained=False, **options)
