@@ -1,18 +1,31 @@
-"""What is done to an image before a network sees it."""
+"""How an image becomes a network's input: the numbers that travel beside every network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ompq.errors import OmpqError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize the shorter side to `resize` pixels, crop `input_size`² from the centre, normalise.
+    """Evaluation preprocessing: resize the shorter side, crop the centre, scale to 0..1, normalise.
 
-    `mean` and `std` are per channel, for pixels in 0..1; `interpolation` is bilinear or bicubic.
+    Attributes:
+        input_size: side of the square centre crop, in pixels.
+        resize: length the image's shorter side is resized to before the crop, in pixels.
+        mean: per-channel mean of pixels in 0..1; its length is the number of input channels.
+        std: per-channel standard deviation of pixels in 0..1, positive.
+        interpolation: "bilinear" or "bicubic".
+
+    Raises:
+        OmpqError: a value is out of range or two contradict each other.
     """
 
     input_size: int = 224
@@ -22,16 +35,43 @@ class Preprocess:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        if not 0 < self.input_size <= self.resize:
-            raise ValueError(f"crop {self.input_size} must be within the resize {self.resize}")
-        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
-            raise ValueError("mean and std need one entry per channel, std positive")
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"interpolation {self.interpolation!r} is not bilinear or bicubic")
+        _check_sizes(self.input_size, self.resize)
+        _check_normalisation(self.mean, self.std)
+        if self.interpolation not in INTERPOLATIONS:
+            raise OmpqError(
+                f"preprocess: interpolation {self.interpolation!r} is not one of "
+                f"{', '.join(INTERPOLATIONS)}"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels."""
+        return len(self.mean)
 
     def at(self, input_size: int | None) -> Preprocess:
         """The same for another crop, the resize in proportion; itself where None."""
         if input_size is None or input_size == self.input_size:
             return self
         resize = round(self.resize * input_size / self.input_size)
-        return Preprocess(input_size, resize, self.mean, self.std, self.interpolation)
+        return replace(self, input_size=input_size, resize=resize)
+
+
+def _check_sizes(input_size: int, resize: int) -> None:
+    if input_size < 1:
+        raise OmpqError(f"preprocess: input_size must be at least 1 pixel, not {input_size}")
+    if resize < input_size:
+        raise OmpqError(
+            f"preprocess: resize ({resize}) is smaller than input_size ({input_size}); "
+            "the centre crop would not fit into the resized image"
+        )
+
+
+def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    if len(mean) != len(std) or not mean:
+        raise OmpqError(
+            f"preprocess: mean and std must name the same channels, got {len(mean)} and {len(std)}"
+        )
+    if not all(math.isfinite(value) for value in mean):
+        raise OmpqError(f"preprocess: mean must be finite, got {tuple(mean)}")
+    if not all(math.isfinite(value) and value > 0 for value in std):
+        raise OmpqError(f"preprocess: std must be positive and finite, got {tuple(std)}")

@@ -1,4 +1,8 @@
-"""Networks by name, with their weights and their preprocessing."""
+"""Networks by name, with their weights and their preprocessing.
+
+Files without a leading underscore are networks of our own; all others come from torchvision, timm,
+pytorchcv or the user's file.
+"""
 
 from ompq.zoo._load import Network, load_network
 

