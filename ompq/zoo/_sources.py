@@ -26,9 +26,6 @@ ALIASES = {
     "mobilenetv3_small": "mobilenet_v3_small",
     "mobilenetv3_large": "mobilenet_v3_large",
     "inceptionv3": "inception_v3",
-    "regnetx_400m": "regnet_x_400mf",
-    "regnetx_600m": "regnetx_006",
-    "regnetx_3200m": "regnet_x_3_2gf",
     "deit_tiny": "deit_tiny_patch16_224",
 }
 OWN = {"small_resnet": (small_resnet.small_resnet, small_resnet.PREPROCESS)}

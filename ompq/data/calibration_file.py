@@ -1,0 +1,68 @@
+"""Calibration images that a user saved, for exact repeats."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ompq.errors import OmpqError
+
+_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, pickle.UnpicklingError)
+
+
+def load_calibration_file(path: str | Path) -> Tensor:
+    """Images of a `.pt` or `.npy` file, already normalised.
+
+    Nothing in the file is executed: `.pt` is read with `weights_only`, `.npy` without pickles.
+
+    Returns:
+        n × 3 × H × W, float32; n is two or more.
+
+    Raises:
+        OmpqError: missing, unreadable, no floats, another shape, fewer than two images, or not
+            finite (names the first such image).
+    """
+    path = Path(path)
+    where = f"--calibration_data {path}"
+    if not path.is_file():
+        raise OmpqError(f"{where}: there is no such file")
+    images = _read(path, where)
+    shape = "×".join(str(side) for side in images.shape) or "a single number"
+    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        raise OmpqError(f"{where} is {shape}; expected images n×3×H×W")
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise OmpqError(f"{where} is {kind}; expected normalised images in floating point")
+    if len(images) < 2:
+        count = "a single image" if len(images) else "no image"
+        raise OmpqError(f"{where} holds {count}; give two or more")
+    images = images.float()
+    finite = images.flatten(1).isfinite().all(dim=1)
+    if not finite.all():
+        bad = int(torch.nonzero(~finite)[0])
+        raise OmpqError(f"{where}: image {bad} holds NaN or infinity; save the images again")
+    return images
+
+
+def _read(path: Path, where: str) -> Tensor:
+    advice = "save one tensor with torch.save (.pt) or one array with numpy.save (.npy)"
+    try:
+        loaded = _load(path)
+    except _UNREADABLE as error:
+        raise OmpqError(f"{where} cannot be read; {advice}") from error
+    if not isinstance(loaded, Tensor):
+        raise OmpqError(f"{where} holds a {type(loaded).__name__}; {advice}")
+    return loaded.detach()
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".npy":
+        array = np.load(path, allow_pickle=False)
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(native)
+    return torch.load(path, map_location="cpu", weights_only=True)
