@@ -44,8 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_images", type=int, default=64, help="images of 224×224")
     parser.add_argument("--repeats", type=int, default=3, help="runs whose median is taken")
     parser.add_argument("--no_literal", action="store_true", help="skip the literal definition")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    add_run_options(parser)
+    add_run_options(parser, "benchmark_output")
     return parser
 
 
@@ -172,8 +171,9 @@ def run() -> None:
             ),
             flush=True,
         )
-    if arguments.output:
-        write_json(arguments.output, {"device": str(device), "versions": versions(), "rows": rows})
+    file = arguments.output_dir / "bit_search.json"
+    write_json(file, {"device": str(device), "versions": versions(), "rows": rows})
+    print(f"written to {file}")
 
 
 if __name__ == "__main__":

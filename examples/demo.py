@@ -58,8 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--epochs", type=int, help="float training (digits 30, others 2)")
     group.add_argument("--beta", type=float, default=10.0, help="beta of theta = exp(-beta gamma)")
     group.add_argument("--num_images", type=int, default=64, help="images of the search")
-    group.add_argument("--output_dir", type=Path, default=Path("demo_output"), help="results")
-    add_run_options(parser)
+    add_run_options(parser, "demo_output")
     return parser
 
 

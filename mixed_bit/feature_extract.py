@@ -47,10 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_network_options(parser, "--model", "-a", "--arch")
     _add_data_options(parser)
     _add_search_options(parser)
-    add_run_options(parser)
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("ompq_output"), help="where the results go"
-    )
+    add_run_options(parser, "ompq_output")
     return parser
 
 

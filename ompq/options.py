@@ -9,11 +9,19 @@ from typing import Any, NoReturn
 from ompq.errors import OmpqError
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults that tell something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default in (None, False, []) or "default" in (action.help or "")
+        return action.help if says_nothing else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, like every other error of the scripts."""
 
     def __init__(self, **settings: Any) -> None:
-        settings.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        settings.setdefault("formatter_class", _Help)
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
@@ -41,12 +49,15 @@ def add_network_options(parser: argparse.ArgumentParser, *name_flags: str) -> No
     )
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
+def add_run_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
     """Where and how a run happens."""
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, default=0, help="seed of everything random")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--workers", type=int, default=2, help="processes that read images")
+    group.add_argument(
+        "--output_dir", type=Path, default=Path(output_dir), help="folder for the results"
+    )
     # torch.distributed.launch passes it; the environment says the same.
     group.add_argument(
         "--local-rank", "--local_rank", type=int, dest="local_rank", help=argparse.SUPPRESS
