@@ -17,12 +17,14 @@ from torch import Tensor
 
 MINIMUM_UNBIASED_IMAGES = 4
 _FLOAT32_NOISE = 1e-12
+_PIECE = 2**21
 
 
 def gram(feature: Tensor, *, centred: bool = True, columns: slice | None = None) -> Tensor:
     """Gram matrix of a feature, computed piece by piece.
 
-    Products are float32 within a piece of some thousand columns; pieces add up in float64. With
+    Products are float32 within a piece of some thousand columns (which fits the cache, and is long
+    enough to keep the cores busy); pieces add up in float64. With
     `centred`, the mean over the images is taken off each column first, which changes nothing of a
     centred Gram matrix but its rounding error.
 
@@ -36,7 +38,7 @@ def gram(feature: Tensor, *, centred: bool = True, columns: slice | None = None)
     """
     flat = feature.reshape(feature.shape[0], -1)[:, columns or slice(None)]
     images, width = flat.shape
-    piece = 4096 if flat.device.type == "cpu" else 65536
+    piece = max(_PIECE // max(images, 1), 1024)
     total = torch.zeros(images, images, dtype=torch.float64, device=flat.device)
     energy_of_means = torch.zeros((), dtype=torch.float64, device=flat.device)
     for start in range(0, width, piece):
