@@ -8,18 +8,15 @@ decoded JPEGs are the same.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -32,12 +29,12 @@ from ompq.preprocess import Preprocess
 _BATCH = 32
 _JPEG_END = b"\xff\xd9"
 _TAIL = 64
-_Feed = tuple[list[NDArray[Any]], ...]
+_INPUTS = ("encoded", "start", "shape", "resized", "corner", "mirrored")
 
 
 @dataclass(frozen=True)
 class _Files:
-    """Up to `_BATCH` files that look whole, and those before the next ones that do not."""
+    """Up to `_BATCH` files that look whole, and the positions of those between that do not."""
 
     contents: tuple[bytes, ...]
     views: tuple[View, ...]
@@ -50,39 +47,45 @@ def decode_with_dali(
 ) -> Iterator[Decoded]:
     """See `ompq.data.decoding.decode`.
 
-    DALI's pipeline breaks on the first file that it cannot decode. Files that are plainly damaged
-    never reach it; where it breaks all the same, Pillow decodes that batch and a new pipeline
-    goes on behind it.
+    A DALI pipeline is broken for good by a file that it cannot decode. Files that are plainly
+    damaged never reach it; where it breaks all the same, Pillow decodes that batch and a new
+    pipeline goes on behind it.
 
     Raises:
-        OmpqError: DALI cannot be started.
+        OmpqError: DALI does not run here.
     """
-    waiting = _files(paths, preprocess, seeds)
-    broken = True
-    while broken:
-        # What DALI has been given and has not returned yet; the pipeline reads ahead.
-        given: deque[_Files] = deque()
-        pipeline = _start(_feed(waiting, given), preprocess, workers)
-        broken = yield from _run(pipeline, given)
-        if given:
-            yield _with_pillow(given.popleft(), preprocess)
-        waiting = chain(given, waiting)
+    pipeline = None
+    for files in _files(paths, preprocess, seeds):
+        if not files.contents:
+            yield Decoded(stack([], preprocess), (), files.unreadable)
+            continue
+        pipeline = pipeline or _start(preprocess, workers)
+        images = _run(pipeline, files)
+        if images is None:
+            pipeline = None
+            yield _with_pillow(files, preprocess)
+        else:
+            yield Decoded(images, files.readable, files.unreadable)
 
 
-def _run(pipeline: Any, given: deque[_Files]) -> Generator[Decoded, None, bool]:
-    """Yield what DALI decodes; return whether it broke, on the first batch left in `given`."""
-    while True:
-        try:
-            (output,) = pipeline.run()
-        except StopIteration:
-            return False
-        except RuntimeError as error:
-            if given and "decoders.image" in str(error):
-                return True
-            raise _failure(error) from error
-        on_cpu = output.as_cpu() if hasattr(output, "as_cpu") else output
-        files = given.popleft()
-        yield Decoded(torch.tensor(on_cpu.as_array()), files.readable, files.unreadable)
+def _run(pipeline: Any, files: _Files) -> Tensor | None:
+    """The images of `files`, uint8; None where the pipeline broke on one of them."""
+    views = files.views
+    try:
+        (output,) = pipeline.run(
+            encoded=[np.frombuffer(content, np.uint8) for content in files.contents],
+            start=[np.array(view.box[:2], np.int32) for view in views],
+            shape=[np.array(view.box[2:], np.int32) for view in views],
+            resized=[np.array(view.resized, np.float32) for view in views],
+            corner=[np.array(view.corner, np.int32) for view in views],
+            mirrored=[np.array(view.mirrored, np.int32) for view in views],
+        )
+    except RuntimeError as error:
+        if "decoders.image" in str(error):
+            return None
+        raise _failure(error) from error
+    on_cpu = output.as_cpu() if hasattr(output, "as_cpu") else output
+    return torch.tensor(on_cpu.as_array())
 
 
 def _failure(error: Exception) -> OmpqError:
@@ -142,29 +145,8 @@ def _with_pillow(files: _Files, preprocess: Preprocess) -> Decoded:
     return Decoded(stack([*images.values()], preprocess), tuple(images), unreadable)
 
 
-def _feed(waiting: Iterator[_Files], given: deque[_Files]) -> Callable[[], _Feed]:
-    """What DALI calls for its next batch."""
-
-    def feed() -> _Feed:
-        files = next(waiting)
-        given.append(files)
-        if not files.contents:
-            raise StopIteration
-        views = files.views
-        return (
-            [np.frombuffer(content, np.uint8) for content in files.contents],
-            [np.array(view.box[:2], np.int32) for view in views],
-            [np.array(view.box[2:], np.int32) for view in views],
-            [np.array(view.resized, np.float32) for view in views],
-            [np.array(view.corner, np.int32) for view in views],
-            [np.array(view.mirrored, np.int32) for view in views],
-        )
-
-    return feed
-
-
-def _start(feed: Callable[[], _Feed], preprocess: Preprocess, workers: int) -> Any:
-    """A built pipeline from `feed` to uint8 images 3 × S × S.
+def _start(preprocess: Preprocess, workers: int) -> Any:
+    """A pipeline that takes the inputs of `_run` and gives uint8 images 3 × S × S.
 
     Raises:
         OmpqError: DALI is broken here, or cannot use the GPU.
@@ -177,26 +159,34 @@ def _start(feed: Callable[[], _Feed], preprocess: Preprocess, workers: int) -> A
     filters = {"bilinear": dali.types.INTERP_LINEAR, "bicubic": dali.types.INTERP_CUBIC}
     square = (preprocess.input_size, preprocess.input_size)
 
-    @dali.pipeline_def(batch_size=_BATCH, num_threads=max(workers, 1), device_id=gpu)
+    # One batch at a time: DALI 2.4 that works ahead crashes the process after a decoding error.
+    @dali.pipeline_def(
+        batch_size=_BATCH,
+        num_threads=max(workers, 1),
+        device_id=gpu,
+        prefetch_queue_depth=1,
+        exec_pipelined=False,
+        exec_async=False,
+    )
     def build() -> Any:
-        encoded, start, shape, resized, corner, mirror = fn.external_source(feed, num_outputs=6)
+        given = {name: fn.external_source(name=name) for name in _INPUTS}
         # Pillow does not turn images by their EXIF orientation either.
         pixels = fn.decoders.image(
-            encoded,
+            given["encoded"],
             device="cpu" if gpu is None else "mixed",
             output_type=dali.types.RGB,
             adjust_orientation=False,
         )
-        pixels = fn.slice(pixels, start=start, shape=shape, axis_names="HW")
+        pixels = fn.slice(pixels, start=given["start"], shape=given["shape"], axis_names="HW")
         pixels = fn.resize(
             pixels,
-            size=resized,
+            size=given["resized"],
             interp_type=filters[preprocess.interpolation],
             antialias=True,
             subpixel_scale=False,
         )
-        pixels = fn.slice(pixels, start=corner, shape=square, axis_names="HW")
-        return fn.transpose(fn.flip(pixels, horizontal=mirror), perm=(2, 0, 1))
+        pixels = fn.slice(pixels, start=given["corner"], shape=square, axis_names="HW")
+        return fn.transpose(fn.flip(pixels, horizontal=given["mirrored"]), perm=(2, 0, 1))
 
     try:
         pipeline = build()

@@ -85,7 +85,7 @@ def decode(
 
     Args:
         backend: of `choose_backend`.
-        workers: processes (torchvision) or threads (DALI); the result does not depend on it.
+        workers: threads; the result does not depend on their number.
         seeds: one per file for random crops and flips, as in training; None for evaluation.
     """
     return DECODERS[backend](paths, preprocess, seeds, workers)

@@ -174,7 +174,7 @@ def make_loader(
         augment: transform as for training.
         shuffle: a new seeded order every epoch, for training.
         seed: of the order, the subset and the augmentation.
-        workers: processes (torchvision) or threads (DALI) that decode files.
+        workers: threads that decode files; 0 for none beside this one.
         backend: `auto`, `torchvision` or `dali`, for files; data in memory needs neither.
         rank: this process among `world_size`.
         world_size: number of processes that share the data set.

@@ -1,25 +1,29 @@
-"""Decoding with Pillow in worker processes, pixel for pixel what torchvision's transforms give."""
+"""Decoding with Pillow, pixel for pixel what torchvision's transforms give.
+
+In threads, since Pillow decodes and resizes without holding the interpreter: nothing is forked or
+copied between processes, and the pixels do not depend on their number.
+"""
 
 from __future__ import annotations
 
 import struct
-import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ompq.data.decoding import Decoded
 from ompq.data.views import View, evaluation_view, random_view
 from ompq.preprocess import Preprocess
 
-_CHUNK = 16
+_PIECE = 8
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # What Pillow's decoders raise on files that are damaged, or not images at all.
 UNREADABLE = (
@@ -40,13 +44,44 @@ def decode_with_pillow(
     paths: Sequence[Path], preprocess: Preprocess, seeds: Sequence[int] | None, workers: int
 ) -> Iterator[Decoded]:
     """See `ompq.data.decoding.decode`."""
-    chunks = _Chunks(paths, preprocess, seeds)
-    workers = workers if len(chunks) > 1 else 0
-    options: dict[str, Any] = {"num_workers": min(workers, len(chunks))}
-    if workers and threading.active_count() > 1:
-        # Forking a process with threads may copy a lock that is held.
-        options["multiprocessing_context"] = "forkserver"
-    return iter(DataLoader(chunks, batch_size=None, collate_fn=_as_it_is, **options))
+
+    def decode_piece(start: int) -> Decoded:
+        positions = range(start, min(start + _PIECE, len(paths)))
+        found = {}
+        for position in positions:
+            seed = None if seeds is None else seeds[position]
+            image = _decode_one(paths[position], preprocess, seed)
+            if image is not None:
+                found[position] = image
+        unreadable = tuple(position for position in positions if position not in found)
+        return Decoded(stack([*found.values()], preprocess), tuple(found), unreadable)
+
+    starts = range(0, len(paths), _PIECE)
+    return _in_threads(decode_piece, starts, workers) if workers else map(decode_piece, starts)
+
+
+def _in_threads(
+    function: Callable[[int], Decoded], items: Iterable[int], workers: int
+) -> Iterator[Decoded]:
+    """`map` in threads, in order, a few items ahead; what has not begun at the end is dropped."""
+    waiting: deque[Future[Decoded]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _decode_one(path: Path, preprocess: Preprocess, seed: int | None) -> Tensor | None:
+    image = read_image(path)
+    if image is None:
+        return None
+    return cut(image, view_of(image.height, image.width, preprocess, seed), preprocess)
 
 
 def read_image(file: str | Path | BinaryIO) -> Image.Image | None:
@@ -83,37 +118,3 @@ def stack(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor:
     """`images` (3 × S × S each) in one tensor, also where there is none."""
     size = preprocess.input_size
     return torch.stack(list(images)) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
-
-
-class _Chunks(Dataset[Decoded]):
-    """Files in pieces: one tensor per piece passes between processes, not one per image."""
-
-    def __init__(
-        self, paths: Sequence[Path], preprocess: Preprocess, seeds: Sequence[int] | None
-    ) -> None:
-        self._paths = [str(path) for path in paths]
-        self._preprocess = preprocess
-        self._seeds = seeds
-
-    def __len__(self) -> int:
-        return -(-len(self._paths) // _CHUNK)
-
-    def __getitem__(self, index: int) -> Decoded:
-        if index >= len(self):
-            raise IndexError(index)
-        positions = range(index * _CHUNK, min((index + 1) * _CHUNK, len(self._paths)))
-        images = {p: image for p in positions if (image := self._image(p)) is not None}
-        unreadable = tuple(p for p in positions if p not in images)
-        return Decoded(stack([*images.values()], self._preprocess), tuple(images), unreadable)
-
-    def _image(self, position: int) -> Tensor | None:
-        image = read_image(self._paths[position])
-        if image is None:
-            return None
-        seed = None if self._seeds is None else self._seeds[position]
-        view = view_of(image.height, image.width, self._preprocess, seed)
-        return cut(image, view, self._preprocess)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
