@@ -12,7 +12,15 @@ from torch import Tensor
 
 from ompq.errors import OmpqError
 
-_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, pickle.UnpicklingError)
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    pickle.UnpicklingError,
+)
 
 
 def load_calibration_file(path: str | Path) -> Tensor:
@@ -63,6 +71,8 @@ def _read(path: Path, where: str) -> Tensor:
 def _load(path: Path) -> Any:
     if path.suffix == ".npy":
         array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("several arrays")
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(native)
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor
 from ompq.data.decoding import Decoded
 from ompq.data.views import View, evaluation_view, random_view
 from ompq.preprocess import Preprocess
+
+T = TypeVar("T")
 
 _PIECE = 8
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -56,15 +58,19 @@ def decode_with_pillow(
         unreadable = tuple(position for position in positions if position not in found)
         return Decoded(stack([*found.values()], preprocess), tuple(found), unreadable)
 
-    starts = range(0, len(paths), _PIECE)
-    return _in_threads(decode_piece, starts, workers) if workers else map(decode_piece, starts)
+    return in_threads(decode_piece, range(0, len(paths), _PIECE), workers)
 
 
-def _in_threads(
-    function: Callable[[int], Decoded], items: Iterable[int], workers: int
-) -> Iterator[Decoded]:
-    """`map` in threads, in order, a few items ahead; what has not begun at the end is dropped."""
-    waiting: deque[Future[Decoded]] = deque()
+def in_threads(function: Callable[[int], T], items: Iterable[int], workers: int) -> Iterator[T]:
+    """`map` in threads, in order, a few items ahead; what has not begun at the end is dropped.
+
+    Args:
+        workers: number of threads; 0 for none beside this one.
+    """
+    if workers == 0:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:

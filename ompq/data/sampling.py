@@ -38,7 +38,7 @@ def shard_positions(total: int, rank: int, world_size: int, *, equal: bool) -> T
     length, and the last `total` mod `world_size` images belong to none.
     """
     used = total // world_size * world_size if equal else total
-    return torch.arange(rank, used, world_size)
+    return torch.arange(used)[rank::world_size]
 
 
 def augmentation_seeds(total: int, seed: int, epoch: int = 0) -> Tensor:
