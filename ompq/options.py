@@ -54,7 +54,7 @@ def add_run_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, default=0, help="seed of everything random")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    group.add_argument("--workers", type=int, default=2, help="processes that read images")
+    group.add_argument("--workers", type=int, default=2, help="threads that decode images")
     group.add_argument(
         "--output_dir", type=Path, default=Path(output_dir), help="folder for the results"
     )
