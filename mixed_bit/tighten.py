@@ -1,0 +1,65 @@
+"""Two rewritings that keep every choice and make the relaxation a better bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import gcd
+
+from mixed_bit.knapsack import Choice, Knapsack
+
+Prove = Callable[[Knapsack, Choice | None], tuple[Choice | None, bool]]
+_LARGEST_COUNT = 64
+_NEAR = 5
+
+
+def tightened(problem: Knapsack, prove: Prove, incumbent: Choice | None) -> Knapsack:
+    """The same choices under limits that can be met, with a count cut where values nearly tie."""
+    problem = replace(problem, limits=_reachable_limits(problem))
+    counts = _counts(problem)
+    if counts is None:
+        return problem
+    coarse = replace(problem, values=counts)
+    best, proven = prove(coarse, incumbent)
+    if best is None or not proven:
+        return problem
+    limit = coarse.value(best)
+    return replace(problem, costs=[*problem.costs, counts], limits=[*problem.limits, limit])
+
+
+def _reachable_limits(problem: Knapsack) -> list[int]:
+    """Limits lowered to the next sum that the costs' common divisor lets them reach."""
+    limits = []
+    for cost, limit in zip(problem.costs, problem.limits, strict=True):
+        rows = [[cost[g][k] for k in options] for g, options in enumerate(problem.options)]
+        least = sum(min(row) for row in rows)
+        step = gcd(*(value - row[0] for row in rows for value in row)) or 1
+        limits.append(least + (limit - least) // step * step)
+    return limits
+
+
+def _counts(problem: Knapsack) -> list[list[int]] | None:
+    """Values as small whole multiples of one unit, where they are nearly that; else None.
+
+    With β near zero every bit of every group is worth the same to nine digits. How many bits fit
+    is then one bound, settled first; which bits, the rest of the program decides under it.
+    """
+    rows = [[problem.values[g][k] for k in o] for g, o in enumerate(problem.options)]
+    steps = [v - min(row) for row in rows for v in row if v > min(row)]
+    if not steps:
+        return None
+    unit = min(steps)
+    if max(steps) > unit * _LARGEST_COUNT or all(step % unit == 0 for step in steps):
+        return None
+    if any(abs(step - round_div(step, unit) * unit) * _NEAR > unit for step in steps):
+        return None
+    lowest = [min(row) for row in rows]
+    return [
+        [max(0, round_div(value - low, unit)) for value in row]
+        for row, low in zip(problem.values, lowest, strict=True)
+    ]
+
+
+def round_div(value: int, unit: int) -> int:
+    """value / unit, rounded to nearest."""
+    return (2 * value + unit) // (2 * unit)
