@@ -18,7 +18,7 @@ import numpy as np
 
 from mixed_bit.frontier import Frontier, Ints, Objects, Stage
 from mixed_bit.knapsack import Choice, Knapsack, fill
-from mixed_bit.relaxation import Multipliers, relax, round_down, tier
+from mixed_bit.relaxation import Multipliers, relax, roundings, tier
 from mixed_bit.tighten import tightened
 
 # Frontier widths to try in turn; a frontier that was never cut short is a proof.
@@ -39,26 +39,33 @@ def prove(problem: Knapsack, incumbent: Choice | None) -> tuple[Choice | None, b
     Returns:
         A choice, None where there is none (proven: none exists), and whether that is proven.
     """
-    best = incumbent
-    tight = tightened(problem, lambda coarse, start: prove(coarse, start), incumbent)
+    tight, best = tightened(problem, prove, incumbent)
     for beam in _BEAMS:
         search = _Search(tight, best, beam)
         best = search.run()
+        tight = search.narrowed
         if search.complete:
             return best, True
     return best, False
 
 
 class _Search:
-    """One pass with a bounded frontier; `complete` tells whether it was never cut short."""
+    """One pass with a bounded frontier.
+
+    `complete` tells whether it was never cut short; `narrowed` is the program without the options
+    that were closed before any partial choice was made, and so for good.
+    """
 
     def __init__(self, problem: Knapsack, incumbent: Choice | None, beam: int) -> None:
         self.problem = problem.copy()
+        self.narrowed = self.problem
         self.best = incumbent
         self.complete = True
         self._beam = beam
         self._settled: dict[int, int] = {}
         self._limits = np.array(problem.limits, dtype=np.int64)
+        # Every choice's value is the same modulo this.
+        self._step = problem.step()
         self._target = problem.value(incumbent) if incumbent else self._worthless()
         start = np.zeros((1, len(problem.limits)), dtype=np.int64)
         self._states = Frontier(start, _objects([0]), np.zeros((1, 1), dtype=np.int64))
@@ -76,7 +83,8 @@ class _Search:
         return self.best
 
     def _worthless(self) -> int:
-        return sum(min(row) for row in self.problem.values) - 1
+        rows = zip(self.problem.values, self.problem.options, strict=True)
+        return sum(min(row[k] for k in options) for row, options in rows) - self._step
 
     def _settle(self) -> None:
         """Fold groups without a choice into the states; the others, the largest stake first."""
@@ -111,9 +119,13 @@ class _Search:
         return True
 
     def _windows(self, bound: _Bound) -> Objects:
-        """By how much each state's upper bound exceeds the target, in the bound's scale."""
+        """How far each state's upper bound lies above the next value that would be better.
+
+        In the bound's scale; not positive where that value is out of reach.
+        """
         states, prices = self._states, bound.multipliers
-        windows = (states.value - self._target) * (1 << prices.shift) + bound.top
+        better = states.value - (self._target + self._step)
+        windows = better * (1 << prices.shift) + (bound.top + 1)
         for weight, limit, used in zip(
             prices.weights, self.problem.limits, states.used.T, strict=True
         ):
@@ -121,8 +133,8 @@ class _Search:
         return np.asarray(windows)
 
     def _relax(self, chunk: list[int]) -> Multipliers:
-        """Multipliers for what the most valuable state has left; offers the rounded choice."""
-        index = int(np.argmax(self._states.value))
+        """Multipliers for what the most promising state has left; offers the rounded choices."""
+        index = int(np.argmin(self._states.loss[:, 0]))
         rest = self._open[len(chunk) :]
         room = [
             int(limit - used) - sum(min(cost[g][k] for k in self.problem.options[g]) for g in rest)
@@ -133,7 +145,8 @@ class _Search:
         relaxed = relax(self.problem, chunk, room)
         if relaxed is None:
             return Multipliers((0,) * len(room), 0)
-        self._offer(self._complete(index, round_down(self.problem, chunk, relaxed)))
+        for rounded in roundings(self.problem, chunk, relaxed):
+            self._offer(self._complete(index, rounded))
         return relaxed.multipliers
 
     def _complete(self, index: int, chosen: dict[int, int]) -> Choice:
@@ -141,7 +154,7 @@ class _Search:
         for g in self._open:
             chosen.setdefault(g, self.problem.cheapest(g))
         choice = [chosen[g] for g in range(len(self.problem.options))]
-        return fill(self.problem, choice, self._open)
+        return fill(self.problem, choice, self._open) if self.problem.fits(choice) else choice
 
     def _offer(self, choice: Choice) -> None:
         if self.problem.fits(choice) and self.problem.value(choice) > self._target:
@@ -158,6 +171,8 @@ class _Search:
         return closed
 
     def _extend(self, base: _Bound, chunk: list[int]) -> None:
+        if self.narrowed is self.problem:
+            self.narrowed = self.problem.copy()
         rest = self._open[len(chunk) :]
         fan = [
             _Bound.build(self.problem, chunk, rest, multipliers)

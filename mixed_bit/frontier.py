@@ -8,6 +8,7 @@ no state is dropped wrongly).
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,19 +61,16 @@ class Frontier:
     def _undominated(self) -> Frontier:
         """Without those that spend no less than another of at least their value.
 
-        With several budgets only states that spend the same of all but the first are compared.
+        Of the budgets after the second, only states that spend the same are compared.
         """
         if len(self) < 2:
             return self
-        order = np.lexsort((self.loss[:, 0], *self.used.T))
-        used, value = self.used[order, 1:], self.value[order]
-        new = np.ones(len(order), dtype=bool)
-        new[1:] = (used[1:] != used[:-1]).any(axis=1)
-        keep = new.copy()
-        for start, stop in zip(*_runs(new), strict=True):
-            highest = np.maximum.accumulate(value[start:stop])
-            keep[start + 1 : stop] = highest[1:] > highest[:-1]
-        return self.take(order[keep])
+        if self.used.shape[1] == 1:
+            order = np.lexsort((self.loss[:, 0], self.used[:, 0]))
+            highest = np.maximum.accumulate(self.value[order])
+            keep = np.append(True, highest[1:] > highest[:-1])
+            return self.take(order[keep])
+        return self.take(np.array(_pareto(self.used, self.value), dtype=np.intp))
 
     def take(self, index: NDArray[np.intp]) -> Frontier:
         """Some of the states, in the given order."""
@@ -105,9 +103,24 @@ class Trail:
     column: NDArray[np.int8]
 
 
-def _runs(new: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Start and stop of the runs longer than one, from marks on their first elements."""
-    starts = np.flatnonzero(new)
-    stops = np.append(starts[1:], len(new))
-    longer = stops - starts > 1
-    return starts[longer], stops[longer]
+def _pareto(used: Ints, value: Objects) -> list[int]:
+    """Indices of the states that no other one of the same further budgets dominates.
+
+    From the highest value down; for each, the stairs of what was spent so far by better states.
+    """
+    stairs: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}
+    spent, worth = used.tolist(), value.tolist()
+    kept = []
+    for index in sorted(range(len(worth)), key=lambda i: (-worth[i], spent[i])):
+        first, second, *others = spent[index]
+        firsts, seconds = stairs.setdefault(tuple(others), ([], []))
+        below = bisect_right(firsts, first)
+        if below and seconds[below - 1] <= second:
+            continue
+        kept.append(index)
+        start = bisect_left(firsts, first)
+        stop = start
+        while stop < len(seconds) and seconds[stop] >= second:
+            stop += 1
+        firsts[start:stop], seconds[start:stop] = [first], [second]
+    return kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import gcd
 
 Choice = list[int]
 
@@ -12,13 +13,16 @@ Choice = list[int]
 class Knapsack:
     """`values[g][k]` to maximise, `costs[j][g][k]` under `limits[j]`; all whole, of any size.
 
-    `options[g]` are the columns of group g that are still open, by ascending width.
+    `options[g]` are the columns of group g that are still open, by ascending width. `base[j]` is a
+    price of budget j that is known beforehand (0 for most): a budget with one is all but certain to
+    be spent to the end, and the value beyond that price is what is left to decide.
     """
 
     values: list[list[int]]
     costs: list[list[list[int]]]
     limits: list[int]
     options: list[list[int]]
+    base: tuple[int, ...] = ()
 
     def value(self, choice: Sequence[int]) -> int:
         """Value of one column per group."""
@@ -37,6 +41,23 @@ class Knapsack:
         """What the choice within a group can gain at most."""
         values = [self.values[group][k] for k in self.options[group]]
         return max(values) - min(values)
+
+    def step(self) -> int:
+        """The largest number that divides the difference of any two choices' values."""
+        rows = [[row[k] for k in o] for row, o in zip(self.values, self.options, strict=True)]
+        return gcd(*(value - row[0] for row in rows for value in row)) or 1
+
+    def residuals(self, group: int) -> list[int]:
+        """Values of the open options beyond the base prices."""
+        priced = [
+            (price, cost[group])
+            for price, cost in zip(self.base, self.costs, strict=False)
+            if price
+        ]
+        return [
+            self.values[group][k] - sum(price * cost[k] for price, cost in priced)
+            for k in self.options[group]
+        ]
 
     def cheapest(self, group: int) -> int:
         """The option of least cost, in the first budget before the others."""

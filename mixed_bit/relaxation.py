@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 
 from mixed_bit.knapsack import Choice, Knapsack, fill
 
+Floats = NDArray[np.float64]
+
 _TIER_BITS = 26
 _DIGITS = 60
+_SHARE = 1e-6
+_DIVIDED = 4
 _MULTIPLIER_BITS = 70
 
 
@@ -60,36 +65,48 @@ def relax(problem: Knapsack, groups: Sequence[int], room: Sequence[int]) -> Rela
     Returns:
         None where HiGHS finds no solution.
     """
-    unit = max(max(problem.stake(g) for g in groups).bit_length() - _DIGITS, 0)
-    gains = np.array([v for g in groups for v in _gains(problem, g, unit)])
+    residuals = [problem.residuals(g) for g in groups]
+    widest = max(max(row) - min(row) for row in residuals)
+    unit = max(widest.bit_length() - _DIGITS, 0)
+    gains = np.array([float((v - min(row)) >> unit) for row in residuals for v in row])
     scale = max(float(gains.max()), 1.0)
     counts = [len(problem.options[g]) for g in groups]
-    owner = np.repeat(np.arange(len(groups)), counts)
-    one = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
     costs, spare, units = _cost_rows(problem, groups, room)
+    result = _solve(-gains / scale, counts, costs, spare, problem.base)
+    if result is None:
+        return None
+    shares, duals = result
+    prices = [
+        Fraction(float(dual)) * Fraction(scale) * 2**unit / cost_unit
+        for dual, cost_unit in zip(duals, units, strict=True)
+    ]
+    for j, price in enumerate(problem.base):
+        prices[j] = max(prices[j] + price, Fraction(0))
+    return Relaxed(np.split(shares, np.cumsum(counts)[:-1]), _whole(prices))
+
+
+def _solve(
+    prices: Floats, counts: Sequence[int], costs: Floats, spare: Floats, base: Sequence[int]
+) -> tuple[Floats, Floats] | None:
+    """Shares and the budgets' duals; budgets with a base price are spent to the end."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    one = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
+    exact = np.array([*map(bool, base), *[False] * (len(costs) - len(base))], dtype=bool)
     result = linprog(
-        -gains / scale,
-        A_ub=costs,
-        b_ub=spare,
-        A_eq=one,
-        b_eq=np.ones(len(groups)),
+        prices,
+        A_ub=costs[~exact],
+        b_ub=spare[~exact],
+        A_eq=vstack([one, csr_array(costs[exact])]),
+        b_eq=np.concatenate([np.ones(len(counts)), spare[exact]]),
         bounds=(0, 1),
         method="highs-ds",
     )
     if result.x is None:
         return None
-    duals = np.maximum(-result.ineqlin.marginals, 0.0)
-    prices = [
-        Fraction(float(dual)) * Fraction(scale) * 2**unit / cost_unit
-        for dual, cost_unit in zip(duals, units, strict=True)
-    ]
-    return Relaxed(np.split(result.x, np.cumsum(counts)[:-1]), _whole(prices))
-
-
-def _gains(problem: Knapsack, group: int, unit: int) -> list[float]:
-    values = [problem.values[group][k] for k in problem.options[group]]
-    lowest = min(values)
-    return [float((value - lowest) >> unit) for value in values]
+    duals = np.zeros(len(costs))
+    duals[~exact] = np.maximum(-result.ineqlin.marginals, 0.0)
+    duals[exact] = -result.eqlin.marginals[len(counts) :]
+    return result.x, duals
 
 
 def _cost_rows(
@@ -126,6 +143,19 @@ def round_down(problem: Knapsack, groups: Sequence[int], relaxed: Relaxed) -> di
         mean = float(np.dot(shares, options)) + 1e-6
         rounded[g] = max((k for k in options if k <= mean), default=options[0])
     return rounded
+
+
+def roundings(problem: Knapsack, groups: Sequence[int], relaxed: Relaxed) -> list[dict[int, int]]:
+    """The relaxation rounded, its divided groups down and up in every combination of a few."""
+    down = round_down(problem, groups, relaxed)
+    divided = [
+        (g, [k for k, x in zip(problem.options[g], shares, strict=True) if x > _SHARE])
+        for g, shares in zip(groups, relaxed.shares, strict=True)
+        if shares.max() < 1 - _SHARE
+    ][:_DIVIDED]
+    names = [g for g, _ in divided]
+    combinations = product(*(columns for _, columns in divided))
+    return [down, *({**down, **dict(zip(names, c, strict=True))} for c in combinations if c)]
 
 
 def rounded_relaxation(problem: Knapsack) -> Choice:

@@ -13,18 +13,26 @@ _LARGEST_COUNT = 64
 _NEAR = 5
 
 
-def tightened(problem: Knapsack, prove: Prove, incumbent: Choice | None) -> Knapsack:
-    """The same choices under limits that can be met, with a count cut where values nearly tie."""
+def tightened(
+    problem: Knapsack, prove: Prove, incumbent: Choice | None
+) -> tuple[Knapsack, Choice | None]:
+    """The same choices under limits that can be met, with a count cut where values nearly tie.
+
+    Returns:
+        The program and an incumbent, the better of the given one and the one of the highest count.
+    """
     problem = replace(problem, limits=_reachable_limits(problem))
-    counts = _counts(problem)
-    if counts is None:
-        return problem
+    unit, counts = _counts(problem)
+    if not unit:
+        return problem, incumbent
     coarse = replace(problem, values=counts)
     best, proven = prove(coarse, incumbent)
     if best is None or not proven:
-        return problem
-    limit = coarse.value(best)
-    return replace(problem, costs=[*problem.costs, counts], limits=[*problem.limits, limit])
+        return problem, incumbent
+    costs, limits = [*problem.costs, counts], [*problem.limits, coarse.value(best)]
+    base = (*[0] * len(problem.limits), unit)
+    start = max((c for c in (incumbent, best) if c is not None), key=problem.value)
+    return replace(problem, costs=costs, limits=limits, base=base), start
 
 
 def _reachable_limits(problem: Knapsack) -> list[int]:
@@ -38,8 +46,8 @@ def _reachable_limits(problem: Knapsack) -> list[int]:
     return limits
 
 
-def _counts(problem: Knapsack) -> list[list[int]] | None:
-    """Values as small whole multiples of one unit, where they are nearly that; else None.
+def _counts(problem: Knapsack) -> tuple[int, list[list[int]]]:
+    """A unit, and values as small whole multiples of it; 0 where they are not nearly that.
 
     With β near zero every bit of every group is worth the same to nine digits. How many bits fit
     is then one bound, settled first; which bits, the rest of the program decides under it.
@@ -47,17 +55,18 @@ def _counts(problem: Knapsack) -> list[list[int]] | None:
     rows = [[problem.values[g][k] for k in o] for g, o in enumerate(problem.options)]
     steps = [v - min(row) for row in rows for v in row if v > min(row)]
     if not steps:
-        return None
+        return 0, []
     unit = min(steps)
     if max(steps) > unit * _LARGEST_COUNT or all(step % unit == 0 for step in steps):
-        return None
+        return 0, []
     if any(abs(step - round_div(step, unit) * unit) * _NEAR > unit for step in steps):
-        return None
+        return 0, []
     lowest = [min(row) for row in rows]
-    return [
+    counts = [
         [max(0, round_div(value - low, unit)) for value in row]
         for row, low in zip(problem.values, lowest, strict=True)
     ]
+    return unit, counts
 
 
 def round_div(value: int, unit: int) -> int:
