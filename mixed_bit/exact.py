@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mixed_bit.exchange import exchanged
 from mixed_bit.frontier import Frontier, Ints, Objects, Stage
 from mixed_bit.knapsack import Choice, Knapsack, fill
 from mixed_bit.relaxation import Multipliers, relax, roundings, tier
@@ -104,8 +105,11 @@ class _Search:
 
     def _round(self, chunk: list[int]) -> bool:
         """Close options of a chunk or extend the frontier by it; False where nothing is left."""
-        base = self._relax(chunk)
-        bound = _Bound.build(self.problem, chunk, self._open[len(chunk) :], base)
+        prices, starts = self._relax(chunk)
+        bound = _Bound.build(self.problem, chunk, self._open[len(chunk) :], prices)
+        if len(self._states) == 1:
+            for start in starts:
+                self._offer(exchanged(self.problem, start, bound.losses))
         windows = self._windows(bound)
         alive = np.flatnonzero(windows > 0)
         if not len(alive):
@@ -132,8 +136,8 @@ class _Search:
             windows = windows + weight * (limit - used.astype(object))
         return np.asarray(windows)
 
-    def _relax(self, chunk: list[int]) -> Multipliers:
-        """Multipliers for what the most promising state has left; offers the rounded choices."""
+    def _relax(self, chunk: list[int]) -> tuple[Multipliers, list[Choice]]:
+        """Multipliers for what the most promising state has left, and the rounded choices."""
         index = int(np.argmin(self._states.loss[:, 0]))
         rest = self._open[len(chunk) :]
         room = [
@@ -144,10 +148,12 @@ class _Search:
         ]
         relaxed = relax(self.problem, chunk, room)
         if relaxed is None:
-            return Multipliers((0,) * len(room), 0)
-        for rounded in roundings(self.problem, chunk, relaxed):
-            self._offer(self._complete(index, rounded))
-        return relaxed.multipliers
+            return Multipliers((0,) * len(room), 0), []
+        rounded = roundings(self.problem, chunk, relaxed)
+        choices = [self._complete(index, chosen) for chosen in rounded]
+        for choice in choices:
+            self._offer(choice)
+        return relaxed.multipliers, choices
 
     def _complete(self, index: int, chosen: dict[int, int]) -> Choice:
         chosen = {**self._settled, **self._states.choice(index), **chosen}
@@ -156,8 +162,10 @@ class _Search:
         choice = [chosen[g] for g in range(len(self.problem.options))]
         return fill(self.problem, choice, self._open) if self.problem.fits(choice) else choice
 
-    def _offer(self, choice: Choice) -> None:
-        if self.problem.fits(choice) and self.problem.value(choice) > self._target:
+    def _offer(self, choice: Choice | None) -> None:
+        if choice is None or not self.problem.fits(choice):
+            return
+        if self.problem.value(choice) > self._target:
             self.best, self._target = choice, self.problem.value(choice)
 
     def _close(self, bound: _Bound, window: int) -> bool:
