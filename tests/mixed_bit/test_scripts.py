@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import ENVIRONMENT, ROOT, lively, run_command
+from support import ENVIRONMENT, ROOT, heed_interrupts, lively, run_command
 
 from mixed_bit.feature_extract import build_parser, extract
 from ompq.errors import OmpqError
@@ -155,7 +155,9 @@ def test_ctrl_c_leaves_what_was_there(tmp_path: Path) -> None:
     )
     command = [sys.executable, str(ROOT / SCRIPT), "--model", f"{tmp_path / 'slow.py'}:build"]
     command += ["--dataset", "digits", "--model_size", "16", "--output_dir", str(tmp_path)]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     while not (tmp_path / "started").exists():
         assert process.poll() is None
         time.sleep(0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,11 @@ def run_command(command: list[str], cwd: Path, timeout: float = 300, **environme
         timeout=timeout,
         check=False,
     )
+
+
+def heed_interrupts() -> None:
+    """To be run in a child before its program: a runner in the background ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def labelled_photographs() -> list[tuple[Path, int]]:

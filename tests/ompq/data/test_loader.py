@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import heed_interrupts
 
 from ompq.data import Loader, make_loader
 from ompq.errors import OmpqError
@@ -177,6 +178,7 @@ def test_ctrl_c_ends_a_loader_with_workers(image_folder: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(root)},
+        preexec_fn=heed_interrupts,
     )
     try:
         assert process.stdout.readline() == "batch\n"
