@@ -8,7 +8,8 @@ figures in the rows are the paper's (OMPQ, arXiv:2109.07865, and its repository)
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from ompq.errors import OmpqError
 
@@ -31,14 +32,24 @@ class Published:
     top1: float | None = None
     miscounted: tuple[tuple[str, int, int], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.quant_type not in ("QAT", "PTQ"):
+            raise ValueError(f"{self.name}: quant_type is {self.quant_type!r}, not QAT or PTQ")
+        wrong = [width for width in (*self.bits, self.act_bits) if not 2 <= width <= 8]
+        if wrong or not self.bits:
+            raise ValueError(f"{self.name}: widths {wrong} are not in 2..8, or there are none")
+
 
 @dataclass(frozen=True)
 class Uniform:
-    """The same width in every layer but the stem and the classifier, which get 8 bits."""
+    """The same width in every layer but the stem and the classifier, which get 8 bits.
+
+    `act_bits` is None where the name gives none (`uniform4` beside `uniform4_a8`).
+    """
 
     name: str
     width: int
-    act_bits: None = None
+    act_bits: int | None = None
 
 
 def _row(
@@ -92,17 +103,63 @@ PUBLISHED = {
 }
 
 UNIFORM = {f"uniform{width}": Uniform(f"uniform{width}", width) for width in range(2, 9)}
+_UNIFORM_WITH_ACTIVATIONS = re.compile(r"(uniform[2-8])_a([2-8])")
 
 
-def lookup(scheme: str) -> Published | Uniform:
+def lookup(
+    scheme: str, network: str | None = None, quant_type: str | None = None
+) -> Published | Uniform:
     """The configuration called `scheme`.
 
+    Args:
+        scheme: a published name, `uniformN`, or `uniformN_aM` with M bits of activation.
+        network: where given, a published scheme must be for it (`torchvision:mobilenet_v2` is
+            `mobilenetv2`).
+        quant_type: where given, a published scheme must be of it.
+
     Raises:
-        OmpqError: no configuration has that name; the closest ones are named.
+        OmpqError: no configuration has that name (those that exist are named, the closest first),
+            or it is for another network or quantization type.
     """
+    if match := _UNIFORM_WITH_ACTIVATIONS.fullmatch(scheme):
+        return replace(UNIFORM[match[1]], name=scheme, act_bits=int(match[2]))
     schemes: dict[str, Published | Uniform] = {**PUBLISHED, **UNIFORM}
-    if scheme in schemes:
-        return schemes[scheme]
-    close = difflib.get_close_matches(scheme, schemes, n=3, cutoff=0.3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(schemes)}"
-    raise OmpqError(f"no configuration is called {scheme!r}; {hint}")
+    if scheme not in schemes:
+        known = difflib.get_close_matches(scheme, schemes, n=len(schemes), cutoff=0.0)
+        raise OmpqError(f"no configuration is called {scheme!r}; there are {', '.join(known)}")
+    found = schemes[scheme]
+    if isinstance(found, Published):
+        _check_meant_for(found, network, quant_type)
+    return found
+
+
+def published_for(network: str, size_mb: float, quant_type: str = "PTQ") -> Published:
+    """The published configuration of a network and size; of several, the first.
+
+    Raises:
+        OmpqError: nothing is published for them; the sizes that are get named.
+    """
+    plain = _plain(network)
+    rows = [r for r in PUBLISHED.values() if (r.network, r.quant_type) == (plain, quant_type)]
+    for row in rows:
+        if row.size_mb == size_mb:
+            return row
+    sizes = ", ".join(str(row.size_mb) for row in rows) or "none"
+    raise OmpqError(
+        f"no {quant_type} configuration of {network} with {size_mb} MB is published; sizes: {sizes}"
+    )
+
+
+def _check_meant_for(row: Published, network: str | None, quant_type: str | None) -> None:
+    if network is not None and _plain(network) != row.network:
+        raise OmpqError(f"{row.name} is for {row.network} ({row.quant_type}), not for {network}")
+    if quant_type is not None and quant_type != row.quant_type:
+        raise OmpqError(
+            f"{row.name} is for {row.quant_type}; it has no widths for {quant_type} of "
+            f"{row.network}"
+        )
+
+
+def _plain(network: str) -> str:
+    """`torchvision:mobilenet_v2` and `MobileNetV2` as `mobilenetv2`."""
+    return network.rpartition(":")[2].lower().replace("_", "").replace("-", "")

@@ -195,9 +195,11 @@ class _Search:
         self._states = Frontier(states.used, states.value, np.stack(loss, axis=1), states.trail)
         for stage in self._stages(fan, units, chunk, rest):
             self._states = self._states.extend(stage, self._limits, allowed)
-            if len(self._states) > self._beam:
+            # A pass that proves nothing any more is only worth its incumbents.
+            beam = self._beam if self.complete else min(self._beam, _BEAMS[1])
+            if len(self._states) > beam:
                 self.complete = False
-                self._states = self._states.most_promising(self._beam, allowed)
+                self._states = self._states.most_promising(beam, allowed)
             if not len(self._states):
                 return
 

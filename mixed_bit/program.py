@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Context, Decimal, localcontext
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ompq.errors import OmpqError
+
+_EXPONENTIAL_BITS = 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,8 @@ class Program:
         costs = [budget.cost.shape for budget in self.budgets]
         if {self.price.shape, self.allowed.shape, *costs} != {shape}:
             raise ValueError(f"price, allowed and costs must all be {shape}")
+        if not all(np.issubdtype(budget.cost.dtype, np.integer) for budget in self.budgets):
+            raise ValueError("costs must be whole numbers; count in a smaller unit")
         finite = np.isfinite(self.price).all(axis=1) & np.isfinite(self.log_scale)
         if not finite.all():
             name = self.names[int(np.argmin(finite))]
@@ -87,37 +92,46 @@ def check_feasible(program: Program) -> None:
     Raises:
         OmpqError: names the smallest feasible value of the budget.
     """
-    for budget in program.budgets:
-        cheapest = np.where(program.allowed, budget.cost, np.iinfo(np.int64).max).min(axis=1)
-        least = int(cheapest.sum()) + budget.constant
-        if least > budget.limit:
-            needed = math.ceil(least / budget.per_unit * 1e4) / 1e4
-            raise OmpqError(
-                f"a {budget.name} of {budget.limit / budget.per_unit:.4f} {budget.unit} cannot be "
-                f"reached: the smallest feasible {budget.name} is {needed:.4f} {budget.unit}"
-            )
+    refusals = [text for budget in program.budgets if (text := _refusal(program, budget))]
+    if refusals:
+        raise OmpqError("; ".join(refusals))
+
+
+def _refusal(program: Program, budget: Budget) -> str:
+    """Why a budget cannot be kept; empty where it can."""
+    cost = np.where(program.allowed, budget.cost, np.iinfo(np.int64).max)
+    least = int(cost.min(axis=1).sum()) + budget.constant
+    if least <= budget.limit:
+        return ""
+    needed = math.ceil(least / budget.per_unit * 1e4) / 1e4
+    widths = sorted({program.widths[k] for k in cost.argmin(axis=1)})
+    return (
+        f"a {budget.name} of {budget.limit / budget.per_unit:.4f} {budget.unit} cannot be "
+        f"reached: the smallest feasible {budget.name} is {needed:.4f} {budget.unit}, "
+        f"at {', '.join(map(str, widths))} bits"
+    )
 
 
 def exact_values(program: Program) -> list[list[int]]:
     """−price·exp(log_scale) as whole numbers on one common scale, L × K; larger is better.
 
-    Python's integers hold any range, so that no group's price vanishes beside another's; they
-    differ from the real numbers by the rounding of one float64.
+    Python's integers hold any range, so that no group's price vanishes beside another's. The
+    exponential is taken to 28 digits: with β near zero the scales differ by less than the last
+    digit of a float64 near one. Equal scales give equal numbers.
     """
-    parts = [
-        [_mantissa_exponent(-float(price), float(scale)) for price in row]
-        for row, scale in zip(program.price, program.log_scale, strict=True)
-    ]
+    scales = [_exponential(float(scale)) for scale in program.log_scale]
+    parts = []
+    for row, (mantissa, exponent) in zip(program.price, scales, strict=True):
+        ratios = [(-float(price)).as_integer_ratio() for price in row]
+        parts.append([(n * mantissa, exponent - d.bit_length() + 1) for n, d in ratios])
     lowest = min((e for row in parts for m, e in row if m), default=0)
     return [[m << (e - lowest) if m else 0 for m, e in row] for row in parts]
 
 
-def _mantissa_exponent(value: float, log_scale: float) -> tuple[int, int]:
-    """Whole m and e with value·exp(log_scale) = m·2^e."""
-    fraction, exponent = math.frexp(value)
-    log2_scale = log_scale / math.log(2)
-    whole = math.floor(log2_scale)
-    # exp of the remainder, not of the whole: accurate even where exp(log_scale) is 1 − 1e-12.
-    remainder = math.exp(log_scale - whole * math.log(2))
-    mantissa = int(fraction * 2**53) * int(remainder * 2**53)
-    return mantissa, exponent + whole - 106
+def _exponential(power: float) -> tuple[int, int]:
+    """Whole m and e with exp(power) = m·2^e, to a relative error of 2^−92."""
+    with localcontext(Context(prec=60)):
+        exact, log_two = Decimal(power), Decimal(2).ln()
+        exponent = math.floor(exact / log_two)
+        mantissa = int((exact - exponent * log_two).exp() * 2**_EXPONENTIAL_BITS)
+    return mantissa, exponent - _EXPONENTIAL_BITS
