@@ -138,6 +138,7 @@ def test_any_small_program_against_enumeration(data: st.DataObject) -> None:
     assert worth(program, relaxed) <= worth(program, solve(program))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", BETAS)
 def test_a_thousand_groups_are_proven_and_no_width_can_be_raised(beta: float) -> None:
     generator = np.random.default_rng(2)
