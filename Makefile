@@ -20,9 +20,11 @@ help: ## what there is to make
 	@sed -n '1,3p' $(MAKEFILE_LIST) | sed 's/^# *//'
 
 $(BASE): requirements.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "error: there is no $(PYTHON); install Python 3.10 or newer, or set PYTHON" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "error: $(PYTHON) is older than 3.10; set PYTHON=python3.11, say" >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 		{ echo "error: $(PYTHON) -m venv failed; install python3-venv" >&2; exit 2; }
 	$(if $(TORCH_INDEX),$(PIP) install --quiet --index-url $(TORCH_INDEX) torch torchvision)
 	$(PIP) install --quiet --editable .
@@ -60,4 +62,5 @@ bench: $(BASE) ## measure the bit search (minutes)
 	$(BIN)/python benchmarks/bit_search.py $(ARGS)
 
 clean: ## remove the environment and everything made
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache ompq_output demo_output
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		ompq_output demo_output benchmark_output

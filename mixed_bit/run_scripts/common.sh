@@ -3,7 +3,7 @@
 # OMPQ_BASE_MODEL and OMPQ_DATA. Later arguments win, so every setting can be overridden. NPROC
 # starts that many ranks, PYTHON names the interpreter.
 
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+here="$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
 given() { # given OPTION ARGUMENTS…: whether the option is among the arguments
     local option="$1" argument
