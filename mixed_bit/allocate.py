@@ -18,6 +18,10 @@ ROUNDINGS = ("fill", "nearest")
 def solve(program: Program, solver: str = "ilp", rounding: str = "fill") -> Allocation:
     """Choose one width per group.
 
+    The same program gives the same answer everywhere. Where `ilp` finds choices of exactly equal
+    value, widths that can be raised at no loss are raised, the last group first, and groups alike
+    in every price and cost give the later ones more bits.
+
     Args:
         program: prices and budgets.
         solver: `ilp` for the proven optimum of the integer program, `lp` for the linear relaxation
@@ -55,10 +59,12 @@ def _allocation(
 
 
 def _knapsack(program: Program) -> Knapsack:
+    # Without a budget there is one that costs nothing: the arrays always have a row.
+    free = [[0] * len(program.widths) for _ in program.names]
     return Knapsack(
         values=exact_values(program),
-        costs=[budget.cost.tolist() for budget in program.budgets],
-        limits=[budget.available for budget in program.budgets],
+        costs=[budget.cost.tolist() for budget in program.budgets] or [free],
+        limits=[budget.available for budget in program.budgets] or [0],
         options=program.options(),
     )
 

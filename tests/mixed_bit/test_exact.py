@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixed_bit import exact
 from mixed_bit.allocate import Allocation, Budget, Program, solve
 from mixed_bit.importance import log_importance, log_theta
+from mixed_bit.knapsack import Knapsack
 from ompq.errors import OmpqError
 
 BETAS = [1e-9, 1e-3, 1.0, 10.0, 100.0]
@@ -168,6 +170,67 @@ def test_two_budgets_on_a_network_are_proven(beta: float) -> None:
     alone = program_of(params, widths, log_scale, {"size": limits["size"]})
     assert worth(program, solve(program, "lp")) <= worth(program, found)
     assert worth(program, found) <= worth(alone, solve(alone))
+
+
+def unaided(program: Program, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What the proof finds from the worst incumbent, without the heuristics that precede it."""
+    monkeypatch.setattr(exact, "exchanged", lambda *_: None)
+    monkeypatch.setattr(exact, "roundings", lambda *_: [])
+    monkeypatch.setattr(exact, "fill", lambda problem, choice, groups: choice)
+    problem = Knapsack(
+        whole_prices(program),
+        [budget.cost.tolist() for budget in program.budgets],
+        [budget.limit for budget in program.budgets],
+        program.options(),
+    )
+    found, proven = exact.prove(problem, [options[0] for options in program.options()])
+    assert proven and found is not None and problem.fits(found)
+    return problem.value(found)
+
+
+@pytest.mark.parametrize("span", [0.0, 1e-9, 1e-3, 1.0, 92.0, 3000.0])
+@pytest.mark.parametrize("budgets", [1, 2, 3])
+def test_the_proof_alone_finds_the_optimum(
+    span: float, budgets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bound that drops too much would otherwise hide behind a good incumbent."""
+    for seed in range(8):
+        generator = np.random.default_rng(seed)
+        widths = [(2, 3, 4), (4, 8), (4, 5, 6, 7, 8)][seed % 3]
+        count = {3: 7, 2: 10, 5: 5}[len(widths)]
+        line = np.array(widths)
+        rows = [generator.integers(1, 10**6, count) for _ in range(budgets)]
+        parts = generator.uniform(0.2, 0.8, budgets)
+        program = Program(
+            -np.tile(line.astype(float), (count, 1)),
+            -span * generator.uniform(0, 1, count),
+            widths,
+            np.ones((count, len(widths)), dtype=bool),
+            tuple(
+                Budget(str(j), row[:, None] * line, part_of(row, widths, part))
+                for j, (row, part) in enumerate(zip(rows, parts, strict=True))
+            ),
+            tuple(map(str, range(count))),
+        )
+        assert unaided(program, monkeypatch) == enumerated(program), seed
+
+
+@pytest.mark.parametrize("beta", [1e-9, 1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("count", [16, 30])
+def test_the_proof_alone_finds_the_optimum_of_a_network(
+    beta: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(count)
+    params = generator.integers(1, 80, count)
+    log_scale = log_importance(log_theta(generator.uniform(0.2, 0.8, count) * count, beta))
+    limit = part_of(params, (4, 5, 6, 7, 8), 0.45)
+    program = program_of(params, (4, 5, 6, 7, 8), log_scale, {"size": limit})
+    assert unaided(program, monkeypatch) == tabulated(program)
+
+
+def test_without_a_budget_every_width_is_the_best() -> None:
+    program = program_of(np.array([3, 4]), (4, 8), np.array([-1.0, -90.0]), {})
+    assert solve(program).bits == solve(program, "lp").bits == (8, 8)
 
 
 def test_the_tail_that_outweighs_a_small_difference_decides() -> None:
