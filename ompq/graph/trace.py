@@ -7,6 +7,7 @@ import inspect
 import sys
 import traceback
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ from ompq.graph.operations import quantizable
 _OWN_FOLDER = str(Path(__file__).parent)
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+# What a network's own code raises where tracing, or an image of this size, does not suit it.
+_UNSUITED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> NetworkGraph:
@@ -58,18 +70,25 @@ class _Tracer(fx.Tracer):
 
 def _trace(root: nn.Module) -> fx.Graph:
     arguments = _default_arguments(root)
-    try:
-        graph = _Tracer().trace(root, concrete_args=arguments)
-    except Exception as error:  # whatever the network's own code raises under tracing
-        opaque = _declared_opaque()
+    errors: list[Exception] = []
+    for tracer in _tracers():
         try:
-            if not any(opaque):
-                raise
-            graph = _Tracer(*opaque).trace(root, concrete_args=arguments)
-        except Exception:
-            raise OmpqError(_untraceable(root, error)) from error
-    _drop_fixed_arguments(graph)
-    return graph
+            graph = tracer.trace(root, concrete_args=arguments)
+        except _UNSUITED as error:
+            errors.append(error)
+        else:
+            _drop_fixed_arguments(graph)
+            return graph
+    raise OmpqError(_untraceable(root, errors[0])) from errors[0]
+
+
+def _tracers() -> Iterator[_Tracer]:
+    """Plain tracing; then, with timm in use, with what timm itself declares opaque to torch.fx."""
+    yield _Tracer()
+    if "timm" in sys.modules:
+        from timm.models import get_notrace_functions, get_notrace_modules
+
+        yield _Tracer(tuple(get_notrace_modules()), tuple(get_notrace_functions()))
 
 
 def _default_arguments(root: nn.Module) -> dict[str, Any] | None:
@@ -84,15 +103,6 @@ def _default_arguments(root: nn.Module) -> dict[str, Any] | None:
             "wrap the network in a module whose forward takes the images alone"
         )
     return {p.name: p.default for p in parameters if p.default is not p.empty} or None
-
-
-def _declared_opaque() -> tuple[tuple[type, ...], tuple[Any, ...]]:
-    """Modules and functions that timm itself declares opaque to torch.fx, when timm is in use."""
-    if "timm" not in sys.modules:
-        return (), ()
-    from timm.models import get_notrace_functions, get_notrace_modules
-
-    return tuple(get_notrace_modules()), tuple(get_notrace_functions())
 
 
 def _untraceable(root: nn.Module, error: Exception) -> str:
@@ -158,7 +168,7 @@ def _record_shapes(traced: fx.GraphModule, input_shape: tuple[int, int, int]) ->
     try:
         with torch.inference_mode():
             recorder.run(image)
-    except Exception as error:  # whatever the network's own code raises
+    except _UNSUITED as error:
         shape = "×".join(map(str, input_shape))
         reason = str(error).split("\n")[0][:200]
         raise OmpqError(
