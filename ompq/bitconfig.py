@@ -87,7 +87,14 @@ class Assignment:
 
     def layer_bits(self) -> dict[str, int]:
         """Weight width of every layer, tied ones included."""
-        pairs = zip(self.groups, self.widths, strict=True)
+        return self._per_layer(self.widths)
+
+    def layer_act_bits(self) -> dict[str, int]:
+        """Width of the activations that every layer reads, tied ones included."""
+        return self._per_layer(self.activations)
+
+    def _per_layer(self, widths: Sequence[int]) -> dict[str, int]:
+        pairs = zip(self.groups, widths, strict=True)
         return {layer: width for group, width in pairs for layer in group.layers}
 
 

@@ -20,7 +20,67 @@ class Accuracy:
     count: int
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """The five likeliest classes of every image (n × 5, or fewer classes), and the labels (n).
+
+    Labels are −1 where there are none.
+    """
+
+    classes: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every image has a label."""
+        return bool((self.labels >= 0).all())
+
+    def accuracy(self) -> Accuracy:
+        """How often the label is the likeliest class, and among the five likeliest.
+
+        Raises:
+            OmpqError: the images have no labels.
+        """
+        if not self.has_labels:
+            raise OmpqError(
+                "accuracy needs labels, and this data set has none; use a folder "
+                "with one sub-folder per class"
+            )
+        hits = self.classes == self.labels[:, None]
+        return Accuracy(_percent(hits[:, 0]), _percent(hits.any(dim=1)), len(self))
+
+    def agreement(self, other: Predictions) -> float:
+        """How often both name the same likeliest class, in per cent."""
+        return _percent(self.classes[:, 0] == other.classes[:, 0])
+
+
+def _percent(hits: Tensor) -> float:
+    return 100 * int(hits.sum()) / len(hits)
+
+
 @torch.inference_mode()
+def predict(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> Predictions:
+    """What `network` (put on `device`, in evaluation mode) says to batches of images and labels.
+
+    Raises:
+        OmpqError: there are no images.
+    """
+    network = network.to(device).eval()
+    classes, known = [], []
+    for images, labels in batches:
+        logits = network(images.to(device))
+        classes.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu())
+        known.append(labels)
+    if not known:
+        raise OmpqError("there are no images to evaluate on; check the data folder")
+    return Predictions(torch.cat(classes), torch.cat(known))
+
+
 def evaluate(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> Accuracy:
@@ -29,19 +89,4 @@ def evaluate(
     Raises:
         OmpqError: there are no images, or they have no labels.
     """
-    network = network.to(device).eval()
-    correct1 = correct5 = count = 0
-    for images, labels in batches:
-        if (labels < 0).any():
-            raise OmpqError(
-                "accuracy needs labels, and this data set has none; use a folder "
-                "with one sub-folder per class"
-            )
-        logits = network(images.to(device))
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels.to(device).view(-1, 1)
-        correct1 += int(best[:, 0].sum())
-        correct5 += int(best.sum())
-        count += len(labels)
-    if count == 0:
-        raise OmpqError("there are no images to evaluate on; check the data folder")
-    return Accuracy(100 * correct1 / count, 100 * correct5 / count, count)
+    return predict(network, batches, device).accuracy()

@@ -29,13 +29,15 @@ class Parser(argparse.ArgumentParser):
         raise OmpqError(f"{message}; see {self.prog} --help")
 
 
-def add_network_options(parser: argparse.ArgumentParser, *name_flags: str) -> None:
+def add_network_options(
+    parser: argparse.ArgumentParser, *name_flags: str, required: bool = True
+) -> None:
     """The network, its weights, its classes."""
     group = parser.add_argument_group("network")
     group.add_argument(
         *name_flags,
         dest="model",
-        required=True,
+        required=required,
         metavar="NAME",
         help="a name such as resnet18, torchvision:NAME, timm:NAME, pytorchcv:NAME, or "
         "FILE.py:FACTORY for a network of your own",
@@ -49,12 +51,14 @@ def add_network_options(parser: argparse.ArgumentParser, *name_flags: str) -> No
     )
 
 
-def add_run_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
-    """Where and how a run happens."""
+def add_run_options(
+    parser: argparse.ArgumentParser, output_dir: str, *, seed: int = 0, workers: int = 2
+) -> None:
+    """Where and how a run happens; the defaults differ between the published scripts."""
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    group.add_argument("--seed", type=int, default=seed, help="seed of everything random")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    group.add_argument("--workers", type=int, default=2, help="threads that decode images")
+    group.add_argument("--workers", type=int, default=workers, help="threads that decode images")
     group.add_argument(
         "--output_dir", type=Path, default=Path(output_dir), help="folder for the results"
     )

@@ -2,7 +2,9 @@
 
 from ompq.graph.folding import fold_batch_norm
 from ompq.graph.network import Block, Group, Layer, NetworkGraph, analyse
+from ompq.graph.parts import Part, extract, parts_of
 from ompq.graph.run import run_with_taps
+from ompq.graph.sites import activation_sites
 from ompq.graph.trace import trace
 
 __all__ = [
@@ -10,8 +12,12 @@ __all__ = [
     "Group",
     "Layer",
     "NetworkGraph",
+    "Part",
+    "activation_sites",
     "analyse",
+    "extract",
     "fold_batch_norm",
+    "parts_of",
     "run_with_taps",
     "trace",
 ]

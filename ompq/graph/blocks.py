@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from ompq.graph.operations import ADDITIONS, operation, tensor_shape
+from ompq.graph.operations import ADDITIONS, carries_values, operation, tensor_shape
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -112,10 +112,10 @@ def _parts_between_cuts(traced: GraphModule) -> list[list[Node]]:
     alive: set[Node] = {node for node in position if node.op == "placeholder"}
     for node in computed:
         part.append(node)
-        if node.op != "get_attr" and tensor_shape(node) is not None:
+        if carries_values(node):
             alive.add(node)
         alive = {value for value in alive if last_use[value] > position[node]}
-        if alive == {node}:
+        if alive == {node} and tensor_shape(node) is not None:
             parts.append(part)
             part = []
     if part:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 from torch import nn
 from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from ompq.graph.network import NetworkGraph, analyse
+from ompq.graph.network import NetworkGraph
 from ompq.graph.operations import layer_of
 
 
@@ -31,7 +30,7 @@ def fold_batch_norm(graph: NetworkGraph) -> NetworkGraph:
             module.graph.erase_node(node)
     module.delete_all_unused_submodules()
     module.recompile()
-    return _with_costs_of(graph, analyse(module, graph.input_shape))
+    return graph.with_module(module)
 
 
 def _fuse(layer: nn.Conv2d | nn.Linear, norm: nn.Module) -> nn.Module:
@@ -40,13 +39,3 @@ def _fuse(layer: nn.Conv2d | nn.Linear, norm: nn.Module) -> nn.Module:
     if isinstance(layer, nn.Linear):
         return fuse_linear_bn_eval(layer, norm)
     return fuse_conv_bn_eval(layer, norm)
-
-
-def _with_costs_of(source: NetworkGraph, folded: NetworkGraph) -> NetworkGraph:
-    layers = {
-        name: replace(layer, params=source.layers[name].params)
-        for name, layer in folded.layers.items()
-    }
-    params = {group.name: group.params for group in source.groups}
-    groups = tuple(replace(group, params=params[group.name]) for group in folded.groups)
-    return replace(folded, layers=layers, groups=groups)

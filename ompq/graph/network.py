@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -90,6 +90,17 @@ class NetworkGraph:
     def layer_module(self, name: str) -> nn.Conv2d | nn.Linear:
         """The module of the layer called `name`."""
         return layer_of(self.module, name)
+
+    def with_module(self, module: GraphModule) -> NetworkGraph:
+        """The view of a rewritten network with the same layers; costs stay those of this one."""
+        view = analyse(module, self.input_shape)
+        layers = {
+            name: replace(layer, params=self.layers[name].params)
+            for name, layer in view.layers.items()
+        }
+        params = {group.name: group.params for group in self.groups}
+        groups = tuple(replace(group, params=params[group.name]) for group in view.groups)
+        return replace(view, layers=layers, groups=groups)
 
 
 def analyse(traced: GraphModule, input_shape: tuple[int, int, int]) -> NetworkGraph:

@@ -17,9 +17,10 @@ NORMS = BATCH_NORMS | frozenset(
 )
 IDENTITIES = frozenset(
     "identity dropout dropout2d alphadropout feature_dropout stochastic_depth drop_path "
-    "contiguous clone detach to type_as float".split()
+    "contiguous clone detach to type_as float activationquantizer".split()
 )
 LAYOUTS = frozenset("flatten unflatten reshape view permute transpose squeeze unsqueeze".split())
+MAX_POOLS = frozenset("maxpool2d max_pool2d adaptivemaxpool2d adaptive_max_pool2d amax".split())
 ADDITIONS = frozenset("add iadd".split())
 PARAMETER_PLUMBING = frozenset(
     "expand cat concat repeat tile getitem getattr interpolate size dim chunk split unbind".split()
@@ -61,6 +62,15 @@ def operation(node: Node, network: GraphModule) -> str:
 def tensor_shape(node: Node) -> tuple[int, ...] | None:
     """Shape of the node's value for the example input, None where the value is not a tensor."""
     return node.meta.get("shape")
+
+
+def carries_values(node: Node) -> bool:
+    """Whether the node's value is a tensor, or several of them, computed from the images' values.
+
+    Sizes and other numbers are not; parameters (`get_attr`) are not.
+    """
+    holds = tensor_shape(node) is not None or node.meta.get("holds_tensors", False)
+    return node.op != "get_attr" and bool(holds)
 
 
 def tensor_users(node: Node) -> list[Node]:

@@ -150,12 +150,14 @@ def _plain_batch_norm(fused: _BatchNorm) -> nn.BatchNorm2d:
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Runs the graph once and notes each tensor's shape in its node."""
+    """Runs the graph once and notes each tensor's shape, and who holds several, in the nodes."""
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
             n.meta["shape"] = tuple(value.shape)
+        elif isinstance(value, tuple | list):
+            n.meta["holds_tensors"] = any(isinstance(part, Tensor) for part in value)
         return value
 
 

@@ -25,8 +25,8 @@ class QuantParams:
     high: int
 
     def __post_init__(self) -> None:
-        if self.scale.shape != self.zero_point.shape or self.scale.dim() > 1:
-            raise ValueError("scale and zero_point need the same shape: () or (channels,)")
+        if self.scale.shape != self.zero_point.shape:
+            raise ValueError("scale and zero_point need the same shape")
         if self.low >= self.high:
             raise ValueError(f"an empty range {self.low}..{self.high}")
 

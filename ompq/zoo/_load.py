@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ompq.checkpoint import check_finite, find_weights
 from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
 from ompq.zoo._fitting import classifier, load_checkpoint
+from ompq.zoo._layouts import LAYOUTS
 from ompq.zoo._sources import Source, download, find_source
 
 
@@ -18,7 +21,8 @@ from ompq.zoo._sources import Source, download, find_source
 class Network:
     """A network in evaluation mode (float32, CPU), and what its images go through.
 
-    `source` says in words where the weights came from.
+    `source` says in words where the weights came from; `layout` is the layout of the checkpoint,
+    if one was read, which may have changed the network's structure.
     """
 
     name: str
@@ -26,6 +30,16 @@ class Network:
     preprocess: Preprocess
     num_classes: int
     source: str
+    layout: str = ""
+
+    def architecture(self) -> dict[str, Any]:
+        """JSON-ready values from which `rebuild` makes the same network without weights."""
+        return {
+            "name": self.name,
+            "num_classes": self.num_classes,
+            "layout": self.layout,
+            "transform_input": bool(getattr(self.module, "transform_input", False)),
+        }
 
 
 def load_network(
@@ -78,7 +92,36 @@ def _from_file(name: str, source: Source, file: Path, num_classes: int | None) -
     if preprocess is not None and hasattr(fit.module, "transform_input"):
         # The library's own file of such a network was made for inputs in -1..1.
         fit.module.transform_input = True  # type: ignore[assignment]
-    return _network(name, fit.source, fit.module, origin, preprocess)
+    network = _network(name, fit.source, fit.module, origin, preprocess)
+    network.layout = fit.layout.name
+    return network
+
+
+def rebuild(architecture: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network that `Network.architecture` describes, with random weights.
+
+    Args:
+        architecture: what `Network.architecture` gave.
+        weights: tensors under the network's names, whose presence and shapes tell what a
+            checkpoint's layout changed.
+
+    Raises:
+        OmpqError: the network or the layout is not known here.
+    """
+    source = find_source(architecture["name"])
+    layout = next((known for known in LAYOUTS if known.name == architecture["layout"]), None)
+    if architecture["layout"] and layout is None:
+        raise OmpqError(f"layout {architecture['layout']!r} of a checkpoint is not known here")
+    if layout is not None and source.name in layout.siblings:
+        source = find_source(layout.siblings[source.name])
+    module = source.build(None)
+    if classifier(module)[1] != architecture["num_classes"]:
+        module = source.build(architecture["num_classes"])
+    for adapt in layout.adapts if layout is not None else ():
+        adapt(module, dict(weights))
+    if architecture["transform_input"]:
+        module.transform_input = True  # type: ignore[assignment]
+    return module.float().cpu().eval()
 
 
 def _network(

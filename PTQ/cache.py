@@ -1,0 +1,82 @@
+"""Room for the values between blocks: on the accelerator, in memory, or in a file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ompq.errors import OmpqError
+
+# Share of what is free now that one tensor may take before the next place is tried.
+_SHARE = 0.4
+
+
+class Cache:
+    """Gives float32 tensors of any size, in the place that was asked for or the best that fits.
+
+    Files lie in `folder`, have no name once they are open, and so vanish with the process.
+    """
+
+    def __init__(self, place: str, device: torch.device, folder: Path) -> None:
+        if place == "cuda" and device.type != "cuda":
+            raise OmpqError("--cache_device cuda needs --device cuda; use auto, cpu or disk")
+        self._place, self._device, self._folder = place, device, folder
+
+    def allocate(self, shape: Sequence[int]) -> Tensor:
+        """An uninitialised tensor.
+
+        Raises:
+            OmpqError: the disk is full.
+        """
+        size = 4 * prod(shape)
+        place = self._place if self._place != "auto" else self._best(size)
+        if place == "disk":
+            return _in_file(self._folder, shape)
+        return torch.empty(*shape, device=self._device if place == "cuda" else "cpu")
+
+    def _best(self, size: int) -> str:
+        if self._device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self._device)
+            if size < _SHARE * free:
+                return "cuda"
+        return "cpu" if size < _SHARE * available_memory() else "disk"
+
+
+def available_memory() -> float:
+    """Bytes of main memory that this process may still take, as far as the system tells."""
+    limits = [float("inf")]
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [int(line.split()[1]) * 1024.0 for line in lines if "MemAvailable" in line]
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        most = int((group / "memory.max").read_text())
+        limits.append(float(most - int((group / "memory.current").read_text())))
+    return min(limits)
+
+
+def _in_file(folder: Path, shape: Sequence[int]) -> Tensor:
+    size = prod(shape)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".cache-")
+        try:
+            # A sparse file on a full disk would kill the process at the first write.
+            os.posix_fallocate(descriptor, 0, max(1, 4 * size))
+            values = torch.from_file(name, shared=True, size=size, dtype=torch.float32)
+        finally:
+            os.close(descriptor)
+            os.unlink(name)
+    except OSError as error:
+        raise OmpqError(
+            f"{folder} has no room for {4 * size / 2**20:.0f} MB of cached activations "
+            f"({error.strerror}); free some space, take fewer --num_samples or another --output_dir"
+        ) from error
+    return values.view(*shape)

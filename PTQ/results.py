@@ -1,0 +1,51 @@
+"""What became of one part of a network."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ompq.quantizers import QuantParams
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """How a part was learned, and its loss on the calibration images.
+
+    `loss_before` is that of rounding to nearest, `act_loss_before` that of searched activation
+    grids; `kept` and `act_kept` say what was taken. Without activation quantizers, or with them
+    off, the `act_` entries are empty.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    iterations: int
+    loss_before: float
+    loss_after: float
+    kept: str
+    act_iterations: int
+    act_loss_before: float | None
+    act_loss_after: float | None
+    act_kept: str
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"layers": list(self.layers)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> PartReport:
+        """From `to_json`."""
+        return cls(**(values | {"layers": tuple(values["layers"])}))
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """All that a part's reconstruction decided: integers and grids by layer, activation grids."""
+
+    report: PartReport
+    integers: dict[str, Tensor]
+    weights: dict[str, QuantParams]
+    activations: dict[str, QuantParams]

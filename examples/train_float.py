@@ -1,0 +1,70 @@
+"""Train a float network on a small data set, for where no checkpoint is at hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by its path: see the repository, not this folder, first
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+
+import torch
+
+from ompq.data import DATASETS, make_loader, preprocess_for
+from ompq.files import atomic_path
+from ompq.metrics import evaluate
+from ompq.options import Parser, add_run_options
+from ompq.runtime import resolve_device, run_script, seed_everything
+from ompq.training import train_float
+from ompq.zoo import load_network
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All options of the script."""
+    parser = Parser(prog="train_float.py", description=__doc__)
+    group = parser.add_argument_group("training")
+    group.add_argument("--model", required=True, metavar="NAME", help="network to train")
+    group.add_argument("--dataset", choices=list(DATASETS), required=True, help="images")
+    group.add_argument("--data", type=Path, help="folder of the data set, where it needs one")
+    group.add_argument("--epochs", type=int, default=3, help="passes over the training images")
+    group.add_argument("--batch_size", type=int, default=128, help="images per step")
+    group.add_argument("--lr", type=float, default=0.1, help="highest learning rate")
+    add_run_options(parser, "float_output")
+    return parser
+
+
+def run() -> None:
+    """Train, evaluate, save the weights as `MODEL.pth`."""
+    arguments = build_parser().parse_args()
+    seed_everything(arguments.seed)
+    device = resolve_device(arguments.device)
+    classes = DATASETS[arguments.dataset].num_classes
+    network = load_network(arguments.model, num_classes=classes)
+    preprocess = preprocess_for(arguments.dataset, network.preprocess)
+    train = make_loader(
+        arguments.dataset,
+        arguments.data,
+        "train",
+        preprocess,
+        arguments.batch_size,
+        augment=True,
+        shuffle=True,
+        seed=arguments.seed,
+        workers=arguments.workers,
+    )
+    module = train_float(
+        network.module, train, arguments.epochs, device, learning_rate=arguments.lr
+    )
+    test = make_loader(arguments.dataset, arguments.data, "val", preprocess, 256)
+    accuracy = evaluate(module, test, device)
+    name = arguments.model.replace(":", "_").replace("/", "_")
+    file = arguments.output_dir / f"{name}.pth"
+    with atomic_path(file) as temporary:
+        torch.save(module.state_dict(), temporary)
+    print(f"top-1 {accuracy.top1:.2f} % of {accuracy.count} images; written to {file}")
+
+
+if __name__ == "__main__":
+    run_script(run)

@@ -1,0 +1,180 @@
+"""The file of a quantized network: its integers, their grids, and all else that it computes with.
+
+`quantized.safetensors` holds, for every quantized layer, `LAYER.weight` (uint8 or int8),
+`LAYER.weight_scale` (float32) and `LAYER.weight_zero_point` (int32), scalars or one per channel;
+for every quantized activation, `activations.NODE.scale` and `activations.NODE.zero_point`; and in
+float32 under their own names the biases and what is not quantized. Its metadata, one JSON text
+under `ompq`, says which network this is, what its images go through, and the bits of every layer
+and activation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ompq.errors import OmpqError
+from ompq.files import atomic_path
+from ompq.graph import NetworkGraph, activation_sites, fold_batch_norm, trace
+from ompq.preprocess import Preprocess
+from ompq.quantized import ACTIVATIONS, QuantizedNetwork, QuantizedWeight, insert_quantizers
+from ompq.quantizers import QuantParams
+from ompq.runtime import versions
+from ompq.zoo import Network, rebuild
+
+FORMAT = "ompq-quantized/1"
+FILE = "quantized.safetensors"
+_KEY = "ompq"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A quantized network read from its file; `description` is the file's metadata."""
+
+    network: QuantizedNetwork
+    preprocess: Preprocess
+    description: Mapping[str, Any]
+
+
+def save(
+    path: str | Path,
+    quantized: QuantizedNetwork,
+    source: Network,
+    preprocess: Preprocess,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a quantized network.
+
+    Args:
+        path: of the file.
+        quantized: the network; its enabled activation quantizers are part of it.
+        source: the float network that it was made from.
+        preprocess: what its images go through.
+        details: further JSON-ready metadata.
+    """
+    tensors = _float_tensors(quantized)
+    for layer, weight in quantized.weights.items():
+        tensors[f"{layer}.weight"] = weight.integers
+        tensors[f"{layer}.weight_scale"] = weight.params.scale
+        tensors[f"{layer}.weight_zero_point"] = weight.params.zero_point
+    activations = quantized.activations()
+    for node, quantizer in activations.items():
+        if quantizer.enabled:
+            tensors[f"activations.{node}.scale"] = quantizer.params.scale
+            tensors[f"activations.{node}.zero_point"] = quantizer.params.zero_point
+    description = {
+        "format": FORMAT,
+        "architecture": source.architecture(),
+        "input_shape": list(quantized.graph.input_shape),
+        "preprocess": asdict(preprocess),
+        "layers": {
+            layer: {"bits": weight.bits, "low": weight.params.low, "high": weight.params.high}
+            for layer, weight in quantized.weights.items()
+        },
+        "activations": {
+            node: {"bits": quantizer.bits, "enabled": quantizer.enabled}
+            for node, quantizer in activations.items()
+        },
+        **(details or {}),
+        "versions": versions(),
+    }
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata={_KEY: json.dumps(description)})
+
+
+def load(path: str | Path) -> Artifact:
+    """Read a quantized network: the same logits as when it was saved.
+
+    Args:
+        path: the file, or the folder that holds `quantized.safetensors`.
+
+    Raises:
+        OmpqError: missing, damaged, of another format, or not fitting the network that it names.
+    """
+    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    description, tensors = _read(file)
+    module = rebuild(description["architecture"], tensors)
+    channels, height, width = description["input_shape"]
+    folded = fold_batch_norm(trace(module, (channels, height, width)))
+    quantized = QuantizedNetwork(_with_quantizers(folded, description["activations"]))
+    _fill(quantized, description, tensors, file)
+    settings = description["preprocess"]
+    settings |= {key: tuple(settings[key]) for key in ("mean", "std")}
+    return Artifact(quantized, Preprocess(**settings), description)
+
+
+def _float_tensors(quantized: QuantizedNetwork) -> dict[str, Tensor]:
+    """Everything in the network's state that no integers stand for; shared tensors once."""
+    quantized_names = {f"{layer}.weight" for layer in quantized.weights}
+    state = quantized.module.state_dict()
+    return {
+        name: value.clone()
+        for name, value in state.items()
+        if name not in quantized_names and not name.startswith(f"{ACTIVATIONS}.")
+    }
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not file.is_file():
+        raise OmpqError(f"{file} does not exist; give the output folder of a finished run")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            description = json.loads(metadata.get(_KEY, "{}"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise OmpqError(f"{file} is damaged or no safetensors file: {error}") from error
+    if description.get("format") != FORMAT:
+        raise OmpqError(f"{file} is not a quantized network of format {FORMAT}")
+    return description, tensors
+
+
+def _with_quantizers(graph: NetworkGraph, described: Mapping[str, Any]) -> NetworkGraph:
+    """Activation quantizers with the widths of the file."""
+    sites = activation_sites(graph)
+    if set(sites) != set(described):
+        differing = sorted(set(sites) ^ set(described))
+        raise OmpqError(f"the file is of another network: activation {differing[0]} differs")
+    return insert_quantizers(graph, {site: entry["bits"] for site, entry in described.items()})
+
+
+@torch.no_grad()
+def _fill(
+    quantized: QuantizedNetwork,
+    description: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    file: Path,
+) -> None:
+    state = quantized.module.state_dict()
+    own = _float_tensors(quantized)
+    for layer, grid in description["layers"].items():
+        if f"{layer}.weight" not in own or f"{layer}.weight" not in tensors:
+            raise OmpqError(f"{file}: layer {layer} is not in the network that it names")
+        params = QuantParams(
+            tensors[f"{layer}.weight_scale"],
+            tensors[f"{layer}.weight_zero_point"],
+            grid["low"],
+            grid["high"],
+        )
+        weight = QuantizedWeight(tensors[f"{layer}.weight"], params)
+        quantized.set_weight(layer, weight)
+        del own[f"{layer}.weight"]
+    for name in own:
+        if name not in tensors or tensors[name].shape != state[name].shape:
+            raise OmpqError(f"{file} does not hold {name} of the network that it names")
+        state[name].copy_(tensors[name])
+    for node, quantizer in quantized.activations().items():
+        quantizer.enabled = description["activations"][node]["enabled"]
+        if quantizer.enabled:
+            scale = tensors[f"activations.{node}.scale"]
+            zero_point = tensors[f"activations.{node}.zero_point"]
+            quantizer.set(QuantParams(scale, zero_point, quantizer.low, quantizer.high))

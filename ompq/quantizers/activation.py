@@ -1,0 +1,94 @@
+"""The quantizer of one activation: off, rounding, or learning its step size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ompq.quantizers.affine import QuantParams
+from ompq.quantizers.learned_step import learned_step_quantize
+from ompq.quantizers.scale import lp_scale
+
+# Values that a scale search looks at; more change it by less than its step.
+_SEARCHED = 2**17
+
+
+class ActivationQuantizer(nn.Module):
+    """Fake-quantizes what passes, per tensor and affine; hands it on untouched until it is enabled.
+
+    `drop_probability` leaves that share of the values in float, chosen anew each time (QDrop, Wei
+    et al., arXiv:2203.05740); 0 outside of training.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.low, self.high = 0, 2**bits - 1
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.zero_point = 0
+        self.enabled = False
+        self.drop_probability = 0.0
+
+    @property
+    def params(self) -> QuantParams:
+        """Scale and zero point, on the CPU."""
+        zero_point = torch.tensor(self.zero_point, dtype=torch.int32)
+        return QuantParams(self.scale.detach().cpu().clone(), zero_point, self.low, self.high)
+
+    @torch.no_grad()
+    def set(self, params: QuantParams) -> None:
+        """Take over scale and zero point."""
+        self.scale.copy_(params.scale)
+        self.zero_point = int(params.zero_point)
+        self.low, self.high = params.low, params.high
+
+    def fit(self, x: Tensor) -> None:
+        """Choose scale and zero point for values like `x` by L_2.4 search."""
+        flat = x.detach().flatten()
+        stride = -(-flat.numel() // _SEARCHED)
+        sample = torch.cat([flat[::stride], flat.amin()[None], flat.amax()[None]])
+        self.set(lp_scale(sample, self.bits, per_channel=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape → the same shape."""
+        if not self.enabled:
+            return x
+        bounds = self.zero_point, self.low, self.high
+        if self.scale.requires_grad or x.requires_grad:
+            rounded = learned_step_quantize(x, self.scale, *bounds)
+        else:
+            rounded = torch.fake_quantize_per_tensor_affine(x, self.scale, *self._fused_bounds(x))
+        if self.drop_probability:
+            kept = torch.rand_like(x) < self.drop_probability
+            return torch.where(kept, x, rounded)
+        return rounded
+
+    def _fused_bounds(self, x: Tensor) -> tuple[Tensor, int, int]:
+        zero_point = torch.tensor(self.zero_point, dtype=torch.int32, device=x.device)
+        return zero_point, self.low, self.high
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"bits={self.bits}, enabled={self.enabled}"
+
+
+def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
+    """All of a network, by their path."""
+    return {n: m for n, m in network.named_modules() if isinstance(m, ActivationQuantizer)}
+
+
+@contextmanager
+def enabled(network: nn.Module, state: bool = True) -> Iterator[None]:
+    """Switch the activation quantizers of `network` on (or off) while the body runs."""
+    quantizers = list(activation_quantizers(network).values())
+    before = [quantizer.enabled for quantizer in quantizers]
+    for quantizer in quantizers:
+        quantizer.enabled = state
+    try:
+        yield
+    finally:
+        for quantizer, was in zip(quantizers, before, strict=True):
+            quantizer.enabled = was
