@@ -1,0 +1,261 @@
+"""Reconstruction in the library: better than rounding, repeatable, spilled, dropped, weighted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support import lively
+from torch import Tensor, nn
+
+from ompq import artifact
+from ompq.bitconfig import uniform
+from ompq.data import calibration_images, preprocess_for
+from ompq.errors import OmpqError
+from ompq.graph import NetworkGraph, run_with_taps, trace
+from ompq.preprocess import Preprocess
+from ompq.quantized import QuantizedNetwork
+from ompq.quantizers import enabled
+from ompq.zoo import load_network
+from PTQ.cache import Cache
+from PTQ.losses import reconstruction_loss
+from PTQ.recovery import Recovery
+from PTQ.results import PartReport
+from PTQ.settings import Settings
+from PTQ.sweep import quantize_network, rounded
+
+CPU = torch.device("cpu")
+QUICK = Settings(weight_iterations=60, act_iterations=20, batch_size=16)
+
+
+def small(name: str = "small_resnet", size: int = 16) -> NetworkGraph:
+    torch.manual_seed(0)
+    return trace(lively(load_network(name).module), (3, size, size))
+
+
+def images(count: int = 48, size: int = 16) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def run(
+    graph: NetworkGraph, settings: Settings, folder: Path, width: int = 3, **cache: str
+) -> tuple[QuantizedNetwork, list[PartReport]]:
+    size = graph.input_shape[-1]
+    return quantize_network(
+        graph,
+        uniform(graph.groups, width),
+        images(size=size),
+        settings,
+        Cache(cache.get("place", "auto"), CPU, folder / "cache"),
+        Recovery(folder / "state", {}, resume=True),
+    )
+
+
+def distance(one: nn.Module, other: nn.Module, size: int = 16) -> float:
+    with torch.no_grad():
+        inputs = images(size=size)
+        return float((one(inputs) - other(inputs)).square().mean())
+
+
+@pytest.mark.parametrize("granularity", ["block", "layer"])
+def test_it_is_closer_to_float_than_rounding(granularity: str, tmp_path: Path) -> None:
+    graph = small()
+    settings = replace(QUICK, granularity=granularity)
+    network, reports = run(graph, settings, tmp_path)
+    nearest = rounded(graph, uniform(graph.groups, 3), settings)
+    with enabled(network.module, False):
+        assert distance(network.module, graph.module) < distance(nearest.module, graph.module)
+    assert distance(network.module, graph.module) < distance(nearest.module, graph.module)
+    assert {layer for report in reports for layer in report.layers} == set(graph.layers)
+    for report in reports:
+        assert report.loss_after <= report.loss_before
+        if report.act_loss_before is not None:
+            assert report.act_loss_after <= report.act_loss_before
+    assert any(report.kept == "reconstruction" for report in reports)
+
+
+def test_every_layer_keeps_or_raises_its_signal_to_noise(trained: Path, tmp_path: Path) -> None:
+    network = load_network("small_resnet", path=trained)
+    preprocess = preprocess_for("digits", network.preprocess)
+    calibration = calibration_images("digits", None, preprocess, 256).images
+    graph = trace(network.module, (3, *calibration.shape[2:]))
+    widths = uniform(graph.groups, 2)
+    reconstructed, _ = quantize_network(
+        graph,
+        widths,
+        calibration,
+        replace(QUICK, act_quant=False, weight_iterations=150),
+        Cache("auto", CPU, tmp_path),
+        Recovery(tmp_path / "state", {}, resume=False),
+    )
+
+    def features(view: NetworkGraph) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        names = {group.tap: group.name for group in view.groups}
+        run_with_taps(view, calibration, list(names), lambda t, v: found.update({names[t]: v + 0}))
+        return found
+
+    target = features(graph)
+    before = features(rounded(graph, widths, QUICK).graph)
+    after = features(reconstructed.graph)
+    for name, wanted in target.items():
+        noise_before = (before[name] - wanted).square().sum()
+        assert (after[name] - wanted).square().sum() <= noise_before, name
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "timm:convnext_atto"])
+def test_other_networks_need_no_code_of_their_own(name: str, tmp_path: Path) -> None:
+    graph = small(name, 32)
+    settings = replace(QUICK, weight_iterations=4, act_iterations=2)
+    network, reports = run(graph, settings, tmp_path)
+    assert set(network.weights) == set(graph.layers)
+    assert all(math.isfinite(report.loss_after) for report in reports)
+
+
+def test_the_same_seed_gives_the_same_integers(tmp_path: Path) -> None:
+    graph = small()
+    one, _ = run(graph, QUICK, tmp_path / "one")
+    two, _ = run(graph, QUICK, tmp_path / "two", place="disk")
+    other, _ = run(graph, replace(QUICK, seed=7), tmp_path / "other")
+    for layer, weight in one.weights.items():
+        assert torch.equal(weight.integers, two.weights[layer].integers)
+    assert any(
+        not torch.equal(weight.integers, other.weights[layer].integers)
+        for layer, weight in one.weights.items()
+    )
+    assert not list((tmp_path / "two" / "cache").iterdir())
+
+
+def test_finished_parts_are_not_learned_again(tmp_path: Path) -> None:
+    graph = small()
+    first, reports = run(graph, QUICK, tmp_path)
+    for file in sorted((tmp_path / "state").glob("part-*"))[3:]:
+        file.unlink()
+    again, repeated = run(graph, QUICK, tmp_path)
+    assert [r.loss_after for r in repeated] == [r.loss_after for r in reports]
+    assert [r.seconds for r in repeated][:3] == [r.seconds for r in reports][:3]
+    for layer, weight in first.weights.items():
+        assert torch.equal(weight.integers, again.weights[layer].integers)
+    assert distance(first.module, again.module) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"loss": "fisher_diag"}, {"drop_probability": 0.5}, {"symmetric": True}],
+    ids=["fisher", "qdrop", "symmetric"],
+)
+def test_every_choice_changes_the_result_and_beats_rounding(
+    change: dict, tmp_path: Path
+) -> None:
+    graph = small()
+    plain, _ = run(graph, QUICK, tmp_path / "plain")
+    network, _ = run(graph, replace(QUICK, **change), tmp_path / "changed")
+    nearest = rounded(graph, uniform(graph.groups, 3), replace(QUICK, **change))
+    assert distance(network.module, graph.module) < distance(nearest.module, graph.module)
+    assert distance(network.module, plain.module) > 0
+
+
+def test_one_scale_per_layer_is_coarser(tmp_path: Path) -> None:
+    graph = small()
+    network, _ = run(graph, replace(QUICK, per_channel=False), tmp_path)
+    assert all(weight.params.scale.dim() == 0 for weight in network.weights.values())
+
+
+def test_a_loss_that_is_not_finite_falls_back_to_rounding(tmp_path: Path) -> None:
+    graph = small()
+    said: list[str] = []
+    settings = replace(QUICK, rounding_weight=math.inf, act_quant=False)
+    network, reports = quantize_network(
+        graph,
+        uniform(graph.groups, 3),
+        images(),
+        settings,
+        Cache("auto", CPU, tmp_path),
+        Recovery(tmp_path / "state", {}, resume=False),
+        said.append,
+    )
+    nearest = rounded(graph, uniform(graph.groups, 3), settings)
+    assert distance(network.module, nearest.module) == 0
+    assert len(said) == len(reports) and "fell back to rounding" in said[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["small_resnet", "timm:tf_efficientnet_lite0", "timm:convnext_atto"]
+)
+def test_the_file_gives_the_same_logits(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = load_network(name)
+    lively(source.module)
+    graph = trace(source.module, (3, 32, 32))
+    settings = replace(QUICK, weight_iterations=2, act_iterations=2)
+    network, _ = run(graph, settings, tmp_path, width=4)
+    artifact.save(tmp_path / "q.safetensors", network, source, Preprocess(32, 32))
+    read = artifact.load(tmp_path / "q.safetensors")
+    with torch.no_grad():
+        assert torch.equal(read.network.module(images(size=32)), network.module(images(size=32)))
+    for layer, weight in network.weights.items():
+        assert torch.equal(read.network.weights[layer].integers, weight.integers)
+        assert read.network.weights[layer].bits == weight.bits
+    assert read.preprocess == Preprocess(32, 32)
+
+
+def test_what_is_no_quantized_network_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "quantized.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(OmpqError, match="damaged"):
+        artifact.load(tmp_path)
+    with pytest.raises(OmpqError, match="does not exist"):
+        artifact.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [(torch.randn(1, 3, 16, 16), "needs 2"), (torch.full((4, 3, 16, 16), math.nan), "NaN")],
+)
+def test_bad_images_are_refused(bad: Tensor, message: str, tmp_path: Path) -> None:
+    graph = small()
+    with pytest.raises(OmpqError, match=message):
+        quantize_network(
+            graph,
+            uniform(graph.groups, 3),
+            bad,
+            QUICK,
+            Cache("auto", CPU, tmp_path),
+            Recovery(tmp_path / "state", {}, resume=False),
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"warmup": 1.5}, "between 0 and 1"),
+        ({"weight_iterations": -1}, "--iters_w"),
+        ({"act_lr": 0.0}, "--lr"),
+        ({"act_quant": False, "drop_probability": 0.5}, "--act_quant"),
+        ({"loss": "mae"}, "choose one of"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(OmpqError, match=message):
+        replace(QUICK, **change)
+
+
+def test_the_loss_is_the_formula() -> None:
+    output, target, weight = torch.randn(3, 4, 5, 4, 5).unbind(0)
+    difference = (output.double() - target.double()).abs()
+    for power, importance in ((2.0, None), (2.4, None), (2.0, weight.abs())):
+        terms = difference**power * (1 if importance is None else importance.double())
+        expected = terms.sum(dim=1).mean()
+        found = reconstruction_loss([output], [target], [importance], power)
+        assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_full_disk_is_said_in_words(tmp_path: Path) -> None:
+    cache = Cache("disk", CPU, tmp_path)
+    with pytest.raises(OmpqError, match="no room"):
+        cache.allocate((2**40, 2**10))
+    room = cache.allocate((5, 3))
+    room.fill_(2.0)
+    assert float(room.sum()) == 30

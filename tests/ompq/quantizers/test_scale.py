@@ -1,0 +1,87 @@
+"""Scale search against the loop over channels and candidates that it stands for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ompq.quantizers import fake_quantize, lp_scale, min_max_scale
+
+
+def literal_scale(channel: Tensor, bits: int, symmetric: bool, p: float) -> tuple[float, int]:
+    """One channel in float64, candidate after candidate, from the definition."""
+    values = channel.double()
+    best, chosen = float("inf"), (0.0, 0)
+    for step in range(80):
+        shrink = 1 - 0.01 * step
+        low, high = min(float(channel.min()), 0.0), max(float(channel.max()), 0.0)
+        if symmetric:
+            smallest, largest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+            scale, zero = max(-low, high) * shrink / largest, 0
+        else:
+            smallest, largest = 0, 2**bits - 1
+            scale = (high - low) * shrink / largest
+            zero = round(-low * shrink / scale)
+        grid = torch.clamp(torch.round(values / scale) + zero, smallest, largest) - zero
+        error = float((values - grid * scale).abs().pow(p).sum())
+        if error < best:
+            best, chosen = error, (scale, zero)
+    return chosen
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    bits=st.integers(2, 8),
+    symmetric=st.booleans(),
+    p=st.sampled_from([2.0, 2.4, 4.0]),
+    shift=st.floats(-2, 2),
+)
+def test_the_search_is_the_literal_one(
+    seed: int, bits: int, symmetric: bool, p: float, shift: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(3, 40, generator=generator) + shift
+    found = lp_scale(weight, bits, p=p, symmetric=symmetric)
+    for channel, scale, zero in zip(weight, found.scale, found.zero_point, strict=True):
+        expected, expected_zero = literal_scale(channel, bits, symmetric, p)
+        assert float(scale) == pytest.approx(expected, rel=1e-6)
+        assert int(zero) == expected_zero
+
+
+def test_many_pieces_are_searched_as_one() -> None:
+    weight = torch.randn(70, 9, 11, 11)
+    whole = lp_scale(weight, 3)
+    one_by_one = [lp_scale(channel[None], 3) for channel in weight]
+    assert torch.equal(whole.scale, torch.cat([params.scale for params in one_by_one]))
+    assert torch.equal(whole.zero_point, torch.cat([p.zero_point for p in one_by_one]))
+
+
+def test_one_scale_for_all() -> None:
+    weight = torch.randn(5, 7)
+    whole = lp_scale(weight, 4, per_channel=False)
+    assert whole.scale.shape == ()
+    assert whole.scale == lp_scale(weight.view(1, -1), 4).scale[0]
+    assert fake_quantize(weight, whole).unique().numel() <= 16
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_min_max_covers_everything(per_channel: bool) -> None:
+    weight = torch.randn(6, 50)
+    params = min_max_scale(weight, 8, per_channel=per_channel)
+    step = params.scale.max()
+    assert (fake_quantize(weight, params) - weight).abs().max() <= step * 0.51
+
+
+def test_a_silent_channel_stays_silent() -> None:
+    weight = torch.cat([torch.zeros(1, 9), torch.ones(1, 9)])
+    rounded = fake_quantize(weight, lp_scale(weight, 2))
+    assert torch.equal(rounded[0], torch.zeros(9))
+    assert torch.allclose(rounded[1], torch.ones(9))
+
+
+def test_powers_below_two_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        lp_scale(torch.ones(2, 2), 4, p=1.5)
