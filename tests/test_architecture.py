@@ -73,7 +73,7 @@ def test_importing_is_light() -> None:
 
 
 def test_run_scripts_have_no_comment_after_a_continuation() -> None:
-    for file in ROOT.glob("*/run_scripts/*.sh"):
+    for file in ROOT.glob("*/*/*.sh"):
         for line in file.read_text().splitlines():
             assert not line.rstrip().endswith("\\") or "#" not in line
             assert "\\ " not in line

@@ -15,9 +15,8 @@ from support import ROOT, run_command
 
 BASH = shutil.which("bash")
 MAKE = shutil.which("make")
-RUN_SCRIPTS = sorted(
-    str(file.relative_to(ROOT)) for file in ROOT.glob("mixed_bit/run_scripts/q*.sh")
-)
+RUN_SCRIPTS = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("*/run_scripts/*.sh"))
+STARTED = {"mixed_bit": "feature_extract.py", "PTQ": "main_imagenet.py"}
 # Where a module's name is not its distribution's.
 DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -54,7 +53,8 @@ def test_run_scripts_forward_every_argument_untouched(
     run = start(str(ROOT / name), *given, cwd=tmp_path, PYTHON=stub_python)
     assert run.returncode == 0, run.stderr
     started, *rest = run.stdout.splitlines()
-    assert Path(started).resolve() == ROOT / "mixed_bit" / "feature_extract.py"
+    stage = name.split("/")[0]
+    assert Path(started).resolve() == ROOT / stage / STARTED[stage]
     assert rest[-len(given) :] == given, "the user's arguments come last, so they win"
 
 

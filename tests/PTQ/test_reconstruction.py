@@ -147,9 +147,7 @@ def test_finished_parts_are_not_learned_again(tmp_path: Path) -> None:
     [{"loss": "fisher_diag"}, {"drop_probability": 0.5}, {"symmetric": True}],
     ids=["fisher", "qdrop", "symmetric"],
 )
-def test_every_choice_changes_the_result_and_beats_rounding(
-    change: dict, tmp_path: Path
-) -> None:
+def test_every_choice_changes_the_result_and_beats_rounding(change: dict, tmp_path: Path) -> None:
     graph = small()
     plain, _ = run(graph, QUICK, tmp_path / "plain")
     network, _ = run(graph, replace(QUICK, **change), tmp_path / "changed")

@@ -1,0 +1,177 @@
+"""main_imagenet.py as users start it."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import ENVIRONMENT, ROOT, lively, run_command
+
+from ompq.errors import OmpqError
+from ompq.zoo import load_network
+from PTQ.main_imagenet import build_parser, quantize, run
+
+SCRIPT = "PTQ/main_imagenet.py"
+QUICK = ["--iters_w", "20", "--iters_a", "10", "--num_samples", "64", "--workers", "0"]
+# What may differ between a run and its repetition.
+TIMES = ("seconds", "arguments")
+
+
+@pytest.fixture
+def options(trained: Path, tmp_path: Path) -> list[str]:
+    return [
+        "--arch", "small_resnet", "--path", str(trained), "--dataset", "digits",
+        "--channel_wise", "--act_quant", "--n_bits_w", "3", "--n_bits_a", "8", *QUICK,
+        "--output_dir", str(tmp_path / "output"),
+    ]  # fmt: skip
+
+
+def untimed(file: Path) -> dict:
+    content = json.loads(file.read_text())
+    blocks = [{k: v for k, v in b.items() if k != "seconds"} for b in content["blocks"]]
+    return {k: v for k, v in content.items() if k not in TIMES} | {"blocks": blocks}
+
+
+def test_it_prints_writes_and_evaluates(script, options: list[str], tmp_path: Path) -> None:
+    made = script(SCRIPT, *options, "--test_before_calibration", "--control")
+    assert made.returncode == 0, made.stderr
+    lines = made.stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if "top-1" in line)
+    assert lines[first].startswith("float: top-1")
+    for row in ("rounded to nearest", "weights reconstructed", "fully quantized", "control"):
+        assert any(line.startswith(row) for line in lines), row
+    result = json.loads((tmp_path / "output" / "results.json").read_text())
+    assert result["num_eval"] == 359
+    assert result["top1"] >= result["top1_before"] - 1
+    assert result["control"]["model_size_mb"] >= result["model_size_mb"]
+    assert result["blocks"][1]["iterations"] == 20
+    assert not (tmp_path / "output" / ".ptq_state").exists()
+    again = script(SCRIPT, "--evaluate", tmp_path / "output", "--dataset", "digits")
+    assert f"top-1 {result['top1']:.2f} %" in again.stdout, again.stderr
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_numbers(
+    options: list[str], tmp_path: Path
+) -> None:
+    whole = run_command([sys.executable, str(ROOT / SCRIPT), *options], tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    expected = untimed(tmp_path / "output" / "results.json")
+    shutil.rmtree(tmp_path / "output")
+    state = tmp_path / "output" / ".ptq_state" / "main"
+    command = [sys.executable, str(ROOT / SCRIPT), *options, "--resume"]
+    chosen = random.Random(0)
+    for kill in range(5):
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL
+        )
+        # Wait for another part, then a little longer: in the middle of the next.
+        while process.poll() is None and len(list(state.glob("part-*"))) <= kill:
+            time.sleep(0.01)
+        time.sleep(chosen.random() * 0.5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    ended = run_command(command, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert untimed(tmp_path / "output" / "results.json") == expected
+
+
+def test_an_unfinished_run_is_neither_lost_nor_mixed_up(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PTQ.pipeline.rounded_row", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        quantize(build_parser().parse_args(options))
+    monkeypatch.undo()
+    with pytest.raises(OmpqError, match="add --resume"):
+        quantize(build_parser().parse_args(options))
+    with pytest.raises(OmpqError, match=r"other settings \(weight_iterations"):
+        quantize(build_parser().parse_args([*options, "--resume", "--iters_w", "21"]))
+    result = quantize(build_parser().parse_args([*options, "--resume"]))
+    assert len(result["blocks"]) == 8
+
+
+def test_images_without_labels_are_judged_by_agreement(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "resnet18.pth"
+    torch.manual_seed(0)
+    torch.save(lively(load_network("resnet18").module).state_dict(), file)
+    result = quantize(
+        build_parser().parse_args(
+            ["--arch", "resnet18", "--path", str(file), "--dataset", "images", "--data_path",
+             str(photos), "--input_size", "32", "--quant_scheme", "resnet18_4.5", "--act_quant",
+             "--channel_wise", "--iters_w", "2", "--iters_a", "2", "--num_samples", "8",
+             "--workers", "0", "--output_dir", str(tmp_path)]
+        )
+    )  # fmt: skip
+    assert result["top1"] is None and 0 <= result["agreement"] <= 100
+    assert result["model_size_mb"] == pytest.approx(4.4994, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--bit_cfg", "[4, 3]"], "2 entries .* needs 14, one for each of: stem.0"),
+        (["--n_bits_w", "9"], "9"),
+        (["--bit_cfg", "[9]*18"], "is not a list"),
+        (["--quant_scheme", "resnet18_4.5"], "is for resnet18"),
+        (["--bit_cfg", "uniform3", "--disable_8bit_head_stem"], "--disable_8bit_head_stem"),
+        (["--path", "/nowhere.pth"], "does not exist"),
+        (["--dataset", "imagenet"], "needs its folder"),
+        (["--cache_device", "cuda"], "needs --device cuda"),
+        (["--num_samples", "1"], "two or more|2 images or more"),
+        (["--warmup", "2"], "--warmup"),
+        (["--evaluate", "/nowhere"], "does not exist"),
+    ],
+)
+def test_what_cannot_be_done_says_why(
+    change: list[str], message: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["main_imagenet.py", *options, *change])
+    with pytest.raises(OmpqError, match=message):
+        run()
+
+
+def test_nan_images_are_named(options: list[str], tmp_path: Path) -> None:
+    images = np.zeros((4, 3, 8, 8), np.float32)
+    images[2, 0, 0, 0] = math.nan
+    np.save(tmp_path / "images.npy", images)
+    with pytest.raises(OmpqError, match="NaN"):
+        quantize(
+            build_parser().parse_args(
+                [*options, "--calibration_data", str(tmp_path / "images.npy")]
+            )
+        )
+
+
+def test_every_reconstruction_option_reaches_the_settings() -> None:
+    from PTQ.main_imagenet import settings_of
+
+    plain = settings_of(build_parser().parse_args(["--arch", "x", "--act_quant"]))
+    for option, field, value in (
+        ("--iters_w", "weight_iterations", 7),
+        ("--iters_a", "act_iterations", 7),
+        ("--weight", "rounding_weight", 0.5),
+        ("--b_start", "b_start", 9.0),
+        ("--b_end", "b_end", 3.0),
+        ("--warmup", "warmup", 0.5),
+        ("--lr", "act_lr", 0.5),
+        ("--p", "act_power", 3.0),
+        ("--drop_prob", "drop_probability", 0.5),
+        ("--seed", "seed", 3),
+    ):
+        parsed = build_parser().parse_args(["--arch", "x", "--act_quant", option, str(value)])
+        changed = settings_of(parsed)
+        assert getattr(changed, field) == value != getattr(plain, field)
+    for flag, field in (("--sym", "symmetric"), ("--channel_wise", "per_channel")):
+        changed = settings_of(build_parser().parse_args(["--arch", "x", "--act_quant", flag]))
+        assert getattr(changed, field) is True is not getattr(plain, field)
