@@ -40,48 +40,48 @@ class AdaRound(nn.Module):
         logit = torch.where(floor < lowest, -_SETTLED, logit)
         logit = torch.where(floor >= highest, _SETTLED, logit)
         self.logit = nn.Parameter(logit)
-        self.floor: Tensor
-        self.scale: Tensor
-        self.register_buffer("floor", floor.clamp(lowest, highest - 1))
-        self.register_buffer("scale", scale)
-        self._zero_point = zero_point
+        self.floor = floor.clamp(lowest, highest - 1)
+        self.scale = scale
+        self.zero_point = zero_point
+        self.sigmoid, self.soft, self.work = (torch.empty_like(floor) for _ in range(3))
         self.penalty = 0.0
         self.exponent = 2.0
 
     def weight(self) -> Tensor:
-        """The soft-rounded weight, with a gradient for `logit`."""
-        result: Tensor = _SoftRound.apply(
-            self.logit, self.floor, self.scale, self.penalty, self.exponent
-        )
+        """The soft-rounded weight, with a gradient for `logit`; valid until the next call."""
+        result: Tensor = _SoftRound.apply(self.logit, self)
         return result
 
     def integers(self) -> Tensor:
         """The rounding that was learned: int32, within the range."""
         up = self.logit.detach() >= 0
-        return (self.floor + up + self._zero_point).int()
+        return (self.floor + up + self.zero_point).int()
 
 
 class _SoftRound(torch.autograd.Function):
+    """Works in the module's buffers: fresh memory would cost more than the arithmetic."""
+
     @staticmethod
-    def forward(
-        ctx: Any, logit: Tensor, floor: Tensor, scale: Tensor, penalty: float, exponent: float
-    ) -> Tensor:
-        sigmoid = logit.sigmoid()
-        ctx.save_for_backward(sigmoid, scale)
-        ctx.penalty, ctx.exponent = penalty, exponent
-        soft = sigmoid.mul(_STRETCH).add_(GAMMA).clamp_(0, 1)
-        return soft.add_(floor).mul_(scale)
+    def forward(ctx: Any, logit: Tensor, rounding: AdaRound) -> Tensor:
+        ctx.rounding = rounding
+        torch.sigmoid(logit, out=rounding.sigmoid)
+        soft = torch.mul(rounding.sigmoid, _STRETCH, out=rounding.soft)
+        soft.add_(GAMMA).clamp_(0, 1).add_(rounding.floor).mul_(rounding.scale)
+        return soft.view_as(soft)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        sigmoid, scale = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        rounding: AdaRound = ctx.rounding
+        sigmoid = rounding.sigmoid
+        total = grad * rounding.scale
         # u = 2h − 1 before clipping; clipped elements have no slope.
-        centred = sigmoid.mul(2 * _STRETCH).add_(2 * GAMMA - 1)
-        size = centred.abs()
-        slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(size < 1)
-        total = grad * scale
-        if ctx.penalty:
-            regulariser = size.pow_(ctx.exponent - 1).copysign_(centred)
-            total.add_(regulariser, alpha=-2 * ctx.penalty * ctx.exponent)
-        return total.mul_(slope).mul_(_STRETCH), None, None, None, None
+        centred = torch.mul(sigmoid, 2 * _STRETCH, out=rounding.soft).add_(2 * GAMMA - 1)
+        if rounding.penalty:
+            # |u|^(b−1) by way of logarithms, which are faster than powers.
+            regulariser = torch.abs(centred, out=rounding.work).log2_()
+            regulariser.mul_(rounding.exponent - 1).exp2_().copysign_(centred)
+            total.add_(regulariser, alpha=-2 * rounding.penalty * rounding.exponent)
+        torch.ops.aten.hardtanh_backward.grad_input(total, centred, -1.0, 1.0, grad_input=total)
+        slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1, out=rounding.work)
+        return total.mul_(slope).mul_(_STRETCH), None

@@ -18,10 +18,10 @@ from ompq.quantizers import (
 )
 
 
-def literal_soft_weight(weight: Tensor, logit: Tensor, scale: Tensor, zero: Tensor, high: int):
+def literal_soft_weight(floor: Tensor, logit: Tensor, scale: Tensor, zero: Tensor, high: int):
     """Ŵ and h(V), equations 22 and 23 of AdaRound."""
     h = torch.clamp(torch.sigmoid(logit) * 1.2 - 0.1, 0, 1)
-    integers = torch.clamp(torch.floor(weight / scale) + h + zero, 0, high)
+    integers = torch.clamp(floor + h + zero, 0, high)
     return (integers - zero) * scale, h
 
 
@@ -41,12 +41,13 @@ def test_one_step_of_adaround_is_the_formula(seed: int, bits: int, penalty: floa
 
     logit = rounding.logit.detach().double().requires_grad_(True)
     scale, zero = params.scale.double()[:, None], params.zero_point.double()[:, None]
-    soft, h = literal_soft_weight(weight.double(), logit, scale, zero, 2**bits - 1)
+    # A ratio at a whole number may fall to either side; both sides must agree where it fell.
+    floor = torch.floor(weight / params.scale[:, None]).double()
+    soft, h = literal_soft_weight(floor, logit, scale, zero, 2**bits - 1)
     error = (inputs.double() @ soft.T - target.double()).square().sum()
     (error + penalty * (1 - (2 * h - 1).abs().pow(7.3)).sum()).backward()
     # Elements beyond the range cannot move; the formula's clamp leaves their penalty a slope.
-    floor = torch.floor(weight / params.scale[:, None]) + params.zero_point[:, None]
-    free = (floor >= 0) & (floor < 2**bits - 1)
+    free = (floor + zero >= 0) & (floor + zero < 2**bits - 1)
     assert torch.allclose(rounding.weight().double(), soft.detach(), atol=1e-5)
     assert torch.allclose(
         rounding.logit.grad[free].double(), logit.grad[free], rtol=1e-3, atol=1e-4
