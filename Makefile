@@ -58,9 +58,10 @@ format: $(FULL) ## put the sources into their format
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-bench: $(BASE) ## measure the bit search (minutes)
+bench: $(BASE) ## measure the bit search and the reconstruction (minutes)
 	$(BIN)/python benchmarks/bit_search.py $(ARGS)
+	$(BIN)/python benchmarks/ptq.py
 
 clean: ## remove the environment and everything made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
-		ompq_output demo_output benchmark_output
+		ompq_output ptq_output demo_output float_output benchmark_output

@@ -23,17 +23,29 @@ from mixed_bit.features import Shard
 from mixed_bit.report import draw
 from mixed_bit.search import SearchResult, SearchSettings, search
 from ompq.bitconfig import Assignment, uniform
-from ompq.data import DATASETS, calibration_batches, make_loader, preprocess_for
+from ompq.data import (
+    DATASETS,
+    Loader,
+    calibration_batches,
+    calibration_images,
+    make_loader,
+    preprocess_for,
+)
 from ompq.files import atomic_path
 from ompq.graph import NetworkGraph, trace
 from ompq.metrics import Accuracy, evaluate
 from ompq.options import Parser, add_run_options
+from ompq.preprocess import Preprocess
 from ompq.quantizers import round_weights
 from ompq.runtime import resolve_device, run_script, seed_everything
 from ompq.training import train_float
 from ompq.zoo import load_network
+from PTQ.pipeline import Task, float_row, forget, post_training_quantization
+from PTQ.settings import Settings
 
 WIDTHS = (2, 3, 4)
+# Reconstruction: steps per block for the weights' rounding and the activations' scales.
+STEPS, ACT_STEPS = 300, 100
 CANDIDATES = (2, 3, 4, 5, 6, 7, 8)
 ACT_BITS = 8
 
@@ -127,6 +139,7 @@ def run() -> None:
     float_bops = sum(group.ops for group in graph.groups) * 32 * 32 / 1e9
     rows = [Row("float", eight.float_size_mb, float_bops, accuracy)]
     results = []
+    reconstructed = [("uniform 2", uniform(graph.groups, 2, ACT_BITS))]
     for width in WIDTHS:
         control = uniform(graph.groups, width, ACT_BITS)
         rows.append(row(f"uniform {width} (stem, classifier 8)", control))
@@ -136,9 +149,46 @@ def run() -> None:
             results += [result] if solver == "ilp" else []
     rows.append(row("uniform 8", eight))
     print_table(rows)
+    middle = results[len(WIDTHS) // 2].assignment
+    reconstructed += [
+        ("uniform 3", uniform(graph.groups, 3, ACT_BITS)),
+        ("OMPQ, size of uniform 3", middle),
+    ]
+    reconstruct(reconstructed, graph, preprocess, test, arguments)
     picture = arguments.output_dir / f"{arguments.dataset}.png"
     draw(results[len(WIDTHS) // 2], f"{arguments.model} on {arguments.dataset}", picture)
     print(f"picture: {picture} (the configuration at the size of uniform {WIDTHS[1]})")
+
+
+def reconstruct(
+    configurations: list[tuple[str, Assignment]],
+    graph: NetworkGraph,
+    preprocess: Preprocess,
+    test: Loader,
+    arguments: argparse.Namespace,
+) -> None:
+    """Block reconstruction of some configurations, weights and activations, and its table."""
+    images = calibration_images(
+        arguments.dataset, arguments.data, preprocess, 1024, seed=arguments.seed
+    ).images
+    settings = Settings(weight_iterations=STEPS, act_iterations=ACT_STEPS, seed=arguments.seed)
+    folder = arguments.output_dir / "ptq"
+    forget(folder)
+    task = Task(graph, images, test, settings, folder)
+    print(
+        f"\nreconstructed on {len(images)} images without labels, {STEPS} + {ACT_STEPS} steps a "
+        f"block, {ACT_BITS}-bit activations"
+    )
+    print(f"{'network':<26} {'rounded':>8} {'weights':>8} {'all':>8} {'seconds':>8}   top-1 %")
+    first = float_row(task, configurations[0][1])
+    for name, assignment in configurations:
+        outcome = post_training_quantization(task, assignment, first, state=name)
+        top1 = [row.predictions.accuracy().top1 for row in outcome.rows[1:]]
+        print(
+            f"{name:<26} {top1[0]:>8.2f} {top1[1]:>8.2f} {top1[2]:>8.2f} {outcome.seconds:>8.1f}",
+            flush=True,
+        )
+    forget(folder)
 
 
 def print_table(rows: list[Row]) -> None:

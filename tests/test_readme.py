@@ -10,14 +10,18 @@ import torchvision
 from support import ROOT
 
 import bit_config
+from examples import train_float
 from mixed_bit import feature_extract, model_cost
 from ompq.bitconfig import resolve
 from ompq.graph import trace
+from PTQ import main_imagenet
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PARSERS = {
     "feature_extract.py": feature_extract.build_parser,
     "model_cost.py": model_cost.build_parser,
+    "main_imagenet.py": main_imagenet.build_parser,
+    "train_float.py": train_float.build_parser,
 }
 
 
@@ -36,7 +40,8 @@ def commands() -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("name", "arguments"), commands())
 def test_commands_parse(name: str, arguments: list[str]) -> None:
-    assert PARSERS[name]().parse_args(arguments).model
+    parsed = PARSERS[name]().parse_args(arguments)
+    assert parsed.model or parsed.evaluate
 
 
 def test_there_are_commands() -> None:

@@ -1,0 +1,212 @@
+"""What post-training quantization costs beside the float network it starts from.
+
+For every network: the scale search beside a loop over channels and candidates; a step of
+reconstruction beside a plain forward and backward pass of the same float block on as many images;
+and what it costs to bring the calibration images to every block, in one pass or by running the
+network anew for each block. Medians within one process; quote the ratios.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by its path: see the repository, not this folder, first
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from benchmarks.bit_search import seconds_of
+from ompq.bitconfig import uniform
+from ompq.files import write_json
+from ompq.graph import NetworkGraph, extract, parts_of, trace
+from ompq.options import Parser, add_run_options
+from ompq.quantized import QuantizedNetwork, prepare
+from ompq.quantizers import lp_scale
+from ompq.runtime import resolve_device, run_script, seed_everything, versions
+from ompq.zoo import load_network
+from PTQ.reconstruct import Examples, reconstruct_weights
+from PTQ.settings import Settings
+
+WIDTH, BATCH = 3, 32
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All options of the benchmark."""
+    parser = Parser(prog="ptq.py", description=__doc__)
+    parser.add_argument("--networks", nargs="+", default=["resnet18"], help="which networks")
+    parser.add_argument("--input_size", type=int, default=224, help="side of the images")
+    parser.add_argument("--num_images", type=int, default=64, help="calibration images")
+    parser.add_argument("--steps", type=int, default=10, help="steps that are timed per block")
+    parser.add_argument("--literal_channels", type=int, default=16, help="channels of the loop")
+    add_run_options(parser, "benchmark_output")
+    return parser
+
+
+def literal_scale(channel: Tensor, bits: int, p: float = 2.4) -> float:
+    """The scale of one channel, candidate after candidate."""
+    best, chosen = float("inf"), 0.0
+    low, high = min(float(channel.min()), 0.0), max(float(channel.max()), 0.0)
+    for step in range(80):
+        shrink = 1 - 0.01 * step
+        scale = (high - low) * shrink / (2**bits - 1)
+        zero = round(-low * shrink / scale)
+        grid = torch.clamp(torch.round(channel / scale) + zero, 0, 2**bits - 1) - zero
+        error = float((channel - grid * scale).abs().pow(p).sum())
+        if error < best:
+            best, chosen = error, scale
+    return chosen
+
+
+def literal_scales(channels: Tensor) -> list[float]:
+    """The scale of every channel, one after another."""
+    return [literal_scale(channel, WIDTH) for channel in channels]
+
+
+def scale_search(graph: NetworkGraph, channels: int, device: torch.device) -> dict[str, float]:
+    """Seconds for all layers, and what the loop would take, from some channels of every layer."""
+    weights = [graph.layer_module(name).weight.detach().flatten(1) for name in graph.layers]
+    ours = median(
+        seconds_of(lambda: [lp_scale(weight, WIDTH) for weight in weights], device)
+        for _ in range(3)
+    )
+    loop = 0.0
+    for weight in weights:
+        some = weight[:channels]
+        spent = seconds_of(partial(literal_scales, some), device)
+        loop += spent * len(weight) / len(some)
+    return {"scale search": ours, "scale loop": loop, "loop / search": loop / ours}
+
+
+def plain_step(part: GraphModule, layers: tuple[str, ...], inputs: Tensor, target: Tensor) -> None:
+    """Forward and backward pass of the float block, with gradients of its weights."""
+    weights = [part.get_parameter(f"{layer}.weight") for layer in layers]
+    for weight in weights:
+        weight.requires_grad_(True)
+    (part(inputs.clone())[0] - target).square().mean().backward()
+    for weight in weights:
+        weight.grad = None
+        weight.requires_grad_(False)
+
+
+def steps_of_blocks(
+    network: QuantizedNetwork, images: Tensor, steps: int, device: torch.device
+) -> list[dict[str, Any]]:
+    """Milliseconds of one step of every block, ours and plain."""
+    rows = []
+    values = images
+    for part in parts_of(network.graph, "block"):
+        module = extract(network.module, part)
+        with torch.no_grad():
+            target = torch.cat([module(piece.clone())[0] for piece in values.split(BATCH)])
+        examples = Examples([values], [values], [target], [None], device)
+        bits = dict.fromkeys(part.layers, WIDTH)
+        settings = Settings(weight_iterations=steps, batch_size=BATCH, warmup=0.0)
+        ours = _per_step(module, examples, bits, settings, device)
+        step = partial(plain_step, module, part.layers, values[:BATCH], target[:BATCH])
+        plain = [seconds_of(step, device) for _ in range(max(3, steps))]
+        rows.append({"block": part.name, "ours": ours * 1e3, "plain": median(plain) * 1e3})
+        values = target
+    return rows
+
+
+def _per_step(
+    module: GraphModule,
+    examples: Examples,
+    bits: dict[str, int],
+    settings: Settings,
+    device: torch.device,
+) -> float:
+    """Seconds of a step: what more steps cost, so that what surrounds them does not count."""
+
+    def spent(steps: int) -> float:
+        chosen = replace(settings, weight_iterations=steps)
+        return seconds_of(
+            lambda: reconstruct_weights(module, examples, bits, chosen, "timing"), device
+        )
+
+    spent(2)
+    few, many = 2, settings.weight_iterations + 2
+    return max(0.0, spent(many) - spent(few)) / (many - few)
+
+
+@torch.no_grad()
+def delivery(network: QuantizedNetwork, images: Tensor, device: torch.device) -> dict[str, float]:
+    """Seconds to bring all images to every block: once through, and anew for every block."""
+    parts = parts_of(network.graph, "block")
+    blocks = [extract(network.module, part) for part in parts]
+
+    def once() -> None:
+        values = images
+        for block in blocks:
+            values = torch.cat([block(piece.clone())[0] for piece in values.split(BATCH)])
+
+    def anew() -> None:
+        for count in range(1, len(parts) + 1):
+            for piece in images.split(BATCH):
+                value = piece.clone()
+                for block in blocks[:count]:
+                    value = block(value)[0]
+
+    one, many = seconds_of(once, device), seconds_of(anew, device)
+    return {"one pass": one, "a pass per block": many, "ratio": many / one}
+
+
+def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """All figures of one network."""
+    size = arguments.input_size
+    graph = trace(load_network(name).module.to(device), (3, size, size))
+    network = prepare(graph, uniform(graph.groups, WIDTH))
+    images = torch.randn(arguments.num_images, 3, size, size, device=device)
+    scales = scale_search(network.graph, arguments.literal_channels, device)
+    blocks = steps_of_blocks(network, images, arguments.steps, device)
+    return {
+        "network": name,
+        **scales,
+        **delivery(network, images, device),
+        "step / plain": sum(b["ours"] for b in blocks) / sum(b["plain"] for b in blocks),
+        "blocks": blocks,
+    }
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """The figures of one network, block by block."""
+    print(
+        f"{row['network']}: scale search {row['scale search']:.2f} s, loop "
+        f"{row['scale loop']:.1f} s ({row['loop / search']:.0f}×); images to all blocks "
+        f"{row['one pass']:.2f} s in one pass, {row['a pass per block']:.2f} s with a pass per "
+        f"block ({row['ratio']:.1f}×); all blocks' steps {row['step / plain']:.2f}× plain"
+    )
+    for block in row["blocks"]:
+        ratio = block["ours"] / block["plain"]
+        print(
+            f"  {block['block']:<24} {block['ours']:>8.1f} ms a step, plain "
+            f"{block['plain']:>8.1f} ms, {ratio:.2f}×"
+        )
+
+
+def run() -> None:
+    """Measure and print."""
+    arguments = build_parser().parse_args()
+    seed_everything(arguments.seed)
+    device = resolve_device(arguments.device)
+    print(f"{arguments.input_size}×{arguments.input_size}, batch {BATCH}, {device}", flush=True)
+    rows = []
+    for name in arguments.networks:
+        rows.append(measure(name, arguments, device))
+        print_row(rows[-1])
+    file = arguments.output_dir / "ptq.json"
+    write_json(file, {"device": str(device), "versions": versions(), "rows": rows})
+    print(f"written to {file}")
+
+
+if __name__ == "__main__":
+    run_script(run)
