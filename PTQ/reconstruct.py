@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter
+from tqdm import tqdm
 
 from ompq.quantizers import (
     ActivationQuantizer,
@@ -140,7 +141,9 @@ def _learn_rounding(
     rate = _ROUNDING_LR * max(1.0, math.sqrt(_PUBLISHED_ITERATIONS / max(1, steps)))
     optimizer = torch.optim.Adam([r.logit for r in roundings.values()], lr=rate, fused=True)
     warm = round(steps * settings.warmup)
-    for step, index in _steps(examples, steps, settings.batch_size, f"{title}: weights"):
+    bar = progress(range(steps), f"{title}: weights", steps)
+    for step in bar:
+        index = _drawn(examples, settings.batch_size)
         for rounding in roundings.values():
             share = (step - warm) / max(1, steps - warm)
             rounding.penalty = settings.rounding_weight if step >= warm else 0.0
@@ -156,7 +159,7 @@ def _learn_rounding(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if _due(step, steps) and not bool(loss.isfinite()):
+        if _due(step, steps) and not _shown(bar, loss):
             return False
     return all(bool(r.logit.isfinite().all()) for r in roundings.values())
 
@@ -210,7 +213,9 @@ def _learn_steps(
     optimizer = torch.optim.Adam(scales, lr=settings.act_lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     with _requiring_grad(scales):
-        for step, index in _steps(examples, steps, settings.batch_size, f"{title}: activations"):
+        bar = progress(range(steps), f"{title}: activations", steps)
+        for step in bar:
+            index = _drawn(examples, settings.batch_size)
             outputs = part(*examples.take(examples.inputs, index))
             targets = examples.take(examples.targets, index)
             importance = examples.importance(index)
@@ -219,7 +224,7 @@ def _learn_steps(
             loss.backward()
             optimizer.step()
             schedule.step()
-            if _due(step, steps) and not bool(loss.isfinite()):
+            if _due(step, steps) and not _shown(bar, loss):
                 return False
     return all(bool(s.isfinite()) and float(s) > 0 for s in scales)
 
@@ -268,17 +273,21 @@ def _dequantized(result: WeightResult, layer: str) -> Tensor:
     return dequantize(result.integers[layer], result.params[layer])
 
 
-def _steps(
-    examples: Examples, steps: int, batch_size: int, title: str
-) -> Iterator[tuple[int, Tensor]]:
-    """Step and random images, from PyTorch's generator."""
-    for step in progress(range(steps), title, steps):
-        yield step, torch.randperm(len(examples))[:batch_size]
+def _drawn(examples: Examples, batch_size: int) -> Tensor:
+    """Random images of one step, from PyTorch's generator."""
+    return torch.randperm(len(examples))[:batch_size]
 
 
 def _due(step: int, steps: int) -> bool:
-    """Whether this is a step at which the loss is looked at."""
-    return step % 100 == 0 or step == steps - 1
+    """Whether this is a step at which the loss is looked at (a device waits for that)."""
+    return step % 50 == 0 or step == steps - 1
+
+
+def _shown(bar: tqdm[int], loss: Tensor) -> bool:
+    """Show the loss in the bar; tells whether it is finite."""
+    value = float(loss.detach())
+    bar.set_postfix_str(f"loss {value:.4g}", refresh=False)
+    return math.isfinite(value)
 
 
 @contextmanager

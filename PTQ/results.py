@@ -31,6 +31,14 @@ class PartReport:
     act_kept: str
     seconds: float
 
+    def line(self) -> str:
+        """For a person to read."""
+        text = f"{self.name}: weights {_change(self.loss_before, self.loss_after, self.kept)}"
+        if self.act_loss_before is not None and self.act_loss_after is not None:
+            change = _change(self.act_loss_before, self.act_loss_after, self.act_kept)
+            text += f"; activations {change}"
+        return f"{text}; {self.seconds:.1f} s"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self) | {"layers": list(self.layers)}
@@ -39,6 +47,13 @@ class PartReport:
     def from_json(cls, values: dict[str, Any]) -> PartReport:
         """From `to_json`."""
         return cls(**(values | {"layers": tuple(values["layers"])}))
+
+
+def _change(before: float, after: float, kept: str) -> str:
+    """What learning did to a loss, and what was kept where that is not the learned values."""
+    if after < before:
+        return f"{before:.3g} → {after:.3g}"
+    return f"{before:.3g}, kept {kept}"
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ def quantize_network(
     if settings.loss == "fisher_diag":
         importances = output_importances(teacher.module, parts, images, cache, settings.seed)
     reports = []
+    say("loss of every part on the calibration images, rounded → learned:")
     for number, part in enumerate(parts):
         source, target = extract(teacher.module, part), extract(student.module, part)
         plain |= _run(source, part, plain, cache, device)
@@ -102,7 +103,7 @@ def quantize_network(
             result = _reconstruct(target, part, examples, assignment, settings, title)
             recovery.save(number, result)
         _apply(student, part, target, result, settings)
-        _tell(result.report, say)
+        say(f"{number + 1:>3}/{len(parts)} {result.report.line()}")
         reports.append(result.report)
         quantized |= _run(target, part, quantized, cache, device)
         _forget(parts[number + 1 :], plain, quantized)
@@ -209,9 +210,3 @@ def _forget(remaining: Sequence[Part], *stores: dict[str, Tensor]) -> None:
     for store in stores:
         for name in set(store) - needed:
             del store[name]
-
-
-def _tell(report: PartReport, say: Callable[[str], None]) -> None:
-    if "not finite" in report.kept or "not finite" in report.act_kept:
-        what = report.kept if "not finite" in report.kept else f"activations: {report.act_kept}"
-        say(f"note: {report.name} fell back to {what}")

@@ -15,9 +15,6 @@ if __name__ == "__main__":  # started by its path: see the repository first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import gc
-import threading
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -25,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.measuring import peak_memory, seconds_of
 from mixed_bit.features import Shard
 from mixed_bit.search import SearchSettings, listed_groups, search
 from ompq.bitconfig import uniform
@@ -59,45 +57,6 @@ def literal_orthogonality(features: list[Tensor]) -> Tensor:
             two = centring @ (second @ second.T) @ centring
             matrix[i, j] = (one * two).sum() / (one.norm() * two.norm())
     return matrix
-
-
-def seconds_of(action: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def peak_memory(action: Callable[[], Any], device: torch.device) -> float:
-    """Largest growth of memory in MB while `action` runs (on the CPU: sampled resident size)."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        action()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return float("nan")
-    samples = [resident := int(statm.read_text().split()[1])]
-    done = threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.002):
-            samples.append(int(statm.read_text().split()[1]))
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    try:
-        action()
-    finally:
-        done.set()
-        sampler.join()
-    return (max(samples) - resident) * 4096 / 2**20
 
 
 def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 For every network: the scale search beside a loop over channels and candidates; a step of
 reconstruction beside a plain forward and backward pass of the same float block on as many images;
-and what it costs to bring the calibration images to every block, in one pass or by running the
-network anew for each block. Medians within one process; quote the ratios.
+a whole run, its peak memory, and what it spends on bringing the calibration images to every block,
+in one pass or by running the network anew for each. Medians within one process; quote the ratios.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import argparse
 from dataclasses import replace
 from functools import partial
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from benchmarks.bit_search import seconds_of
+from benchmarks.measuring import peak_memory, seconds_of
 from ompq.bitconfig import uniform
 from ompq.files import write_json
 from ompq.graph import NetworkGraph, extract, parts_of, trace
@@ -33,8 +34,11 @@ from ompq.quantized import QuantizedNetwork, prepare
 from ompq.quantizers import lp_scale
 from ompq.runtime import resolve_device, run_script, seed_everything, versions
 from ompq.zoo import load_network
+from PTQ.cache import Cache
 from PTQ.reconstruct import Examples, reconstruct_weights
+from PTQ.recovery import Recovery
 from PTQ.settings import Settings
+from PTQ.sweep import quantize_network
 
 WIDTH, BATCH = 3, 32
 
@@ -160,6 +164,25 @@ def delivery(network: QuantizedNetwork, images: Tensor, device: torch.device) ->
     return {"one pass": one, "a pass per block": many, "ratio": many / one}
 
 
+def whole_run(
+    graph: NetworkGraph, images: Tensor, steps: int, device: torch.device
+) -> dict[str, float]:
+    """Seconds and peak memory of a quantization with few steps, activations included."""
+    settings = Settings(weight_iterations=steps, act_iterations=steps, batch_size=BATCH)
+    seconds = []
+
+    def quantize() -> None:
+        with TemporaryDirectory() as folder:
+            cache = Cache("auto", device, Path(folder))
+            recovery = Recovery(Path(folder) / "state", {}, resume=False)
+            assignment = uniform(graph.groups, WIDTH)
+            call = partial(quantize_network, graph, assignment, images, settings, cache, recovery)
+            seconds.append(seconds_of(partial(call, say=lambda _: None), device))
+
+    memory = peak_memory(quantize, device)
+    return {"whole run": seconds[0], "peak memory MB": memory}
+
+
 def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """All figures of one network."""
     size = arguments.input_size
@@ -172,6 +195,7 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
         "network": name,
         **scales,
         **delivery(network, images, device),
+        **whole_run(graph, images, arguments.steps, device),
         "step / plain": sum(b["ours"] for b in blocks) / sum(b["plain"] for b in blocks),
         "blocks": blocks,
     }
@@ -183,7 +207,8 @@ def print_row(row: dict[str, Any]) -> None:
         f"{row['network']}: scale search {row['scale search']:.2f} s, loop "
         f"{row['scale loop']:.1f} s ({row['loop / search']:.0f}×); images to all blocks "
         f"{row['one pass']:.2f} s in one pass, {row['a pass per block']:.2f} s with a pass per "
-        f"block ({row['ratio']:.1f}×); all blocks' steps {row['step / plain']:.2f}× plain"
+        f"block ({row['ratio']:.1f}×); all blocks' steps {row['step / plain']:.2f}× plain; "
+        f"whole run {row['whole run']:.1f} s, peak memory {row['peak memory MB']:.0f} MB"
     )
     for block in row["blocks"]:
         ratio = block["ours"] / block["plain"]

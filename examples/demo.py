@@ -80,12 +80,10 @@ def float_network(arguments: argparse.Namespace, device: torch.device) -> nn.Mod
     key = f"{arguments.model} {arguments.dataset} {arguments.data} {epochs} {arguments.seed}"
     name = f"float-{hashlib.sha256(key.encode()).hexdigest()[:8]}.pth"
     file = arguments.output_dir / name
-    classes = DATASETS[arguments.dataset].num_classes
     if file.is_file():
         print(f"float network: {file} (of an earlier run)")
         return load_network(arguments.model, path=file).module.to(device)
-    network = load_network(arguments.model, num_classes=classes)
-    preprocess = preprocess_for(arguments.dataset, network.preprocess)
+    preprocess = preprocess_for(arguments.dataset, load_network(arguments.model).preprocess)
     loader = make_loader(
         arguments.dataset,
         arguments.data,
@@ -97,6 +95,8 @@ def float_network(arguments: argparse.Namespace, device: torch.device) -> nn.Mod
         seed=arguments.seed,
     )
     print(f"training {arguments.model} on {arguments.dataset}, {epochs} epochs …", flush=True)
+    seed_everything(arguments.seed)
+    network = load_network(arguments.model, num_classes=loader.num_classes)
     module = train_float(network.module, loader, epochs, device)
     with atomic_path(file) as temporary:
         torch.save(module.state_dict(), temporary)
@@ -174,7 +174,7 @@ def reconstruct(
     settings = Settings(weight_iterations=STEPS, act_iterations=ACT_STEPS, seed=arguments.seed)
     folder = arguments.output_dir / "ptq"
     forget(folder)
-    task = Task(graph, images, test, settings, folder)
+    task = Task(graph, images, test, settings, folder, say=lambda _: None)
     print(
         f"\nreconstructed on {len(images)} images without labels, {STEPS} + {ACT_STEPS} steps a "
         f"block, {ACT_BITS}-bit activations"

@@ -38,11 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run() -> None:
     """Train, evaluate, save the weights as `MODEL.pth`."""
     arguments = build_parser().parse_args()
-    seed_everything(arguments.seed)
     device = resolve_device(arguments.device)
-    classes = DATASETS[arguments.dataset].num_classes
-    network = load_network(arguments.model, num_classes=classes)
-    preprocess = preprocess_for(arguments.dataset, network.preprocess)
+    preprocess = preprocess_for(arguments.dataset, load_network(arguments.model).preprocess)
     train = make_loader(
         arguments.dataset,
         arguments.data,
@@ -54,9 +51,9 @@ def run() -> None:
         seed=arguments.seed,
         workers=arguments.workers,
     )
-    module = train_float(
-        network.module, train, arguments.epochs, device, learning_rate=arguments.lr
-    )
+    seed_everything(arguments.seed)
+    module = load_network(arguments.model, num_classes=train.num_classes).module
+    train_float(module, train, arguments.epochs, device, learning_rate=arguments.lr)
     test = make_loader(arguments.dataset, arguments.data, "val", preprocess, 256)
     accuracy = evaluate(module, test, device)
     name = arguments.model.replace(":", "_").replace("/", "_")

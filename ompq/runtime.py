@@ -119,7 +119,7 @@ def seed_everything(seed: int) -> None:
 
 def progress(
     items: Iterable[T], description: str, total: int | None = None, ranks: Ranks | None = None
-) -> Iterable[T]:
+) -> tqdm[T]:
     """`items` behind a progress bar on rank 0 of a terminal; silent everywhere else."""
     visible = (ranks or Ranks.from_environment()).is_main and sys.stderr.isatty()
     return tqdm(items, desc=description, total=total, disable=not visible, leave=False)

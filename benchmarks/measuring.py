@@ -1,0 +1,51 @@
+"""Seconds and memory of one call."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def seconds_of(action: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds of one call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_memory(action: Callable[[], Any], device: torch.device) -> float:
+    """Largest growth of memory in MB while `action` runs (on the CPU: sampled resident size)."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return float("nan")
+    samples = [resident := int(statm.read_text().split()[1])]
+    done = threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.002):
+            samples.append(int(statm.read_text().split()[1]))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        action()
+    finally:
+        done.set()
+        sampler.join()
+    return (max(samples) - resident) * 4096 / 2**20
