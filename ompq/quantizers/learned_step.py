@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: int, low: int, high: int) -> Tensor:
+def learned_step_quantize(
+    x: Tensor, scale: Tensor, zero_point: int | Tensor, low: int, high: int
+) -> Tensor:
     """x̂ = (clamp(round(x / s) + z, low, high) − z) · s, with gradients for x and the scale s.
 
     Gradients (LSQ equations 3 and 5, without the gradient scale): with v = x / s, inside the range
@@ -18,8 +20,8 @@ def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: int, low: int, h
 
     Args:
         x: float, any shape.
-        scale: float scalar or one element, positive.
-        zero_point: z, within low..high.
+        scale: float, positive, of a shape that broadcasts to that of x.
+        zero_point: z, within low..high; where a tensor, of the scale's shape.
         low: smallest integer.
         high: largest integer.
     """
@@ -29,11 +31,11 @@ def learned_step_quantize(x: Tensor, scale: Tensor, zero_point: int, low: int, h
 
 class _LearnedStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, lowest: int, highest: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, lowest: Any, highest: Any) -> Tensor:
         ratio = x / scale
         ctx.save_for_backward(ratio, scale)
         ctx.bounds = lowest, highest
-        return ratio.round().clamp_(lowest, highest).mul_(scale)
+        return torch.clamp(ratio.round(), lowest, highest).mul_(scale)
 
     @staticmethod
     @once_differentiable
@@ -47,5 +49,8 @@ class _LearnedStep(torch.autograd.Function):
         grad_scale = None
         if ctx.needs_input_grad[1]:
             slope = torch.addcmul(clamped, ratio, inside, value=-1)
-            grad_scale = torch.dot(slope.flatten(), grad.flatten()).view(scale.shape)
+            if scale.numel() == 1:
+                grad_scale = torch.dot(slope.flatten(), grad.flatten()).view(scale.shape)
+            else:
+                grad_scale = slope.mul_(grad).sum_to_size(scale.shape)
         return grad_x, grad_scale, None, None

@@ -1,0 +1,340 @@
+"""Any traced network rewritten to compute with integers where it can."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ompq.bitconfig import Assignment
+from ompq.fixed_point.grids import ActivationGrid, LearnedActivationGrid, RangeRule, WeightGrid
+from ompq.fixed_point.modules import Joint, Origin, QuantizedLayer, Requantizer
+from ompq.graph import NetworkGraph
+from ompq.graph.operations import (
+    ADDITIONS,
+    IDENTITIES,
+    LAYOUTS,
+    MAX_POOLS,
+    layer_of,
+    operation,
+    tensor_shape,
+)
+
+# Paths of what is set into the traced network.
+READ, JOINED = "requantizers", "joints"
+PIXEL_BITS, JOINT_BITS = 8, 16
+CLIPS = frozenset("relu relu6 hardtanh clamp clip clamp_min clamp_max threshold".split())
+# These hand on integers of their input's grid, whatever it is.
+_KEEPING = CLIPS | MAX_POOLS | (IDENTITIES - {"to", "type_as", "float"})
+_CONCATENATIONS = frozenset("cat concat".split())
+AVERAGES = frozenset("avgpool2d avg_pool2d adaptiveavgpool2d adaptive_avg_pool2d mean".split())
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a network is rewritten.
+
+    Attributes:
+        rule: how ranges become scales.
+        bias_bits: width of the biases' integers; 0 leaves them in float.
+        dyadic: rescale by integers and shifts.
+        learned: step sizes are learned (LSQ) instead of following ranges.
+    """
+
+    rule: RangeRule = field(default_factory=RangeRule)
+    bias_bits: int = 32
+    dyadic: bool = True
+    learned: bool = False
+
+
+@dataclass
+class IntegerNetwork:
+    """A network of quantized layers, requantizations and joints.
+
+    `float_operations` names what has no integer form, and why; with an entry the network does not
+    run on integers alone. `input_shape` is channels × height × width.
+    """
+
+    module: GraphModule
+    input_shape: tuple[int, int, int]
+    float_operations: dict[str, str]
+    origins: dict[str, Origin | None]
+
+    def layers(self) -> dict[str, QuantizedLayer]:
+        """Layer name → its module, in execution order."""
+        return {n: m for n, m in _called(self.module).items() if isinstance(m, QuantizedLayer)}
+
+    def requantizers(self) -> dict[str, Requantizer]:
+        """Path → requantization (joints included), in execution order."""
+        return {n: m for n, m in _called(self.module).items() if isinstance(m, Requantizer)}
+
+    def enable(self, state: bool) -> None:
+        """Switch all quantization on or off."""
+        for module in [*self.layers().values(), *self.requantizers().values()]:
+            module.enabled = state  # type: ignore[assignment]
+
+    def freeze_norms(self) -> None:
+        """From now on batch norms keep their statistics."""
+        for layer in self.layers().values():
+            layer.freeze_norm = True
+
+    def observe(self, state: bool) -> None:
+        """Whether ranges of activations follow what passes in training."""
+        for requantizer in self.requantizers().values():
+            requantizer.grid.observing = state
+
+
+def to_integers(graph: NetworkGraph, assignment: Assignment, scheme: Scheme) -> IntegerNetwork:
+    """A copy of a network in which layers, sums and concatenations are quantized.
+
+    Every layer reads integers of its activation width; a value that several layers read gets the
+    widest of theirs, and the images keep the 8 bits of their pixels. Sums and concatenations are
+    taken on 16 bits. Values that layers do not read (a shortcut) stay on the grid that they are on.
+
+    Args:
+        graph: the float network.
+        assignment: the widths of its groups.
+        scheme: see `Scheme`.
+    """
+    module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph))
+    _swap_layers(module, graph, assignment, scheme)
+    rewriting = _Rewriting(module, scheme, assignment.layer_act_bits())
+    for node in list(module.graph.nodes):
+        rewriting.visit(node)
+    module.delete_all_unused_submodules()
+    module.graph.lint()
+    module.recompile()
+    origins = {node.name: origin for node, origin in rewriting.origins.items()}
+    return IntegerNetwork(module, graph.input_shape, rewriting.in_float, origins)
+
+
+def _called(module: GraphModule) -> dict[str, nn.Module]:
+    return {
+        str(node.target): module.get_submodule(str(node.target))
+        for node in module.graph.nodes
+        if node.op == "call_module"
+    }
+
+
+def _swap_layers(
+    module: GraphModule, graph: NetworkGraph, assignment: Assignment, scheme: Scheme
+) -> None:
+    """Put quantized layers in the place of the float ones and their batch norms."""
+    bits = assignment.layer_bits()
+    norms: dict[str, str] = {}
+    for name, layer in graph.layers.items():
+        norm = None
+        if layer.batch_norm is not None:
+            found = module.get_submodule(layer.batch_norm)
+            if isinstance(found, _BatchNorm) and found.running_var is not None:
+                norm = found
+                norms[layer.batch_norm] = name
+        float_layer = layer_of(module, name)
+        grid = WeightGrid(bits[name], scheme.rule).to(float_layer.weight.device)
+        module.set_submodule(name, QuantizedLayer(float_layer, norm, grid, scheme.bias_bits))
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and node.target in norms:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            module.graph.erase_node(node)
+
+
+class _Rewriting:
+    """Walks a network in execution order, knowing on which grid every value is."""
+
+    def __init__(self, module: GraphModule, scheme: Scheme, act_bits: Mapping[str, int]) -> None:
+        self.module, self.scheme = module, scheme
+        self.origins: dict[Node, Origin | None] = {}
+        self.in_float: dict[str, str] = {}
+        self.widths = self._read_widths(act_bits)
+
+    def _read_widths(self, act_bits: Mapping[str, int]) -> dict[Node, int]:
+        """Node → width of the integers that layers read from it, reshaping aside."""
+        widths: dict[Node, int] = {}
+        for call in filter(self._is_layer, self.module.graph.nodes):
+            source = call.all_input_nodes[0]
+            while source.op.startswith("call_") and self._leads_to_layers(source):
+                source = source.all_input_nodes[0]
+            widths[source] = max(widths.get(source, 0), act_bits[str(call.target)])
+        images = {node: PIXEL_BITS for node in widths if node.op == "placeholder"}
+        return widths | images
+
+    def visit(self, node: Node) -> None:
+        """Find the node's grid, set in what it needs, and hand its integers to the layers."""
+        if node.op in ("output", "get_attr"):
+            self.origins[node] = None
+            return
+        node = self._joined(node)
+        self.origins[node] = self._origin(node)
+        if node in self.widths:
+            self._requantize_for_layers(node, self.widths[node])
+
+    def _joined(self, node: Node) -> Node:
+        """A sum or concatenation of integers becomes a joint."""
+        name = operation(node, self.module)
+        if name not in ADDITIONS | _CONCATENATIONS or node.op == "call_module":
+            return node
+        given: Any = node.args[0] if name in _CONCATENATIONS else node.args
+        parts = [part for part in given if isinstance(part, Node)]
+        origins = [self.origins.get(part) for part in parts]
+        if len(parts) < len(given) or None in origins or node.kwargs.get("alpha", 1) != 1:
+            return node
+        shapes = {tensor_shape(part) for part in parts}
+        if name in ADDITIONS and len(shapes) > 1:
+            return node
+        dim = node.kwargs.get(
+            "dim", node.args[1] if name in _CONCATENATIONS and node.args[1:] else 0
+        )
+        kind = "cat" if name in _CONCATENATIONS else "add"
+        joint = Joint(self._grid(JOINT_BITS), self.scheme.dyadic, kind, int(dim or 0))  # type: ignore[arg-type]
+        joint.origins = tuple(origin for origin in origins if origin is not None)
+        call = self._insert(node, f"{JOINED}.{node.name}", joint, tuple(parts))
+        node.replace_all_uses_with(call)
+        if node in self.widths:
+            self.widths[call] = self.widths.pop(node)
+        self.module.graph.erase_node(node)
+        return call
+
+    def _origin(self, node: Node) -> Origin | None:
+        """The grid of a node's value; None in float."""
+        if node.op == "placeholder":
+            return None
+        if node.op == "call_module":
+            found = self.module.get_submodule(str(node.target))
+            if isinstance(found, QuantizedLayer):
+                return None if found.has_float_bias else Origin(found)
+            if isinstance(found, Requantizer):
+                return Origin(found)
+        sources = [source for source in node.all_input_nodes if self.origins.get(source)]
+        if not sources or tensor_shape(node) is None:
+            return None
+        name = operation(node, self.module)
+        origin = self.origins[sources[0]]
+        if len(node.all_input_nodes) == 1 and origin is not None:
+            if name in _KEEPING or (name in LAYOUTS and not origin.per_channel):
+                return origin
+            if name in AVERAGES:
+                window = pooling_window(node, self.module)
+                if window is not None:
+                    return self._average(node, sources[0], origin, prod(window[0]))
+        self._leave_in_float(node, sources, name)
+        return None
+
+    def _average(self, node: Node, source: Node, origin: Origin, divisor: int) -> Origin:
+        """Sums of a layer's wide integers would overflow: they are requantized first."""
+        if origin.per_channel:
+            requantizer = Requantizer(self._grid(JOINT_BITS), self.scheme.dyadic)
+            requantizer.origin = origin
+            call = self._insert(source, f"{JOINED}.{source.name}", requantizer, (source,))
+            node.replace_input_with(source, call)
+            origin = self.origins[call] = Origin(requantizer)
+        return Origin(origin.module, origin.divisor * divisor)
+
+    def _requantize_for_layers(self, node: Node, bits: int) -> None:
+        users = [user for user in node.users if self._is_layer(user) or self._leads_to_layers(user)]
+        layers = [layer for user in users for layer in self._layers_behind(user)]
+        shared = next((layer.source.grid for layer in layers if layer.has_source), None)
+        requantizer = Requantizer(shared or self._grid(bits), self.scheme.dyadic)
+        requantizer.origin = self.origins[node]
+        call = self._insert(node, f"{READ}.{node.name}", requantizer, (node,))
+        self.origins[call] = Origin(requantizer)
+        for user in users:
+            user.replace_input_with(node, call)
+        for layer in layers:
+            layer.read_from(requantizer)
+
+    def _layers_behind(self, user: Node) -> list[QuantizedLayer]:
+        if self._is_layer(user):
+            layer = self.module.get_submodule(str(user.target))
+            return [layer] if isinstance(layer, QuantizedLayer) else []
+        return [layer for further in user.users for layer in self._layers_behind(further)]
+
+    def _is_layer(self, node: Node) -> bool:
+        return node.op == "call_module" and isinstance(
+            self.module.get_submodule(str(node.target)), QuantizedLayer
+        )
+
+    def _leads_to_layers(self, node: Node) -> bool:
+        """Whether `node` hands its input on as it is, and to layers alone."""
+        if not node.op.startswith("call_"):
+            return False
+        handing_on = operation(node, self.module) in (LAYOUTS | IDENTITIES)
+        return bool(handing_on and node.users) and all(
+            self._is_layer(user) or self._leads_to_layers(user) for user in node.users
+        )
+
+    def _grid(self, bits: int) -> ActivationGrid:
+        kind: Callable[[int, RangeRule], ActivationGrid] = ActivationGrid
+        if self.scheme.learned and bits < JOINT_BITS:
+            kind = LearnedActivationGrid
+        device = next(self.module.parameters()).device
+        return kind(bits, self.scheme.rule).to(device)
+
+    def _insert(
+        self, after: Node, path: str, module: nn.Module, arguments: tuple[Node, ...]
+    ) -> Node:
+        self.module.add_submodule(path, module)
+        with self.module.graph.inserting_after(after):
+            call = self.module.graph.call_module(path, arguments)
+        call.meta["shape"] = after.meta.get("shape")
+        return call
+
+    def _leave_in_float(self, node: Node, sources: list[Node], name: str) -> None:
+        """Integers that go into a float operation go there as float32."""
+        self.in_float[node.name] = name
+        for source in sources:
+            with self.module.graph.inserting_before(node):
+                cast = self.module.graph.call_method("float", (source,))
+            cast.meta["shape"] = source.meta.get("shape")
+            node.replace_input_with(source, cast)
+
+
+def pooling_window(
+    node: Node, module: GraphModule
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
+    """Kernel, stride and padding of an average over height and width.
+
+    None where not every output divides by the size of the kernel, or other dimensions are averaged.
+    """
+    before, after = tensor_shape(node.all_input_nodes[0]), tensor_shape(node)
+    if before is None or after is None or len(before) != 4 or before[:2] != after[:2]:
+        return None
+    name = operation(node, module)
+    if name == "mean" or name.startswith("adaptive"):
+        rows, columns = after[2:] if len(after) == 4 else (1, 1)
+        if before[2] % rows or before[3] % columns:
+            return None
+        kernel = before[2] // rows, before[3] // columns
+        return kernel, kernel, (0, 0)
+    return _given_window(node, module)
+
+
+def _given_window(
+    node: Node, module: GraphModule
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+    if node.op == "call_module":
+        pool = module.get_submodule(str(node.target))
+        values = {key: getattr(pool, key) for key in (*names, "divisor_override")}
+    else:
+        values = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+    kernel = _pair(values["kernel_size"])
+    stride = _pair(values.get("stride") or kernel)
+    padding = _pair(values.get("padding", 0))
+    if values.get("ceil_mode") or values.get("divisor_override"):
+        return None
+    if padding != (0, 0) and not values.get("count_include_pad", True):
+        return None
+    return kernel, stride, padding
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    first, *rest = value
+    return int(first), int(rest[0] if rest else first)
