@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BASE := $(VENV)/.installed
 FULL := $(VENV)/.installed-dev
-SOURCES := ompq mixed_bit PTQ bit_config.py examples benchmarks tests
+SOURCES := ompq mixed_bit PTQ QAT bit_config.py examples benchmarks tests
 
 .PHONY: help install demo test test-fast lint format bench clean
 .DEFAULT_GOAL := help

@@ -17,8 +17,6 @@ import torch
 from ompq import artifact
 from ompq.bitconfig import Assignment, assign, resolve, uniform
 from ompq.data import (
-    BACKENDS,
-    DATASETS,
     Loader,
     calibration_images,
     load_calibration_file,
@@ -29,7 +27,7 @@ from ompq.errors import OmpqError
 from ompq.files import write_json
 from ompq.graph import NetworkGraph, trace
 from ompq.metrics import predict
-from ompq.options import Parser, add_network_options, add_run_options
+from ompq.options import Parser, add_data_options, add_network_options, add_run_options
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks, resolve_device, run_script, seed_everything
 from ompq.zoo import Network, load_network
@@ -77,16 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("images")
-    group.add_argument("--dataset", choices=list(DATASETS), default="imagenet", help="data set")
-    group.add_argument(
-        "--data_path",
-        "--data",
-        "--save_path",
-        dest="data",
-        type=Path,
-        help="folder of the data set",
-    )
+    group = add_data_options(parser, "images", "--data_path", "--data", "--save_path")
     group.add_argument("--num_samples", type=int, default=1024, help="calibration images")
     group.add_argument(
         "--calibration_data",
@@ -95,11 +84,9 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         help=".pt or .npy of normalised images n×3×H×W to calibrate with",
     )
     group.add_argument("--batch_size", type=int, default=64, help="images per evaluation batch")
-    group.add_argument("--input_size", type=int, help="side of the images (default: the network's)")
     group.add_argument(
         "--augment", action="store_true", help="training transforms for the calibration images"
     )
-    group.add_argument("--loader", choices=BACKENDS, default="auto", help="who decodes the images")
 
 
 def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
@@ -307,6 +294,7 @@ def _write(
     details = {
         "model_size_mb": assignment.size_mb,
         "bits": list(assignment.widths),
+        "act_bits": assignment.act_bits,
         "groups": [list(group.layers) for group in assignment.groups],
         "weights": network.source,
     }

@@ -40,7 +40,7 @@ from PTQ.recovery import Recovery
 from PTQ.settings import Settings
 from PTQ.sweep import quantize_network
 
-WIDTH, BATCH = 3, 32
+WIDTH, BATCH, REPEATS = 3, 32, 3
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,7 +80,7 @@ def scale_search(graph: NetworkGraph, channels: int, device: torch.device) -> di
     weights = [graph.layer_module(name).weight.detach().flatten(1) for name in graph.layers]
     ours = median(
         seconds_of(lambda: [lp_scale(weight, WIDTH) for weight in weights], device)
-        for _ in range(3)
+        for _ in range(REPEATS)
     )
     loop = 0.0
     for weight in weights:
@@ -139,7 +139,7 @@ def _per_step(
 
     spent(2)
     few, many = 2, settings.weight_iterations + 2
-    return max(0.0, spent(many) - spent(few)) / (many - few)
+    return median(max(0.0, spent(many) - spent(few)) / (many - few) for _ in range(REPEATS))
 
 
 @torch.no_grad()

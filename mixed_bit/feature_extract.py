@@ -22,13 +22,19 @@ from mixed_bit.orthogonality import MINIMUM_UNBIASED_IMAGES
 from mixed_bit.report import draw, print_result
 from mixed_bit.search import SearchResult, SearchSettings, check_feasible, search, to_bit_config
 from ompq.bitconfig import QUANT_TYPES, BitConfig
-from ompq.data import DATASETS, calibration_batches, load_calibration_file, preprocess_for
+from ompq.data import calibration_batches, load_calibration_file, preprocess_for
 from ompq.data.calibration import batch_sizes
-from ompq.data.decoding import BACKENDS
 from ompq.errors import OmpqError
 from ompq.files import atomic_path
 from ompq.graph import trace
-from ompq.options import Parser, add_network_options, add_run_options, int_list, pin
+from ompq.options import (
+    Parser,
+    add_data_options,
+    add_network_options,
+    add_run_options,
+    int_list,
+    pin,
+)
 from ompq.runtime import (
     Ranks,
     process_group,
@@ -52,16 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("calibration images")
-    group.add_argument("--dataset", choices=list(DATASETS), default="imagenet", help="data set")
-    group.add_argument(
-        "--save_path",
-        "--data_path",
-        "--data",
-        dest="data",
-        type=Path,
-        help="folder of the data set",
-    )
+    group = add_data_options(parser, "calibration images", "--save_path", "--data_path", "--data")
     group.add_argument(
         "--calibration_data",
         type=Path,
@@ -76,11 +73,9 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         help="images per forward pass; with more images than that, the unbiased minibatch "
         "estimate is used",
     )
-    group.add_argument("--input_size", type=int, help="side of the images (default: the network's)")
     group.add_argument(
         "--augment", action="store_true", help="training transforms instead of evaluation ones"
     )
-    group.add_argument("--loader", choices=BACKENDS, default="auto", help="who decodes the images")
 
 
 def _add_search_options(parser: argparse.ArgumentParser) -> None:

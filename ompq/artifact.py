@@ -3,9 +3,9 @@
 `quantized.safetensors` holds, for every quantized layer, `LAYER.weight` (uint8 or int8),
 `LAYER.weight_scale` (float32) and `LAYER.weight_zero_point` (int32), scalars or one per channel;
 for every quantized activation, `activations.NODE.scale` and `activations.NODE.zero_point`; and in
-float32 under their own names the biases and what is not quantized. Its metadata, one JSON text
-under `ompq`, says which network this is, what its images go through, and the bits of every layer
-and activation.
+float32 under their own names the biases and what is not quantized. A network of integers (`QAT`)
+has instead what `ompq.fixed_point.to_tensors` tells. The metadata, one JSON text under `ompq`, says
+which network this is, what its images go through, and the bits of every layer and activation.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ompq.errors import OmpqError
 from ompq.files import atomic_path
+from ompq.fixed_point import IntegerNetwork, from_tensors, integers_of, to_tensors
 from ompq.graph import NetworkGraph, activation_sites, fold_batch_norm, trace
 from ompq.preprocess import Preprocess
 from ompq.quantized import ACTIVATIONS, QuantizedNetwork, QuantizedWeight, insert_quantizers
@@ -37,16 +38,21 @@ _KEY = "ompq"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A quantized network read from its file; `description` is the file's metadata."""
+    """A quantized network read from its file; `description` is the file's metadata.
 
-    network: QuantizedNetwork
+    `integers` holds what `ompq.fixed_point.IntegerExecution` needs, where the network runs on
+    integers alone.
+    """
+
+    network: QuantizedNetwork | IntegerNetwork
     preprocess: Preprocess
     description: Mapping[str, Any]
+    integers: Mapping[str, Tensor]
 
 
 def save(
     path: str | Path,
-    quantized: QuantizedNetwork,
+    quantized: QuantizedNetwork | IntegerNetwork,
     source: Network,
     preprocess: Preprocess,
     details: Mapping[str, Any] | None = None,
@@ -55,11 +61,32 @@ def save(
 
     Args:
         path: of the file.
-        quantized: the network; its enabled activation quantizers are part of it.
+        quantized: the network; enabled activation quantizers are part of it.
         source: the float network that it was made from.
         preprocess: what its images go through.
         details: further JSON-ready metadata.
     """
+    if isinstance(quantized, IntegerNetwork):
+        tensors, described = to_tensors(quantized)
+    else:
+        tensors, described = _simulated(quantized)
+    description = {
+        "format": FORMAT,
+        "arithmetic": "integers" if isinstance(quantized, IntegerNetwork) else "float",
+        "architecture": source.architecture(),
+        "input_shape": list(quantized.input_shape),
+        "preprocess": asdict(preprocess),
+        **described,
+        **(details or {}),
+        "versions": versions(),
+    }
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata={_KEY: json.dumps(description)})
+
+
+def _simulated(quantized: QuantizedNetwork) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a network that computes in float on quantized values."""
     tensors = _float_tensors(quantized)
     for layer, weight in quantized.weights.items():
         tensors[f"{layer}.weight"] = weight.integers
@@ -70,11 +97,7 @@ def save(
         if quantizer.enabled:
             tensors[f"activations.{node}.scale"] = quantizer.params.scale
             tensors[f"activations.{node}.zero_point"] = quantizer.params.zero_point
-    description = {
-        "format": FORMAT,
-        "architecture": source.architecture(),
-        "input_shape": list(quantized.graph.input_shape),
-        "preprocess": asdict(preprocess),
+    return tensors, {
         "layers": {
             layer: {"bits": weight.bits, "low": weight.params.low, "high": weight.params.high}
             for layer, weight in quantized.weights.items()
@@ -83,12 +106,7 @@ def save(
             node: {"bits": quantizer.bits, "enabled": quantizer.enabled}
             for node, quantizer in activations.items()
         },
-        **(details or {}),
-        "versions": versions(),
     }
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata={_KEY: json.dumps(description)})
 
 
 def load(path: str | Path) -> Artifact:
@@ -105,11 +123,15 @@ def load(path: str | Path) -> Artifact:
     module = rebuild(description["architecture"], tensors)
     channels, height, width = description["input_shape"]
     folded = fold_batch_norm(trace(module, (channels, height, width)))
-    quantized = QuantizedNetwork(_with_quantizers(folded, description["activations"]))
-    _fill(quantized, description, tensors, file)
+    quantized: QuantizedNetwork | IntegerNetwork
+    if description["arithmetic"] == "integers":
+        quantized = from_tensors(folded, description, tensors)
+    else:
+        quantized = QuantizedNetwork(_with_quantizers(folded, description["activations"]))
+        _fill(quantized, description, tensors, file)
     settings = description["preprocess"]
     settings |= {key: tuple(settings[key]) for key in ("mean", "std")}
-    return Artifact(quantized, Preprocess(**settings), description)
+    return Artifact(quantized, Preprocess(**settings), description, integers_of(tensors))
 
 
 def _float_tensors(quantized: QuantizedNetwork) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ompq.data import BACKENDS, DATASETS
 from ompq.errors import OmpqError
 
 
@@ -51,16 +52,42 @@ def add_network_options(
     )
 
 
+def add_data_options(
+    parser: argparse.ArgumentParser, title: str, *folder_flags: str
+) -> argparse._ArgumentGroup:
+    """The data set and how its images are read; returns the group, for further options."""
+    group = parser.add_argument_group(title)
+    group.add_argument("--dataset", choices=list(DATASETS), default="imagenet", help="data set")
+    group.add_argument(*folder_flags, dest="data", type=Path, help="folder of the data set")
+    group.add_argument("--input_size", type=int, help="side of the images (default: the network's)")
+    group.add_argument("--loader", choices=BACKENDS, default="auto", help="who decodes the images")
+    return group
+
+
 def add_run_options(
-    parser: argparse.ArgumentParser, output_dir: str, *, seed: int = 0, workers: int = 2
+    parser: argparse.ArgumentParser,
+    output_dir: str,
+    *output_flags: str,
+    seed: int = 0,
+    workers: int = 2,
 ) -> None:
-    """Where and how a run happens; the defaults differ between the published scripts."""
+    """Where and how a run happens; the defaults differ between the published scripts.
+
+    `output_flags` are further names of `--output_dir`.
+    """
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, default=seed, help="seed of everything random")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    group.add_argument("--workers", type=int, default=workers, help="threads that decode images")
     group.add_argument(
-        "--output_dir", type=Path, default=Path(output_dir), help="folder for the results"
+        "--workers", "-j", type=int, default=workers, help="threads that decode images"
+    )
+    group.add_argument(
+        "--output_dir",
+        *output_flags,
+        dest="output_dir",
+        type=Path,
+        default=Path(output_dir),
+        help="folder for the results",
     )
     # torch.distributed.launch passes it; the environment says the same.
     group.add_argument(

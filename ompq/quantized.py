@@ -59,6 +59,11 @@ class QuantizedNetwork:
         """What computes."""
         return self.graph.module
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels × height × width of an image."""
+        return self.graph.input_shape
+
     def activations(self) -> dict[str, ActivationQuantizer]:
         """Node → the quantizer of its value, in execution order."""
         prefix = ACTIVATIONS + "."

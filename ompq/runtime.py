@@ -47,12 +47,12 @@ class Ranks:
 
 
 @contextmanager
-def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
+def process_group(ranks: Ranks, device: torch.device, backend: str | None = None) -> Iterator[None]:
     """Hold a process group (NCCL on CUDA, Gloo on CPU) while the body runs, if there are ranks."""
     if ranks.world_size == 1:
         yield
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = backend or ("nccl" if device.type == "cuda" else "gloo")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     distributed.init_process_group(backend, timeout=timedelta(minutes=10))

@@ -166,7 +166,7 @@ def test_installed_commands_exist() -> None:
         for entry in metadata.entry_points(group="console_scripts")
         if entry.name.startswith("ompq-")
     }
-    assert set(commands) == {"ompq-bits", "ompq-cost", "ompq-ptq"}
+    assert set(commands) == {"ompq-bits", "ompq-cost", "ompq-ptq", "ompq-qat"}
     assert all(callable(entry.load()) for entry in commands.values())
 
 

@@ -12,9 +12,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ompq.bitconfig import Assignment
 from ompq.fixed_point.grids import ActivationGrid, LearnedActivationGrid, RangeRule, WeightGrid
-from ompq.fixed_point.modules import Joint, Origin, QuantizedLayer, Requantizer
+from ompq.fixed_point.modules import Exact, Joint, Origin, QuantizedLayer, Requantizer
 from ompq.graph import NetworkGraph
 from ompq.graph.operations import (
     ADDITIONS,
@@ -66,6 +65,15 @@ class IntegerNetwork:
     float_operations: dict[str, str]
     origins: dict[str, Origin | None]
 
+    @property
+    def runs_on_integers(self) -> bool:
+        """Whether nothing between images and logits needs floats."""
+        return (
+            not self.float_operations
+            and all(not layer.has_float_bias for layer in self.layers().values())
+            and all(requantizer.dyadic for requantizer in self.requantizers().values())
+        )
+
     def layers(self) -> dict[str, QuantizedLayer]:
         """Layer name → its module, in execution order."""
         return {n: m for n, m in _called(self.module).items() if isinstance(m, QuantizedLayer)}
@@ -90,7 +98,12 @@ class IntegerNetwork:
             requantizer.grid.observing = state
 
 
-def to_integers(graph: NetworkGraph, assignment: Assignment, scheme: Scheme) -> IntegerNetwork:
+def to_integers(
+    graph: NetworkGraph,
+    weight_bits: Mapping[str, int],
+    act_bits: Mapping[str, int],
+    scheme: Scheme,
+) -> IntegerNetwork:
     """A copy of a network in which layers, sums and concatenations are quantized.
 
     Every layer reads integers of its activation width; a value that several layers read gets the
@@ -99,15 +112,17 @@ def to_integers(graph: NetworkGraph, assignment: Assignment, scheme: Scheme) -> 
 
     Args:
         graph: the float network.
-        assignment: the widths of its groups.
+        weight_bits: layer → width of its weight.
+        act_bits: layer → width of what it reads.
         scheme: see `Scheme`.
     """
     module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph))
-    _swap_layers(module, graph, assignment, scheme)
-    rewriting = _Rewriting(module, scheme, assignment.layer_act_bits())
+    _swap_layers(module, graph, weight_bits, scheme)
+    rewriting = _Rewriting(module, scheme, act_bits)
     for node in list(module.graph.nodes):
         rewriting.visit(node)
     module.delete_all_unused_submodules()
+    module.requires_grad_(True)
     module.graph.lint()
     module.recompile()
     origins = {node.name: origin for node, origin in rewriting.origins.items()}
@@ -123,10 +138,9 @@ def _called(module: GraphModule) -> dict[str, nn.Module]:
 
 
 def _swap_layers(
-    module: GraphModule, graph: NetworkGraph, assignment: Assignment, scheme: Scheme
+    module: GraphModule, graph: NetworkGraph, bits: Mapping[str, int], scheme: Scheme
 ) -> None:
     """Put quantized layers in the place of the float ones and their batch norms."""
-    bits = assignment.layer_bits()
     norms: dict[str, str] = {}
     for name, layer in graph.layers.items():
         norm = None
@@ -168,11 +182,21 @@ class _Rewriting:
         """Find the node's grid, set in what it needs, and hand its integers to the layers."""
         if node.op in ("output", "get_attr"):
             self.origins[node] = None
+            self._make_exact(node)
             return
         node = self._joined(node)
         self.origins[node] = self._origin(node)
         if node in self.widths:
             self._requantize_for_layers(node, self.widths[node])
+
+    def _make_exact(self, output: Node) -> None:
+        """The network's output is to be exact multiples of its grid."""
+        for source in output.all_input_nodes:
+            origin = self.origins.get(source)
+            if origin is not None and origin.divisor > 1:
+                call = self._insert(source, "output_grid", Exact(origin), (source,))
+                output.replace_input_with(source, call)
+                self.origins[call] = origin
 
     def _joined(self, node: Node) -> Node:
         """A sum or concatenation of integers becomes a joint."""

@@ -23,12 +23,14 @@ class RangeRule:
         weight_percentile: of |w| that a weight's range covers, in per cent; 0 for all of it.
         act_percentile: of the activations' values that their range covers; 0 for all of it.
         momentum: of the activations' moving ranges; −1 for the widest seen so far.
+        asymmetric: activations of 8 bits are asymmetric too, as narrower ones are.
     """
 
     per_channel: bool = True
     weight_percentile: float = 0.0
     act_percentile: float = 0.0
     momentum: float = 0.95
+    asymmetric: bool = False
 
 
 class WeightGrid(nn.Module):
@@ -57,9 +59,9 @@ class WeightGrid(nn.Module):
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
         return QuantParams(scale, zero_point, self.low, self.high)
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """channels × … → the same, on the grid; gradients pass straight through inside it."""
-        return fake_quantize(weight, self.params(weight))
+    def forward(self, weight: Tensor, params: QuantParams) -> Tensor:
+        """channels × … → the same, on the grid of `params`; gradients pass straight through."""
+        return fake_quantize(weight, params)
 
 
 class FixedWeightGrid(nn.Module):
@@ -79,9 +81,9 @@ class FixedWeightGrid(nn.Module):
         """Of any weight."""
         return QuantParams(self.scale, self.zero_point, self.low, self.high)
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """channels × … → the same, on the grid."""
-        return fake_quantize(weight, self.params(weight))
+    def forward(self, weight: Tensor, params: QuantParams) -> Tensor:
+        """channels × … → the same, on the grid of `params`; gradients pass straight through."""
+        return fake_quantize(weight, params)
 
 
 class LearnedWeightGrid(FixedWeightGrid):
@@ -97,7 +99,7 @@ class LearnedWeightGrid(FixedWeightGrid):
         scale = self.scale.detach().abs().clamp_min(_SMALLEST_SCALE)
         return QuantParams(scale, self.zero_point, self.low, self.high)
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def forward(self, weight: Tensor, params: QuantParams) -> Tensor:
         """channels × … → the same, on the grid."""
         shape = (-1,) + (1,) * (weight.dim() - 1) if self.scale.dim() else ()
         count = weight.numel() / max(1, self.scale.numel())
@@ -161,7 +163,7 @@ class ActivationGrid(nn.Module):
 
     def _decide(self) -> None:
         low, high = self.minimum.clamp_max(0), self.maximum.clamp_min(0)
-        symmetric = self.bits >= 8
+        symmetric = self.bits >= 8 and not self.rule.asymmetric
         signed_span = torch.maximum(-low, high) / (2 ** (self.bits - 1) - 1)
         span = (high - low) / (2**self.bits - 1)
         scale = torch.where((low < 0) & symmetric, signed_span, span)

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from ompq.errors import OmpqError
 from ompq.fixed_point.convert import AVERAGES, CLIPS, IntegerNetwork, pooling_window
 from ompq.fixed_point.dyadic import ACCUMULATOR_LIMIT, Dyadic
-from ompq.fixed_point.modules import Joint, Origin, QuantizedLayer, Requantizer
+from ompq.fixed_point.modules import Exact, Joint, Origin, QuantizedLayer, Requantizer
 from ompq.graph.operations import operation
 
 _WIDEST = 2**62
@@ -71,17 +71,12 @@ def _check_integers_suffice(network: IntegerNetwork) -> None:
 
 
 def _layer_numbers(name: str, layer: QuantizedLayer) -> dict[str, Tensor]:
-    integers, bias = layer.integers()
-    weight = layer.centred(integers)
-    reach = max(abs(bound) for bound in layer.source.reach)
-    largest = weight.long().abs().flatten(1).sum(dim=1) * reach
-    if bias is not None:
-        largest = largest + bias.abs()
-    if int(largest.max()) >= ACCUMULATOR_LIMIT:
+    held = layer.integers()
+    if int(held.largest_sums(layer.source.largest).max()) >= ACCUMULATOR_LIMIT:
         raise OmpqError(f"the sums of {name} could exceed 32 bits; give it fewer bits")
-    numbers = {f"{name}.weight": weight.to(device="cpu", dtype=torch.int16)}
-    if bias is not None:
-        numbers[f"{name}.bias"] = bias.to(device="cpu", dtype=torch.int32)
+    numbers = {f"{name}.weight": held.weight.to(device="cpu", dtype=torch.int16)}
+    if held.bias is not None:
+        numbers[f"{name}.bias"] = held.bias.to(device="cpu", dtype=torch.int32)
     return numbers
 
 
@@ -164,6 +159,8 @@ class IntegerExecution(Interpreter):
                 return self._layer(str(n.target), module, inputs[0])
             if isinstance(module, Joint):
                 return self._joint(str(n.target), module, self.fetch_args_kwargs_from_env(n)[0])
+            if isinstance(module, Exact):
+                return inputs[0]
             if isinstance(module, Requantizer):
                 return self._requantize(str(n.target), inputs[0])
         if n.op.startswith("call_") and inputs and not inputs[0].is_floating_point():

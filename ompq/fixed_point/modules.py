@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm, conv2d, linear, pad
+from torch.nn.functional import conv2d, linear, pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ompq.fixed_point.dyadic import Dyadic
 from ompq.fixed_point.grids import ActivationGrid, FixedWeightGrid, WeightGrid
-from ompq.quantizers import quantize
+from ompq.fixed_point.norms import normalise
+from ompq.quantizers import QuantParams, quantize
 
 # Sums of integers below this are exact in float32, in any order.
 _EXACT_IN_FLOAT32 = 2**24
@@ -46,6 +47,24 @@ class Origin:
         return self.module.step() / self.divisor
 
 
+@dataclass(frozen=True)
+class LayerIntegers:
+    """What integer hardware holds of a layer: weight and bias as int64, and the sums' scale.
+
+    The weight's zero point is subtracted. `step` is float64, one per output channel, of a shape
+    that broadcasts to the output's.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    step: Tensor
+
+    def largest_sums(self, reach: int) -> Tensor:
+        """Per output channel, what |sums| cannot exceed for inputs of at most `reach`."""
+        largest = self.weight.abs().flatten(1).sum(dim=1) * reach
+        return largest if self.bias is None else largest + self.bias.abs()
+
+
 class QuantizedLayer(nn.Module):
     """A convolution or linear layer with its batch norm, in integers of `grid.bits` bits.
 
@@ -67,6 +86,7 @@ class QuantizedLayer(nn.Module):
         self.freeze_norm = False
         self.enabled = True
         self._source: tuple[Requantizer, ...] = ()
+        self._integers: LayerIntegers | None = None
 
     def read_from(self, source: Requantizer) -> None:
         """Tell whose integers this layer reads."""
@@ -95,29 +115,31 @@ class QuantizedLayer(nn.Module):
     def _train(self, x: Tensor) -> Tensor:
         if self.norm is None or self.freeze_norm:
             folded, bias = self.folded()
-            return self._multiply(x, self.grid(folded), self._rounded_bias(bias))
-        gain = self._gain(safe=True).detach()
-        shape = self._by_output(gain)
-        rounded = self.grid(self.layer.weight * shape) / shape
+            params = self.grid.params(folded)
+            return self._multiply(x, self.grid(folded, params), self._rounded_bias(bias, params))
+        gain = self._by_output(self._gain(safe=True).detach())
+        folded = self.layer.weight * gain
+        rounded = self.grid(folded, self.grid.params(folded)) / gain
         return self._normalise(self._multiply(x, rounded, self.layer.bias))
 
     @torch.no_grad()
     def _evaluate(self, x: Tensor) -> Tensor:
-        integers, bias = self.integers()
-        zeroed = self.centred(integers)
+        held = self.integers()
+        fits = int(held.largest_sums(self.source.largest).max()) < _EXACT_IN_FLOAT32
+        exact = torch.float32 if x.device.type == "cpu" and fits else torch.float64
         whole = torch.round(x.double() / self.source.step())
-        exact = torch.float32 if x.device.type == "cpu" and self._fits(zeroed) else torch.float64
-        sums = self._multiply(whole.to(exact), zeroed.to(exact), None).double()
-        if bias is not None:
-            sums += self._along_channels(bias.double())
-        values = sums * self.step()
+        sums = self._multiply(whole.to(exact), held.weight.to(exact), None).double()
+        if held.bias is not None:
+            sums += self._along_channels(held.bias.double())
+        values = sums * held.step
         if self.has_float_bias:
             values += self._along_channels(self.folded()[1])  # type: ignore[arg-type]
         return values
 
-    def _fits(self, weight: Tensor) -> bool:
-        reach = max(abs(bound) for bound in self.source.reach)
-        return int(weight.abs().flatten(1).sum(dim=1).max()) * reach < _EXACT_IN_FLOAT32
+    def train(self, mode: bool = True) -> QuantizedLayer:
+        """Integers are computed anew after every change of mode."""
+        self._integers = None
+        return super().train(mode)
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = self.layer
@@ -130,13 +152,7 @@ class QuantizedLayer(nn.Module):
         return conv2d(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        if self.norm is None:
-            return x
-        if self.freeze_norm and self.norm.training:
-            n = self.norm
-            return batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, False, 0.0, n.eps)
-        out: Tensor = self.norm(x)
-        return out
+        return x if self.norm is None else normalise(x, self.norm, self.freeze_norm)
 
     def _gain(self, safe: bool = False) -> Tensor:
         """γ / σ of the batch norm, per channel."""
@@ -172,44 +188,50 @@ class QuantizedLayer(nn.Module):
         return values if isinstance(self.layer, nn.Linear) else values.view(-1, 1, 1)
 
     @torch.no_grad()
-    def integers(self) -> tuple[Tensor, Tensor | None]:
-        """The weight's integers (int32, zero point included) and the bias's (int64)."""
+    def integers(self) -> LayerIntegers:
+        """What the layer is in evaluation."""
+        if self._integers is not None:
+            return self._integers
         weight, bias = self.folded()
-        whole = quantize(weight, self.grid.params(weight))
-        return whole, None if bias is None or not self.bias_bits else self._bias_integers(bias)
+        params = self.grid.params(weight)
+        zero_point = params.zero_point
+        if zero_point.dim():
+            zero_point = self._by_output(zero_point)
+        held = LayerIntegers(
+            (quantize(weight, params) - zero_point).long(),
+            self._bias_integers(bias, params) if bias is not None and self.bias_bits else None,
+            self._along_channels(self._scales(params)),
+        )
+        if not self.training:
+            self._integers = held
+        return held
 
     @property
     def has_float_bias(self) -> bool:
         """Whether a bias is added in float (`bias_bits` 0), which integers cannot follow."""
         return not self.bias_bits and (self.norm is not None or self.layer.bias is not None)
 
-    def centred(self, integers: Tensor) -> Tensor:
-        """Integers less their zero point: what multiplies."""
-        zero_point = self.grid.params(self.layer.weight).zero_point
-        return integers - (self._by_output(zero_point) if zero_point.dim() else zero_point)
-
-    def _bias_integers(self, bias: Tensor) -> Tensor:
+    def _bias_integers(self, bias: Tensor, params: QuantParams) -> Tensor:
         limit = 2 ** (self.bias_bits - 1) - 1
-        return torch.round(bias.double() / self._scales()).clamp_(-limit, limit).long()
+        return torch.round(bias.double() / self._scales(params)).clamp_(-limit, limit).long()
 
-    def _rounded_bias(self, bias: Tensor | None) -> Tensor | None:
+    def _rounded_bias(self, bias: Tensor | None, params: QuantParams) -> Tensor | None:
         """The bias on its grid, with a gradient straight through."""
         if bias is None or not self.bias_bits:
             return bias
         with torch.no_grad():
-            scales = self._scales()
-            rounded = (self._bias_integers(bias) * scales).to(bias.dtype)
+            whole = self._bias_integers(bias, params)
+            rounded = (whole * self._scales(params)).to(bias.dtype)
         return bias + (rounded - bias).detach()
 
-    def _scales(self) -> Tensor:
+    def _scales(self, params: QuantParams) -> Tensor:
         """Scale of the sums per output channel: that of the input times that of the weight."""
-        scale = self.grid.params(self.folded()[0].detach()).scale.double()
-        return (scale * self.source.step()).expand(self.layer.weight.shape[0])
+        scale = params.scale.double() * self.source.step()
+        return scale.expand(self.layer.weight.shape[0])
 
-    @torch.no_grad()
     def step(self) -> Tensor:
-        """The output grid's scale, float64."""
-        return self._along_channels(self._scales())
+        """The sums' scale, float64."""
+        return self.integers().step
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -245,6 +267,11 @@ class Requantizer(nn.Module):
         """Least and largest integer less the zero point."""
         zero_point = int(self.grid.zero_point)
         return self.grid.low - zero_point, self.grid.high - zero_point
+
+    @property
+    def largest(self) -> int:
+        """Largest magnitude of an integer less the zero point."""
+        return max(abs(bound) for bound in self.reach)
 
     def step(self) -> Tensor:
         """Scale of the grid, float64 scalar."""
@@ -302,3 +329,18 @@ class Joint(Requantizer):
         if self.kind == "cat":
             return torch.cat(list(parts), dim=self.dim)
         return parts[0] + parts[1]
+
+
+class Exact(nn.Module):
+    """Rids an average at the network's output of float64's rounding, in evaluation."""
+
+    def __init__(self, origin: Origin) -> None:
+        super().__init__()
+        self.origin = origin
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape → the same, exact multiples of the grid."""
+        if self.training or x.dtype != torch.float64:
+            return x
+        step = self.origin.step()
+        return torch.round(x / step) * step

@@ -1,0 +1,1 @@
+"""Quantization-aware training: fine-tuning that ends in a network of integers."""

@@ -1,0 +1,388 @@
+"""Fine-tune a trained network so that it computes with integers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by its path: see the repository, not this folder, first
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import os
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from ompq import artifact
+from ompq.bitconfig import Assignment, assign, resolve
+from ompq.data import Loader, calibration_images, make_loader, preprocess_for
+from ompq.errors import OmpqError
+from ompq.files import write_json
+from ompq.fixed_point import IntegerNetwork, RangeRule, Scheme, to_integers
+from ompq.graph import NetworkGraph, fold_batch_norm, trace
+from ompq.metrics import predict
+from ompq.preprocess import Preprocess
+from ompq.runtime import Ranks, process_group, resolve_device, run_script, seed_everything
+from ompq.zoo import Network, load_network
+from QAT.options import build_parser, settings_of
+from QAT.proof import compare_with_integers
+from QAT.recovery import is_checkpoint
+from QAT.report import draw, print_table, to_json
+from QAT.start import calibrate, learn_steps, take_over
+from QAT.training import Progress, Task, evaluate_all_ranks, fine_tune
+
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 64
+DEFAULT_SCHEME = "uniform8"
+
+
+def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> dict[str, Any]:
+    """Fine-tune, print the table, write checkpoints, `quantized.safetensors` and `results.json`.
+
+    Args:
+        arguments: of `build_parser`.
+        ranks: this process among those that share the work.
+        device: to compute on.
+
+    Returns:
+        the content of `results.json`.
+    """
+    start = time.perf_counter()
+    settings = settings_of(arguments)
+    resume = _resume(arguments)
+    network, preprocess = _load(arguments)
+    training, test = _loaders(arguments, preprocess, ranks)
+    side = preprocess.input_size
+    graph = trace(network.module.to(device), (preprocess.channels, side, side))
+    assignment = _assignment(arguments, graph)
+    _say(ranks, _introduction(network, assignment, training))
+    converted = _converted(arguments, graph, assignment, preprocess, device)
+    for name, what in converted.float_operations.items():
+        _say(ranks, f"note: {name} ({what}) has no integer form and stays in float")
+    fingerprint = _fingerprint(arguments, assignment, len(training))
+    teacher = _teacher(arguments, network.num_classes, device)
+    task = Task(
+        converted,
+        teacher,
+        training,
+        test,
+        settings,
+        device,
+        ranks,
+        arguments.output_dir,
+        fingerprint,
+        _log(arguments, ranks),
+    )
+    float_accuracy = evaluate_all_ranks(task, network.module)
+    _say(ranks, f"float: top-1 {float_accuracy.top1:.2f} % of {float_accuracy.count} images")
+    before = evaluate_all_ranks(task)
+    _say(ranks, f"quantized, before training: top-1 {before.top1:.2f} %")
+    progress = fine_tune(task, resume, arguments.start_epoch)
+    final = evaluate_all_ranks(task)
+    accuracies = {"float": float_accuracy, "before training": before, "trained": final}
+    content = to_json(
+        accuracies, progress, assignment, converted, _shown(arguments), time.perf_counter() - start
+    )
+    if ranks.is_main:
+        _write(arguments, content, converted, network, preprocess, assignment, progress)
+        print_table(accuracies, assignment, progress.seconds)
+        print(f"written to {arguments.output_dir}/: {artifact.FILE} results.json training.png")
+    return content
+
+
+def _resume(arguments: argparse.Namespace) -> bool:
+    """Whether to go on from a checkpoint; float weights given to `--resume` become `--path`."""
+    if arguments.resume is None:
+        if arguments.resume_quantize:
+            raise OmpqError("--resume_quantize goes with --resume FILE")
+        return False
+    if not arguments.resume:
+        return True
+    file = Path(arguments.resume)
+    if is_checkpoint(file):
+        arguments.output_dir = file.parent
+        return True
+    if arguments.resume_quantize:
+        raise OmpqError(f"{file} is no checkpoint of quantization-aware training")
+    arguments.path = file
+    return False
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Network, Preprocess]:
+    if arguments.model is None:
+        raise OmpqError("name the network with --arch, or give --evaluate DIR; see --help")
+    # The published command gives --pretrained; a checkpoint of one's own goes before it.
+    network = load_network(
+        arguments.model,
+        path=arguments.path,
+        pretrained=arguments.pretrained and arguments.path is None,
+        num_classes=arguments.num_classes,
+    )
+    own = preprocess_for(arguments.dataset, network.preprocess)
+    return network, own.at(arguments.input_size)
+
+
+def _loaders(
+    arguments: argparse.Namespace, preprocess: Preprocess, ranks: Ranks
+) -> tuple[Loader, Loader]:
+    """This rank's share of the training images, and of the test images."""
+    if not 0 < arguments.data_percentage <= 1:
+        raise OmpqError(
+            f"--data_percentage is {arguments.data_percentage}; it is a share between 0 and 1"
+        )
+    per_rank, remainder = divmod(arguments.batch_size, ranks.world_size)
+    if remainder or per_rank < 1:
+        raise OmpqError(
+            f"--batch_size {arguments.batch_size} cannot be shared by {ranks.world_size} processes"
+        )
+    common: dict[str, Any] = {
+        "workers": arguments.workers,
+        "backend": arguments.loader,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+    }
+    training = make_loader(
+        arguments.dataset,
+        arguments.data,
+        "train",
+        preprocess,
+        per_rank,
+        augment=True,
+        shuffle=True,
+        seed=arguments.seed,
+        **common,
+    )
+    if arguments.data_percentage < 1:
+        training.num_samples = max(
+            ranks.world_size, round(arguments.data_percentage * training.num_images)
+        )
+    test = make_loader(
+        arguments.dataset, arguments.data, "val", preprocess, max(per_rank, 64), **common
+    )
+    return training, test
+
+
+def _assignment(arguments: argparse.Namespace, graph: NetworkGraph) -> Assignment:
+    given = arguments.bit_cfg or arguments.quant_scheme or DEFAULT_SCHEME
+    if arguments.init_from is not None and not (arguments.bit_cfg or arguments.quant_scheme):
+        described = artifact.load(arguments.init_from).description
+        act_bits = arguments.act_bits or described["act_bits"]
+        return assign(graph.groups, "PTQ", described["bits"], act_bits)
+    return resolve(given, graph.groups, "QAT", act_bits=arguments.act_bits)
+
+
+def _converted(
+    arguments: argparse.Namespace,
+    graph: NetworkGraph,
+    assignment: Assignment,
+    preprocess: Preprocess,
+    device: torch.device,
+) -> IntegerNetwork:
+    """The network that is trained, with its first ranges or those of PTQ."""
+    rule = RangeRule(
+        per_channel=arguments.channel_wise,
+        weight_percentile=arguments.weight_percentile,
+        act_percentile=arguments.act_percentile,
+        momentum=arguments.act_range_momentum,
+        asymmetric=arguments.quant_mode == "asymmetric",
+    )
+    scheme = Scheme(
+        rule=rule,
+        bias_bits=arguments.bias_bit,
+        dyadic=not arguments.fixed_point_quantization,
+        learned=arguments.quantizer == "lsq",
+    )
+    source = None if arguments.init_from is None else artifact.load(arguments.init_from)
+    structure = graph if source is None else fold_batch_norm(graph)
+    bits, act_bits = assignment.layer_bits(), assignment.layer_act_bits()
+    network = to_integers(structure, bits, act_bits, scheme)
+    if source is not None:
+        take_over(network, source)
+    found = calibration_images(
+        arguments.dataset,
+        arguments.data,
+        preprocess,
+        CALIBRATION_IMAGES,
+        seed=arguments.seed,
+        backend=arguments.loader,
+        workers=arguments.workers,
+    )
+    calibrate(network, found.images.split(CALIBRATION_BATCH), device)
+    if arguments.quantizer == "lsq":
+        learn_steps(network, arguments.channel_wise)
+    network.module.to(device)
+    return network
+
+
+def _teacher(
+    arguments: argparse.Namespace, num_classes: int, device: torch.device
+) -> nn.Module | None:
+    if arguments.distill_method == "None":
+        return None
+    teacher = load_network(
+        arguments.teacher_arch,
+        path=arguments.teacher_path,
+        pretrained=arguments.teacher_path is None,
+        num_classes=None if arguments.teacher_path else num_classes,
+    )
+    if teacher.num_classes != num_classes:
+        raise OmpqError(
+            f"the teacher {arguments.teacher_arch} has {teacher.num_classes} classes, the network "
+            f"{num_classes}; give --teacher_path a checkpoint for these images"
+        )
+    return teacher.module.to(device).eval()
+
+
+def _fingerprint(
+    arguments: argparse.Namespace, assignment: Assignment, steps: int
+) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that was killed."""
+    names = (
+        "model seed dataset batch_size data_percentage epochs lr momentum wd fix_BN "
+        "fix_BN_threshold quantizer quant_mode channel_wise act_range_momentum act_percentile "
+        "weight_percentile bias_bit fixed_point_quantization distill_method teacher_arch "
+        "distill_alpha temperature evaluate_times amp"
+    )
+    given = {name: getattr(arguments, name) for name in names.split()}
+    return given | {
+        "weight bits": list(assignment.widths),
+        "activation bits": list(assignment.activations),
+        "steps per epoch": steps,
+    }
+
+
+def _log(arguments: argparse.Namespace, ranks: Ranks) -> Any:
+    """What takes scalars for TensorBoard; None unless asked for."""
+    if not arguments.tensorboard or not ranks.is_main:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise OmpqError("--tensorboard needs the package tensorboard; pip install it") from error
+    return SummaryWriter(arguments.output_dir / "tensorboard")
+
+
+def _write(
+    arguments: argparse.Namespace,
+    content: dict[str, Any],
+    converted: IntegerNetwork,
+    network: Network,
+    preprocess: Preprocess,
+    assignment: Assignment,
+    progress: Progress,
+) -> None:
+    folder = arguments.output_dir
+    details = {
+        "model_size_mb": assignment.size_mb,
+        "bits": list(assignment.widths),
+        "groups": [list(group.layers) for group in assignment.groups],
+        "weights": network.source,
+    }
+    artifact.save(folder / artifact.FILE, converted, network, preprocess, details)
+    write_json(folder / "results.json", content)
+    draw(progress, content["top1_fp32"], folder / "training.png")
+
+
+def _introduction(network: Network, assignment: Assignment, training: Loader) -> str:
+    lines = []
+    if network.source == "random initialisation":
+        lines.append("note: the network has random weights; give a checkpoint with --path")
+    lines.append(
+        f"{network.name}: {assignment.float_size_mb:.4f} → {assignment.size_mb:.4f} MB, "
+        f"A {assignment.act_bits}, {training.num_images} training images"
+    )
+    lines.append(f"weight bits: {list(assignment.widths)}")
+    return "\n".join(lines)
+
+
+def _shown(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in vars(arguments).items()
+        if key != "local_rank"
+    }
+
+
+def _say(ranks: Ranks, text: str) -> None:
+    if ranks.is_main:
+        print(text, flush=True)
+
+
+def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
+    """Print the accuracy of a network that was written before, and whether integers agree."""
+    folder = Path(arguments.evaluate or arguments.output_dir)
+    read = artifact.load(folder)
+    loader = make_loader(
+        arguments.dataset,
+        arguments.data,
+        "val",
+        read.preprocess,
+        max(64, arguments.batch_size),
+        workers=arguments.workers,
+        backend=arguments.loader,
+    )
+    name, size = read.description["architecture"]["name"], read.description["model_size_mb"]
+    if arguments.integer_only:
+        proof = compare_with_integers(read, loader, device)
+        print(
+            f"{name}, {size:.4f} MB, integer arithmetic alone: top-1 {proof.accuracy.top1:.2f} %, "
+            f"top-5 {proof.accuracy.top5:.2f} % of {proof.accuracy.count} images; "
+            f"{proof.equal} of {proof.accuracy.count} images give the logits of the simulation to "
+            "the bit"
+        )
+        if proof.equal != proof.accuracy.count:
+            raise OmpqError("integer arithmetic and simulation differ; please report this network")
+        return
+    accuracy = predict(read.network.module, loader, device).accuracy()
+    print(
+        f"{name}, {size:.4f} MB: top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % "
+        f"of {accuracy.count} images"
+    )
+
+
+def run() -> None:
+    """Parse, then train or evaluate; start further processes if asked for."""
+    arguments = build_parser().parse_args()
+    if arguments.gpu is not None:
+        arguments.device = f"cuda:{arguments.gpu}"
+    if arguments.integer_only and arguments.evaluate is None:
+        raise OmpqError("--integer_only goes with --evaluate DIR")
+    ranks = Ranks.from_environment()
+    device = resolve_device(arguments.device, ranks.local_rank)
+    if arguments.multiprocessing_distributed and "RANK" not in os.environ:
+        _start_processes(arguments, device)
+    if arguments.evaluate is not None:
+        evaluate(arguments, device)
+        return
+    seed_everything(arguments.seed)
+    with process_group(ranks, device, arguments.dist_backend):
+        train(arguments, ranks, device)
+
+
+def _start_processes(arguments: argparse.Namespace, device: torch.device) -> None:
+    """Become torchrun, which starts this script once per GPU, or twice on the CPU."""
+    count = torch.cuda.device_count() if device.type == "cuda" else 2
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}"]
+    if arguments.dist_url is None:
+        if arguments.world_size > 1:
+            raise OmpqError("--world_size above 1 needs --dist_url tcp://HOST:PORT of machine 0")
+        command.append("--standalone")
+    else:
+        host, _, port = arguments.dist_url.removeprefix("tcp://").rpartition(":")
+        if not host or not port.isdecimal():
+            raise OmpqError(f"--dist_url {arguments.dist_url}: write it tcp://HOST:PORT")
+        command += [f"--nnodes={arguments.world_size}", f"--node_rank={arguments.rank}"]
+        command += [f"--master_addr={host}", f"--master_port={port}"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*command, str(Path(__file__).resolve()), *sys.argv[1:]])
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    run_script(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Batch norm over the batches of all ranks, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.functional import batch_norm
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def normalise(x: Tensor, norm: _BatchNorm, frozen: bool) -> Tensor:
+    """`norm(x)`; with its running statistics where `frozen`, else with those of all ranks' batches.
+
+    Every rank has equally many images.
+    """
+    training = norm.training and not frozen
+    if training and distributed.is_available() and distributed.is_initialized():
+        return _over_all_ranks(x, norm)
+    mean, variance = norm.running_mean, norm.running_var
+    momentum = 0.1 if norm.momentum is None else norm.momentum
+    return batch_norm(x, mean, variance, norm.weight, norm.bias, training, momentum, norm.eps)
+
+
+def _over_all_ranks(x: Tensor, norm: _BatchNorm) -> Tensor:
+    dims = [0, *range(2, x.dim())]
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    count = x.numel() // x.shape[1] * distributed.get_world_size()
+    mean = all_reduce(x.sum(dims)) / count
+    centred = x - mean.view(shape)
+    variance = all_reduce(centred.square().sum(dims)) / count
+    if norm.running_mean is not None and norm.running_var is not None:
+        momentum = 0.1 if norm.momentum is None else norm.momentum
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean, momentum)
+            norm.running_var.lerp_(variance * (count / max(1, count - 1)), momentum)
+    gain = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        gain = gain * norm.weight
+    out = centred * gain.view(shape)
+    return out if norm.bias is None else out + norm.bias.view(shape)

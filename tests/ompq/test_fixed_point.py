@@ -1,0 +1,280 @@
+"""Networks of integers: rounding, structure, and equality with integer arithmetic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import lively
+from torch import Tensor, nn
+
+from ompq import artifact
+from ompq.bitconfig import uniform
+from ompq.errors import OmpqError
+from ompq.fixed_point import (
+    IntegerExecution,
+    IntegerNetwork,
+    RangeRule,
+    Scheme,
+    export_integers,
+    to_integers,
+)
+from ompq.fixed_point.dyadic import Dyadic
+from ompq.fixed_point.grids import ActivationGrid, WeightGrid
+from ompq.graph import trace
+from ompq.zoo import load_network
+
+NETWORKS = ["small_resnet", "resnet18", "mobilenet_v2", "squeezenet1_1", "googlenet"]
+
+
+def converted(
+    module: nn.Module, side: int = 32, bits: int = 4, act_bits: int = 6, **scheme: object
+) -> IntegerNetwork:
+    graph = trace(module, (3, side, side))
+    chosen = uniform(graph.groups, bits, act_bits)
+    settings = replace(Scheme(), **scheme)  # type: ignore[arg-type]
+    return to_integers(graph, chosen.layer_bits(), chosen.layer_act_bits(), settings)
+
+
+def calibrated(network: IntegerNetwork, images: Tensor) -> IntegerNetwork:
+    network.freeze_norms()
+    with torch.no_grad():
+        network.module.train()(images)
+    network.module.eval()
+    return network
+
+
+@given(st.floats(1e-9, 1e5), st.lists(st.integers(-(2**31) + 1, 2**31 - 1), min_size=1))
+def test_rescaling_by_integers_is_rounding_to_nearest_and_equals_float64(
+    factor: float, values: list[int]
+) -> None:
+    dyadic = Dyadic.of(torch.tensor(factor))
+    whole = torch.tensor(values)
+    scaled = dyadic.apply(whole)
+    assert torch.equal(scaled.double(), dyadic.apply_float(whole.double()))
+    exact = int(dyadic.multiplier) / 2 ** int(dyadic.shift)
+    assert exact == pytest.approx(float(torch.tensor(factor)), rel=2**-21)
+    for value, result in zip(values, scaled.tolist(), strict=True):
+        numerator = value * int(dyadic.multiplier)
+        assert result == (2 * numerator + 2 ** int(dyadic.shift)) // 2 ** (int(dyadic.shift) + 1)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), 2.0**21])
+def test_a_factor_that_is_no_ratio_of_scales_is_refused(factor: float) -> None:
+    with pytest.raises(ValueError, match="dyadic"):
+        Dyadic.of(torch.tensor(factor))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_evaluation_equals_integer_arithmetic_to_the_bit(name: str) -> None:
+    torch.manual_seed(0)
+    module = lively(load_network(name, num_classes=7).module)
+    side = 64 if name in ("squeezenet1_1", "googlenet") else 32
+    network = calibrated(converted(module, side), torch.randn(8, 3, side, side))
+    assert network.runs_on_integers, network.float_operations
+    images = torch.randn(5, 3, side, side)
+    with torch.no_grad():
+        simulated = network.module(images)
+    executed = IntegerExecution(network, export_integers(network)).logits(images)
+    assert torch.equal(executed, simulated)
+    assert simulated.std() > 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_without_quantization_it_is_the_float_network(name: str) -> None:
+    module = lively(load_network(name, num_classes=7).module)
+    network = converted(module)
+    network.enable(False)
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network.module.eval()(images), module(images))
+
+
+def test_more_bits_come_closer_to_the_float_network() -> None:
+    module = lively(load_network("small_resnet").module)
+    images = torch.randn(8, 3, 16, 16)
+    errors = []
+    with torch.no_grad():
+        expected = module(images)
+        for bits in (2, 4, 6, 8):
+            network = calibrated(converted(module, 16, bits, bits), images)
+            errors.append(float((network.module(images) - expected).norm() / expected.norm()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.02
+
+
+def test_batch_norm_in_training_is_that_of_the_unfolded_network() -> None:
+    """With grids too fine to matter, outputs, gradients and running statistics agree."""
+    torch.manual_seed(0)
+    module = lively(load_network("small_resnet").module)
+    network = converted(module, 16, 8, 8)
+    network.enable(True)
+    for layer in network.layers().values():
+        layer.grid = _Identity()  # type: ignore[assignment]
+        layer.bias_bits = 0
+    for requantizer in network.requantizers().values():
+        requantizer.enabled = False
+    images = torch.randn(8, 3, 16, 16)
+    expected, found = module.train()(images), network.module.train()(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    expected.square().sum().backward()
+    found.square().sum().backward()
+    twins = dict(module.named_parameters())
+    for name, layer in network.layers().items():
+        wanted = twins[f"{name}.weight"].grad
+        assert wanted is not None
+        torch.testing.assert_close(layer.layer.weight.grad, wanted, rtol=2e-3, atol=1e-4)
+    running = [b for n, b in module.named_buffers() if n.endswith("running_var")]
+    ours = [b for n, b in network.module.named_buffers() if n.endswith("running_var")]
+    for one, other in zip(ours, running, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+class _Identity(nn.Module):
+    bits = 8
+
+    def params(self, weight: Tensor) -> None:
+        return None
+
+    def forward(self, weight: Tensor, params: None) -> Tensor:
+        return weight
+
+
+def test_a_vanishing_batch_norm_weight_does_no_harm() -> None:
+    module = lively(load_network("small_resnet").module)
+    with torch.no_grad():
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.weight.zero_()
+    network = converted(module, 16)
+    out = network.module.train()(torch.randn(8, 3, 16, 16))
+    out.sum().backward()
+    gradients = [p.grad for p in network.module.parameters() if p.grad is not None]
+    assert gradients and all(g.isfinite().all() for g in gradients)
+
+
+@given(st.integers(2, 8), st.floats(-3, 3), st.floats(0.01, 5))
+def test_activation_grids_hold_zero_and_cover_the_range(
+    bits: int, middle: float, spread: float
+) -> None:
+    values = torch.linspace(middle - spread, middle + spread, 101)
+    grid = ActivationGrid(bits, RangeRule())
+    out = grid(values)
+    step = float(grid.scale)
+    assert float(grid(torch.zeros(1))) == 0
+    # Half a step by rounding, half for moving zero onto the grid; a signed grid lacks one step.
+    assert float((out - values).abs().max()) <= step * 1.01
+    assert grid.low <= int(grid.zero_point) <= grid.high
+
+
+def test_ranges_move_as_the_momentum_says() -> None:
+    first, second = torch.tensor([-1.0, 3.0]), torch.tensor([-2.0, 1.0])
+    moving, widest = (
+        ActivationGrid(8, RangeRule(momentum=0.9)),
+        ActivationGrid(8, RangeRule(momentum=-1)),
+    )
+    for grid in (moving, widest):
+        grid.observe(first)
+        grid.observe(second)
+    assert float(moving.minimum) == pytest.approx(-1.1)
+    assert float(moving.maximum) == pytest.approx(2.8)
+    assert (float(widest.minimum), float(widest.maximum)) == (-2, 3)
+
+
+def test_weight_grids_follow_the_formula() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(5, 4, 3, 3)
+    for bits in (2, 3, 8):
+        grid = WeightGrid(bits, RangeRule())
+        out = grid(weight, grid.params(weight))
+        for channel, rounded in zip(weight.double(), out, strict=True):
+            scale = channel.abs().max() / (2 ** (bits - 1) - 1)
+            expected = torch.round(channel / scale) * scale
+            torch.testing.assert_close(rounded.double(), expected, rtol=1e-5, atol=1e-6)
+    one = WeightGrid(4, RangeRule(per_channel=False)).params(weight)
+    assert one.scale.dim() == 0
+    assert float(one.scale) == pytest.approx(float(weight.abs().max()) / 7)
+    clipped = WeightGrid(4, RangeRule(weight_percentile=90)).params(weight)
+    assert (clipped.scale < WeightGrid(4, RangeRule()).params(weight).scale).all()
+
+
+def test_weights_get_straight_through_gradients() -> None:
+    weight = torch.randn(3, 8, requires_grad=True)
+    factors = torch.randn(3, 8)
+    grid = WeightGrid(4, RangeRule())
+    (grid(weight, grid.params(weight)) * factors).sum().backward()
+    torch.testing.assert_close(weight.grad, factors)
+
+
+def test_what_has_no_integer_form_is_named_and_trains_in_float() -> None:
+    class Gelu(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(nn.functional.gelu(self.first(x))).mean((2, 3))
+
+    network = calibrated(converted(Gelu().eval(), 8, 8, 8), torch.randn(4, 3, 8, 8))
+    assert list(network.float_operations.values()) == ["gelu"]
+    with torch.no_grad():
+        assert network.module(torch.randn(2, 3, 8, 8)).isfinite().all()
+    with pytest.raises(OmpqError, match="gelu"):
+        export_integers(network)
+
+
+def test_a_shared_layer_reads_one_grid() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(self.conv(x).relu()).relu().mean((2, 3)))
+
+    images = torch.randn(4, 3, 8, 8)
+    network = calibrated(converted(Twice().eval(), 8), images)
+    with torch.no_grad():
+        simulated = network.module(images)
+    assert torch.equal(
+        IntegerExecution(network, export_integers(network)).logits(images), simulated
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "words"), [({"bias_bits": 0}, "bias"), ({"dyadic": False}, "fixed_point")]
+)
+def test_schemes_without_integer_form_evaluate_and_say_so(scheme: dict, words: str) -> None:
+    images = torch.randn(4, 3, 16, 16)
+    module = lively(load_network("small_resnet").module)
+    plain = calibrated(converted(module, 16), images)
+    network = calibrated(converted(module, 16, **scheme), images)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network.module(images), plain.module(images), rtol=0.05, atol=0.05
+        )
+    with pytest.raises(OmpqError, match=words):
+        export_integers(network)
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "mobilenet_v2"])
+def test_the_file_gives_the_same_logits_to_the_bit(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = load_network(name, num_classes=5)
+    lively(source.module)
+    network = calibrated(converted(source.module), torch.randn(8, 3, 32, 32))
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        expected = network.module(images)
+    artifact.save(tmp_path / artifact.FILE, network, source, source.preprocess)
+    read = artifact.load(tmp_path)
+    assert isinstance(read.network, IntegerNetwork)
+    with torch.no_grad():
+        assert torch.equal(read.network.module(images), expected)
+    assert torch.equal(IntegerExecution(read.network, read.integers).logits(images), expected)
+    assert math.isfinite(float(expected.sum()))
