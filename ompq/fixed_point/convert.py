@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import prod
+from math import inf, prod
 from typing import Any
 
 from torch import nn
@@ -269,8 +269,19 @@ class _Rewriting:
         self.origins[call] = Origin(requantizer)
         for user in users:
             user.replace_input_with(node, call)
+        self._merge_clip(node, call, requantizer)
         for layer in layers:
             layer.read_from(requantizer)
+
+    def _merge_clip(self, node: Node, call: Node, requantizer: Requantizer) -> None:
+        """A ReLU whose value nobody else reads becomes part of the requantization."""
+        if requantizer.origin is None or operation(node, self.module) not in CLIPS:
+            return
+        bounds = clip_bounds(node, self.module)
+        if set(node.users) == {call} and len(node.all_input_nodes) == 1 and bounds[0] == 0:
+            call.replace_input_with(node, node.all_input_nodes[0])
+            requantizer.clip = bounds
+            self.module.graph.erase_node(node)
 
     def _layers_behind(self, user: Node) -> list[QuantizedLayer]:
         if self._is_layer(user):
@@ -316,6 +327,26 @@ class _Rewriting:
                 cast = self.module.graph.call_method("float", (source,))
             cast.meta["shape"] = source.meta.get("shape")
             node.replace_input_with(source, cast)
+
+
+def clip_bounds(node: Node, module: GraphModule) -> tuple[float, float]:
+    """Least and largest value that a clipping activation lets pass."""
+    name = operation(node, module)
+    if name == "relu":
+        return 0.0, inf
+    if name == "relu6":
+        return 0.0, 6.0
+    if node.op == "call_module":
+        found = module.get_submodule(str(node.target))
+        return float(found.min_val), float(found.max_val)  # type: ignore[arg-type]
+    given = dict(zip(("min", "max"), node.args[1:], strict=False)) | dict(node.kwargs)
+    if name == "hardtanh":
+        given = {"min": given.get("min_val", given.get("min", -1.0)), **given}
+        given = {"max": given.get("max_val", given.get("max", 1.0)), **given}
+    if name == "clamp_max":
+        given = {"max": given.get("max", given.get("min"))}
+    low, high = given.get("min"), given.get("max")
+    return (-inf if low is None else float(low)), (inf if high is None else float(high))  # type: ignore[arg-type]
 
 
 def pooling_window(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
-from ompq.quantizers import QuantParams, fake_quantize, learned_step_quantize, lp_scale
+from ompq.quantizers import QuantParams, fake_quantize, learned_step_quantize, lp_scale, round_to
 
 _SMALLEST_SCALE = 1e-12
 # Values that a percentile looks at.
@@ -36,24 +36,30 @@ class RangeRule:
 class WeightGrid(nn.Module):
     """Fake-quantizes a layer's weight on a symmetric grid that its range decides (HAWQ-V3).
 
-    Integers run from −2^(b−1) to 2^(b−1) − 1; the largest |w| is 2^(b−1) − 1.
+    Integers run from −(2^(b−1) − 1) to 2^(b−1) − 1, which stands for the largest |w|.
     """
 
     def __init__(self, bits: int, rule: RangeRule) -> None:
         super().__init__()
         self.bits, self.rule = bits, rule
-        self.low, self.high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        self.low, self.high = 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
+
+    @property
+    def follows_channels(self) -> bool:
+        """Whether a channel times g has the channel's integers, or their opposites, for all g."""
+        return self.rule.per_channel
 
     @torch.no_grad()
     def params(self, weight: Tensor) -> QuantParams:
         """Scale (one per channel, or a scalar) and zero point for `weight` (channels × …)."""
-        size = weight.detach().abs()
-        rows = size.flatten(1) if self.rule.per_channel else size.flatten()[None]
+        rows = weight.detach().flatten(1 if self.rule.per_channel else 0)
+        rows = rows if self.rule.per_channel else rows[None]
         if self.rule.weight_percentile:
             rank = _rank(self.rule.weight_percentile, rows.shape[1])
-            largest = rows.kthvalue(rank, dim=1).values
+            largest = rows.abs().kthvalue(rank, dim=1).values
         else:
-            largest = rows.amax(dim=1)
+            low, high = torch.aminmax(rows, dim=1)
+            largest = torch.maximum(-low, high)
         scale = (largest / self.high).clamp_min_(_SMALLEST_SCALE)
         scale = scale if self.rule.per_channel else scale[0]
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
@@ -61,7 +67,12 @@ class WeightGrid(nn.Module):
 
     def forward(self, weight: Tensor, params: QuantParams) -> Tensor:
         """channels × … → the same, on the grid of `params`; gradients pass straight through."""
-        return fake_quantize(weight, params)
+        if self.rule.weight_percentile:
+            return fake_quantize(weight, params)
+        # The range covers every weight: nothing is clipped.
+        scale = params.scale
+        shape = (-1,) + (1,) * (weight.dim() - 1)
+        return round_to(weight, scale.view(shape) if scale.dim() else scale)
 
 
 class FixedWeightGrid(nn.Module):
@@ -69,6 +80,7 @@ class FixedWeightGrid(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
+    follows_channels = False
 
     def __init__(self, params: QuantParams) -> None:
         super().__init__()
@@ -135,9 +147,11 @@ class ActivationGrid(nn.Module):
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
 
     @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Take a batch into the range (of all ranks), and the scale from that."""
+    def observe(self, x: Tensor, clip: tuple[float, float] | None = None) -> None:
+        """Take a batch, clipped, into the range (of all ranks), and the scale from that."""
         low, high = self._range(x)
+        if clip is not None:
+            low, high = low.clamp(*clip), high.clamp(*clip)
         if distributed.is_available() and distributed.is_initialized():
             both = torch.stack([-low, high])
             distributed.all_reduce(both, distributed.ReduceOp.MAX)
@@ -174,13 +188,16 @@ class ActivationGrid(nn.Module):
         # Integers are stored from −2^(b−1) on, whatever value stands for zero.
         self.zero_point.copy_((self.low - first).int())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape → the same, on the grid; in training the range follows."""
+    def forward(self, x: Tensor, clip: tuple[float, float] | None = None) -> Tensor:
+        """Any shape → the same, on the grid; while observing, the range follows.
+
+        A clip to values not below 0 is part of the grid then: it begins at 0 and ends within.
+        """
         if self.observing:
-            self.observe(x)
-        return torch.fake_quantize_per_tensor_affine(
-            x, self.scale, self.zero_point, self.low, self.high
-        )
+            self.observe(x, clip)
+        elif clip is not None:
+            x = x.clamp(*clip)
+        return fake_quantize(x, QuantParams(self.scale, self.zero_point, self.low, self.high))
 
     @torch.no_grad()
     def set(self, params: QuantParams) -> None:
@@ -200,8 +217,10 @@ class LearnedActivationGrid(ActivationGrid):
         del self.scale
         self.scale = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, clip: tuple[float, float] | None = None) -> Tensor:
         """Any shape → the same, on the grid."""
+        if clip is not None:
+            x = x.clamp(*clip)
         if self.observing:
             self.observe(x)
         scale = _slowed(self.scale, x[0].numel(), 2**self.bits - 1)

@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import Interpreter, Node
 from torch.nn.functional import pad
 
 from ompq.errors import OmpqError
-from ompq.fixed_point.convert import AVERAGES, CLIPS, IntegerNetwork, pooling_window
+from ompq.fixed_point.convert import (
+    AVERAGES,
+    CLIPS,
+    IntegerNetwork,
+    clip_bounds,
+    pooling_window,
+)
 from ompq.fixed_point.dyadic import ACCUMULATOR_LIMIT, Dyadic
 from ompq.fixed_point.modules import Exact, Joint, Origin, QuantizedLayer, Requantizer
 from ompq.graph.operations import operation
@@ -26,9 +32,9 @@ def export_integers(network: IntegerNetwork) -> dict[str, Tensor]:
 
     `LAYER.weight` (int16, zero point subtracted) and `LAYER.bias` (int32); `PATH.multiplier`
     (int32) and `PATH.shift` (int8) of a requantization, with `.0`, `.1`, … after the path for the
-    parts of a sum or concatenation, and `PATH.bounds` (int32, 2); `NODE.clip` (int64, 2 × …) of a
-    clipping activation. Floats occur at the ends only: `PATH.scale` where images become integers,
-    and `output.scale`, which turns the last sums into logits.
+    parts of a sum or concatenation, and `PATH.bounds` (int32, 2); `NODE.clip` or `PATH.clip`
+    (int64, 2 × …) of a clipping activation. Floats occur at the ends only: `PATH.scale` where
+    images become integers, and `output.scale`, which turns the last sums into logits.
 
     Raises:
         OmpqError: the network does not run on integers alone (says which operation does not), or
@@ -43,10 +49,8 @@ def export_integers(network: IntegerNetwork) -> dict[str, Tensor]:
     for node in network.module.graph.nodes:
         origin = network.origins.get(node.name)
         if operation(node, network.module) in CLIPS and origin is not None:
-            low, high = clip_bounds(node, network.module)
-            numbers[f"{node.name}.clip"] = torch.stack(
-                [_clip(low, -_WIDEST, origin), _clip(high, _WIDEST, origin)]
-            )
+            bounds = clip_bounds(node, network.module)
+            numbers[f"{node.name}.clip"] = _clip_numbers(bounds, origin)
         if node.op == "output":
             last = network.origins.get(node.all_input_nodes[0].name)
             assert last is not None
@@ -85,11 +89,13 @@ def _requantizer_numbers(path: str, requantizer: Requantizer) -> dict[str, Tenso
     if isinstance(requantizer, Joint):
         for number, origin in enumerate(requantizer.origins):
             numbers |= _dyadic_numbers(f"{path}.{number}", requantizer.factor(origin))
-    elif requantizer.origin is None:
+        return numbers
+    if requantizer.origin is None:
         numbers[f"{path}.scale"] = requantizer.step().cpu()
-    else:
-        numbers |= _dyadic_numbers(path, requantizer.factor(requantizer.origin))
-    return numbers
+        return numbers
+    if requantizer.clip is not None:
+        numbers[f"{path}.clip"] = _clip_numbers(requantizer.clip, requantizer.origin)
+    return numbers | _dyadic_numbers(path, requantizer.factor(requantizer.origin))
 
 
 def _dyadic_numbers(path: str, factor: Dyadic) -> dict[str, Tensor]:
@@ -99,24 +105,9 @@ def _dyadic_numbers(path: str, factor: Dyadic) -> dict[str, Tensor]:
     }
 
 
-def clip_bounds(node: Node, module: GraphModule) -> tuple[float, float]:
-    """Least and largest value that a clipping activation lets pass."""
-    name = operation(node, module)
-    if name == "relu":
-        return 0.0, inf
-    if name == "relu6":
-        return 0.0, 6.0
-    if node.op == "call_module":
-        found = module.get_submodule(str(node.target))
-        return float(found.min_val), float(found.max_val)  # type: ignore[arg-type]
-    given = dict(zip(("min", "max"), node.args[1:], strict=False)) | dict(node.kwargs)
-    if name == "hardtanh":
-        given = {"min": given.get("min_val", given.get("min", -1.0)), **given}
-        given = {"max": given.get("max_val", given.get("max", 1.0)), **given}
-    if name == "clamp_max":
-        given = {"max": given.get("max", given.get("min"))}
-    low, high = given.get("min"), given.get("max")
-    return (-inf if low is None else float(low)), (inf if high is None else float(high))  # type: ignore[arg-type]
+def _clip_numbers(bounds: tuple[float, float], origin: Origin) -> Tensor:
+    low, high = bounds
+    return torch.stack([_clip(low, -_WIDEST, origin), _clip(high, _WIDEST, origin)])
 
 
 def _clip(bound: float, unbounded: int, origin: Origin) -> Tensor:
@@ -188,6 +179,8 @@ class IntegerExecution(Interpreter):
         scale = self.numbers.get(f"{path}.scale")
         if scale is not None:
             return torch.round(x.double() / scale).clamp_(low, high).long()
+        clip = self.numbers.get(f"{path}.clip")
+        x = x if clip is None else torch.clamp(x, clip[0], clip[1])
         return self._dyadic(path).apply(x).clamp_(low, high)
 
     def _joint(self, path: str, module: Joint, parts: Any) -> Tensor:

@@ -113,14 +113,31 @@ class QuantizedLayer(nn.Module):
         return out if self.norm is None else self._normalise(out)
 
     def _train(self, x: Tensor) -> Tensor:
-        if self.norm is None or self.freeze_norm:
-            folded, bias = self.folded()
-            params = self.grid.params(folded)
-            return self._multiply(x, self.grid(folded, params), self._rounded_bias(bias, params))
-        gain = self._by_output(self._gain(safe=True).detach())
-        folded = self.layer.weight * gain
-        rounded = self.grid(folded, self.grid.params(folded)) / gain
-        return self._normalise(self._multiply(x, rounded, self.layer.bias))
+        learning = self.norm is not None and not self.freeze_norm
+        gain = None if self.norm is None else self._by_output(self._gain(safe=learning))
+        if learning and gain is not None:
+            gain = gain.detach()
+        weight, scale = self._on_grid(self.layer.weight, gain)
+        if learning:
+            # The batch's statistics undo whatever the running ones would do to a channel.
+            weight = weight if gain is None or self.grid.follows_channels else weight / gain
+            return self._normalise(self._multiply(x, weight, self.layer.bias))
+        if gain is not None and self.grid.follows_channels:
+            weight = weight * gain
+        return self._multiply(x, weight, self._rounded_bias(self._folded_bias(), scale))
+
+    def _on_grid(self, weight: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The weight on its grid, and the scale per channel that it has when folded.
+
+        Folded, except where folding does not change the integers.
+        """
+        if gain is None or self.grid.follows_channels:
+            params = self.grid.params(weight)
+            factor = 1.0 if gain is None else gain.detach().flatten().abs()
+            return self.grid(weight, params), params.scale * factor
+        folded = weight * gain
+        params = self.grid.params(folded)
+        return self.grid(folded, params), params.scale
 
     @torch.no_grad()
     def _evaluate(self, x: Tensor) -> Tensor:
@@ -170,14 +187,17 @@ class QuantizedLayer(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Float weight and bias with the batch norm's running statistics in them."""
-        weight, bias = self.layer.weight, self.layer.bias
-        norm = self.norm
+        weight = self.layer.weight
+        if self.norm is not None:
+            weight = weight * self._by_output(self._gain())
+        return weight, self._folded_bias()
+
+    def _folded_bias(self) -> Tensor | None:
+        norm, bias = self.norm, self.layer.bias
         if norm is None or norm.running_mean is None:
-            return weight, bias
-        gain = self._gain()
+            return bias
         shift = -norm.running_mean if bias is None else bias - norm.running_mean
-        offset = 0.0 if norm.bias is None else norm.bias
-        return weight * self._by_output(gain), shift * gain + offset
+        return shift * self._gain() + (0.0 if norm.bias is None else norm.bias)
 
     def _by_output(self, values: Tensor) -> Tensor:
         """One value per output channel, to go with the weight."""
@@ -192,42 +212,52 @@ class QuantizedLayer(nn.Module):
         """What the layer is in evaluation."""
         if self._integers is not None:
             return self._integers
-        weight, bias = self.folded()
-        params = self.grid.params(weight)
+        whole, params = self.stored()
+        bias = self._folded_bias()
         zero_point = params.zero_point
-        if zero_point.dim():
-            zero_point = self._by_output(zero_point)
         held = LayerIntegers(
-            (quantize(weight, params) - zero_point).long(),
-            self._bias_integers(bias, params) if bias is not None and self.bias_bits else None,
-            self._along_channels(self._scales(params)),
+            (whole - (self._by_output(zero_point) if zero_point.dim() else zero_point)).long(),
+            None if bias is None or not self.bias_bits else self._bias_integers(bias, params.scale),
+            self._along_channels(self._scales(params.scale)),
         )
         if not self.training:
             self._integers = held
         return held
+
+    @torch.no_grad()
+    def stored(self) -> tuple[Tensor, QuantParams]:
+        """The folded weight's integers (int32) and their grid."""
+        weight = self.layer.weight
+        if self.norm is None or not self.grid.follows_channels:
+            weight = self.folded()[0]
+            params = self.grid.params(weight)
+            return quantize(weight, params), params
+        params, gain = self.grid.params(weight), self._gain()
+        whole = quantize(weight, params) * self._by_output(gain.sign().int())
+        scale = params.scale * torch.where(gain == 0, 1.0, gain.abs())
+        return whole, QuantParams(scale, params.zero_point, params.low, params.high)
 
     @property
     def has_float_bias(self) -> bool:
         """Whether a bias is added in float (`bias_bits` 0), which integers cannot follow."""
         return not self.bias_bits and (self.norm is not None or self.layer.bias is not None)
 
-    def _bias_integers(self, bias: Tensor, params: QuantParams) -> Tensor:
+    def _bias_integers(self, bias: Tensor, scale: Tensor) -> Tensor:
         limit = 2 ** (self.bias_bits - 1) - 1
-        return torch.round(bias.double() / self._scales(params)).clamp_(-limit, limit).long()
+        return torch.round(bias.double() / self._scales(scale)).clamp_(-limit, limit).long()
 
-    def _rounded_bias(self, bias: Tensor | None, params: QuantParams) -> Tensor | None:
+    def _rounded_bias(self, bias: Tensor | None, scale: Tensor) -> Tensor | None:
         """The bias on its grid, with a gradient straight through."""
         if bias is None or not self.bias_bits:
             return bias
         with torch.no_grad():
-            whole = self._bias_integers(bias, params)
-            rounded = (whole * self._scales(params)).to(bias.dtype)
+            whole = self._bias_integers(bias, scale)
+            rounded = (whole * self._scales(scale)).to(bias.dtype)
         return bias + (rounded - bias).detach()
 
-    def _scales(self, params: QuantParams) -> Tensor:
+    def _scales(self, scale: Tensor) -> Tensor:
         """Scale of the sums per output channel: that of the input times that of the weight."""
-        scale = params.scale.double() * self.source.step()
-        return scale.expand(self.layer.weight.shape[0])
+        return (scale.double() * self.source.step()).expand(self.layer.weight.shape[0])
 
     def step(self) -> Tensor:
         """The sums' scale, float64."""
@@ -245,21 +275,26 @@ class Requantizer(nn.Module):
         grid: scale and zero point.
         dyadic: rescale by an integer and a shift; else by the real factor, which no integer
             hardware computes.
+
+    `clip` is what an activation before it clipped to.
     """
 
     def __init__(self, grid: ActivationGrid, dyadic: bool) -> None:
         super().__init__()
         self.grid, self.dyadic = grid, dyadic
         self.enabled = True
+        self.clip: tuple[float, float] | None = None
         self.origin: Origin | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape → the same, on the grid."""
+        if self.training and self.enabled:
+            out: Tensor = self.grid(x, self.clip)
+            return out
+        if self.clip is not None:
+            x = x.clamp(*self.clip)
         if not self.enabled:
             return x
-        if self.training:
-            out: Tensor = self.grid(x)
-            return out
         return self.values(self.requantize(x, self.origin))
 
     @property
@@ -316,11 +351,12 @@ class Joint(Requantizer):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Parts → their sum or concatenation."""
-        if not self.enabled:
-            return self.join(parts)
-        if self.training:
-            out: Tensor = self.grid(self.join(parts))
-            return out
+        if self.training or not self.enabled:
+            # 16 bits are finer than training could tell: it needs their range only.
+            joined = self.join(parts)
+            if self.enabled and self.grid.observing:
+                self.grid.observe(joined)
+            return joined
         pairs = zip(parts, self.origins, strict=True)
         return self.values(self.join([self.requantize(part, origin) for part, origin in pairs]))
 

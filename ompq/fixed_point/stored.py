@@ -13,7 +13,7 @@ from ompq.fixed_point.convert import IntegerNetwork, Scheme, to_integers
 from ompq.fixed_point.grids import FixedWeightGrid
 from ompq.fixed_point.integer import export_integers
 from ompq.graph import NetworkGraph
-from ompq.quantizers import QuantParams, dequantize, quantize
+from ompq.quantizers import QuantParams, dequantize
 
 _INTEGERS = "integers."
 
@@ -32,10 +32,10 @@ def to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict[str, An
     tensors = _other_tensors(network)
     widths = {}
     for name, layer in layers.items():
-        weight, bias = layer.folded()
-        params = layer.grid.params(weight)
+        whole, params = layer.stored()
+        bias = layer.folded()[1]
         kind = torch.uint8 if params.low >= 0 else torch.int8
-        tensors[f"{name}.weight"] = quantize(weight, params).to(kind)
+        tensors[f"{name}.weight"] = whole.to(kind)
         tensors[f"{name}.weight_scale"] = params.scale
         tensors[f"{name}.weight_zero_point"] = params.zero_point
         if bias is not None:

@@ -2,7 +2,7 @@
 
 from ompq.quantizers.activation import ActivationQuantizer, activation_quantizers, enabled
 from ompq.quantizers.adaround import AdaRound
-from ompq.quantizers.affine import QuantParams, dequantize, fake_quantize, quantize
+from ompq.quantizers.affine import QuantParams, dequantize, fake_quantize, quantize, round_to
 from ompq.quantizers.learned_step import learned_step_quantize
 from ompq.quantizers.rounding import round_weights
 from ompq.quantizers.scale import lp_scale, min_max_scale
@@ -19,5 +19,6 @@ __all__ = [
     "lp_scale",
     "min_max_scale",
     "quantize",
+    "round_to",
     "round_weights",
 ]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ompq.quantizers.affine import QuantParams
+from ompq.quantizers.affine import QuantParams, fake_quantize
 from ompq.quantizers.learned_step import learned_step_quantize
 from ompq.quantizers.scale import lp_scale
 
@@ -60,15 +60,12 @@ class ActivationQuantizer(nn.Module):
         if self.scale.requires_grad or x.requires_grad:
             rounded = learned_step_quantize(x, self.scale, *bounds)
         else:
-            rounded = torch.fake_quantize_per_tensor_affine(x, self.scale, *self._fused_bounds(x))
+            zero_point = torch.tensor(self.zero_point, dtype=torch.int32, device=x.device)
+            rounded = fake_quantize(x, QuantParams(self.scale, zero_point, self.low, self.high))
         if self.drop_probability:
             kept = torch.rand_like(x) < self.drop_probability
             return torch.where(kept, x, rounded)
         return rounded
-
-    def _fused_bounds(self, x: Tensor) -> tuple[Tensor, int, int]:
-        zero_point = torch.tensor(self.zero_point, dtype=torch.int32, device=x.device)
-        return zero_point, self.low, self.high
 
     def extra_repr(self) -> str:
         """What `print` shows."""

@@ -27,6 +27,7 @@ from ompq.fixed_point import (
 from ompq.fixed_point.dyadic import Dyadic
 from ompq.fixed_point.grids import ActivationGrid, WeightGrid
 from ompq.graph import trace
+from ompq.quantizers import QuantParams
 from ompq.zoo import load_network
 
 NETWORKS = ["small_resnet", "resnet18", "mobilenet_v2", "squeezenet1_1", "googlenet"]
@@ -108,14 +109,15 @@ def test_more_bits_come_closer_to_the_float_network() -> None:
     assert errors[-1] < 0.02
 
 
-def test_batch_norm_in_training_is_that_of_the_unfolded_network() -> None:
+@pytest.mark.parametrize("follows_channels", [True, False])
+def test_batch_norm_in_training_is_that_of_the_unfolded_network(follows_channels: bool) -> None:
     """With grids too fine to matter, outputs, gradients and running statistics agree."""
     torch.manual_seed(0)
     module = lively(load_network("small_resnet").module)
     network = converted(module, 16, 8, 8)
     network.enable(True)
     for layer in network.layers().values():
-        layer.grid = _Identity()  # type: ignore[assignment]
+        layer.grid = _Identity(follows_channels)  # type: ignore[assignment]
         layer.bias_bits = 0
     for requantizer in network.requantizers().values():
         requantizer.enabled = False
@@ -138,10 +140,14 @@ def test_batch_norm_in_training_is_that_of_the_unfolded_network() -> None:
 class _Identity(nn.Module):
     bits = 8
 
-    def params(self, weight: Tensor) -> None:
-        return None
+    def __init__(self, follows_channels: bool) -> None:
+        super().__init__()
+        self.follows_channels = follows_channels
 
-    def forward(self, weight: Tensor, params: None) -> Tensor:
+    def params(self, weight: Tensor) -> QuantParams:
+        return QuantParams(torch.tensor(1.0), torch.tensor(0), -128, 127)
+
+    def forward(self, weight: Tensor, params: QuantParams) -> Tensor:
         return weight
 
 
