@@ -77,17 +77,20 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     )
     float_accuracy = evaluate_all_ranks(task, network.module)
     _say(ranks, f"float: top-1 {float_accuracy.top1:.2f} % of {float_accuracy.count} images")
-    before = evaluate_all_ranks(task)
-    _say(ranks, f"quantized, before training: top-1 {before.top1:.2f} %")
     progress = fine_tune(task, resume, arguments.start_epoch)
     final = evaluate_all_ranks(task)
-    accuracies = {"float": float_accuracy, "before training": before, "trained": final}
     content = to_json(
-        accuracies, progress, assignment, converted, _shown(arguments), time.perf_counter() - start
+        float_accuracy,
+        final,
+        progress,
+        assignment,
+        converted,
+        _shown(arguments),
+        time.perf_counter() - start,
     )
     if ranks.is_main:
         _write(arguments, content, converted, network, preprocess, assignment, progress)
-        print_table(accuracies, assignment, progress.seconds)
+        print_table(float_accuracy, final, assignment, progress)
         print(f"written to {arguments.output_dir}/: {artifact.FILE} results.json training.png")
     return content
 

@@ -16,18 +16,26 @@ from QAT.training import Progress
 FORMAT = "ompq-qat-results/1"
 
 
-def print_table(accuracies: Mapping[str, Accuracy], assignment: Assignment, seconds: float) -> None:
+def print_table(
+    float_accuracy: Accuracy, final: Accuracy, assignment: Assignment, progress: Progress
+) -> None:
     """One line per network: float, quantized before training, trained."""
-    print(f"\n{'network':<24} {'size MB':>9}   top-1 %  top-5 % {'seconds':>8}")
-    for name, accuracy in accuracies.items():
-        size = assignment.float_size_mb if name == "float" else assignment.size_mb
-        spent = f"{seconds:>8.1f}" if name == "trained" else ""
-        print(f"{name:<24} {size:>9.4f}   {accuracy.top1:>7.2f} {accuracy.top5:>8.2f} {spent}")
-    print(f"{next(iter(accuracies.values())).count} images; BOPs {assignment.bops_g:.3f} G")
+    before = progress.history[0]
+    float_mb, size_mb = assignment.float_size_mb, assignment.size_mb
+    rows: list[tuple[str, float, float, float, str]] = [
+        ("float", float_mb, float_accuracy.top1, float_accuracy.top5, ""),
+        ("before training", size_mb, before["top1"] or 0.0, before["top5"] or 0.0, ""),
+        ("trained (best)", size_mb, final.top1, final.top5, f"{progress.seconds:.1f}"),
+    ]
+    print(f"\n{'network':<24} {'size MB':>9} {'top-1 %':>8} {'top-5 %':>8} {'seconds':>8}")
+    for name, size, top1, top5, seconds in rows:
+        print(f"{name:<24} {size:>9.4f} {top1:>8.2f} {top5:>8.2f} {seconds:>8}")
+    print(f"{final.count} images; BOPs {assignment.bops_g:.3f} G; {progress.step} steps")
 
 
 def to_json(
-    accuracies: Mapping[str, Accuracy],
+    float_accuracy: Accuracy,
+    final: Accuracy,
     progress: Progress,
     assignment: Assignment,
     network: IntegerNetwork,
@@ -35,11 +43,10 @@ def to_json(
     seconds: float,
 ) -> dict[str, Any]:
     """The content of `results.json`."""
-    final = accuracies["trained"]
     return {
         "format": FORMAT,
-        "top1_fp32": accuracies["float"].top1,
-        "top1_before": accuracies["before training"].top1,
+        "top1_fp32": float_accuracy.top1,
+        "top1_before": progress.history[0]["top1"],
         "top1": final.top1,
         "top5": final.top5,
         "num_eval": final.count,
@@ -66,7 +73,8 @@ def draw(progress: Progress, float_top1: float, path: Path) -> None:
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = [entry["step"] for entry in progress.history]
-    left.plot(steps, [entry["loss"] for entry in progress.history], marker="o", color="tab:blue")
+    losses = [entry["loss"] for entry in progress.history[1:]]
+    left.plot(steps[1:], losses, marker="o", color="tab:blue")
     left.set(xlabel="step", ylabel="training loss")
     top1 = [entry["top1"] for entry in progress.history]
     right.plot(steps, top1, marker="o", color="tab:orange", label="integers")

@@ -53,7 +53,7 @@ class Progress:
     """How far a fine-tuning has come; JSON-ready by `asdict`.
 
     `losses` is the sum over the `counted` steps since the last evaluation; `history` holds one
-    entry per evaluation: step, epoch, loss, top-1, top-5.
+    entry per evaluation, the first before any step: step, epoch, loss (None there), top-1, top-5.
     """
 
     step: int = 0
@@ -61,14 +61,19 @@ class Progress:
     counted: int = 0
     best_top1: float = -1.0
     seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float | None]] = field(default_factory=list)
 
 
 def fine_tune(task: Task, resume: bool, start_epoch: int = 0) -> Progress:
-    """Train the network in place, and leave the best weights in it.
+    """Train the network in place, and leave the best weights in it, those at the start included.
 
     After every evaluation the last and the best state are written to `task.folder`. A resumed run
     goes on from the last one and ends with the numbers of an uninterrupted one.
+
+    Args:
+        task: what to train, on what, and how.
+        resume: go on from `task.folder`.
+        start_epoch: begin the schedule there.
 
     Raises:
         OmpqError: the loss is not finite, or the checkpoint is of another run.
@@ -78,12 +83,12 @@ def fine_tune(task: Task, resume: bool, start_epoch: int = 0) -> Progress:
         run.restore()
     elif start_epoch:
         run.progress.step = start_epoch * run.steps_per_epoch
+    if not run.progress.history:
+        run.begin()
     for epoch in range(run.progress.step // max(1, run.steps_per_epoch), task.settings.epochs):
         run.epoch(epoch)
-    best = task.folder / BEST
-    if run.progress.history and best.is_file():
-        state = load_checkpoint(best, task.fingerprint)
-        task.network.module.load_state_dict(state["network"])
+    state = load_checkpoint(task.folder / BEST, task.fingerprint)
+    task.network.module.load_state_dict(state["network"])
     task.network.module.eval()
     return run.progress
 
@@ -144,6 +149,12 @@ class _Run:
         torch.set_rng_state(state["rng"])
         if self.task.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.task.device)
+
+    def begin(self) -> None:
+        """Evaluate and keep the network as it is before any step."""
+        accuracy = self._record(self.progress.step // max(1, self.steps_per_epoch), None)
+        self._tell(f"quantized, before training: top-1 {accuracy.top1:.2f} %")
+        self._save(LAST)
 
     def epoch(self, epoch: int) -> None:
         """The steps of an epoch that are still to be done."""
@@ -214,18 +225,23 @@ class _Run:
                 f"the loss became {loss} in epoch {epoch + 1}; lower --lr (it is "
                 f"{self.task.settings.learning_rate}), or give more bits"
             )
-        accuracy = evaluate_all_ranks(self.task)
-        entry = {"step": self.progress.step, "epoch": epoch + 1, "loss": loss}
-        self.progress.history.append(entry | {"top1": accuracy.top1, "top5": accuracy.top5})
-        self.losses.zero_()
-        self.progress.counted = 0
+        accuracy = self._record(epoch + 1, loss)
         self._tell(f"epoch {epoch + 1}: loss {loss:.4f}, top-1 {accuracy.top1:.2f} %")
         if self.task.log is not None:
             self.task.log.add_scalar("loss", loss, self.progress.step)
             self.task.log.add_scalar("top1", accuracy.top1, self.progress.step)
+
+    def _record(self, epoch: int, loss: float | None) -> Accuracy:
+        """Evaluate, remember it, and keep the state where it is the best."""
+        accuracy = evaluate_all_ranks(self.task)
+        entry: dict[str, float | None] = {"step": self.progress.step, "epoch": epoch, "loss": loss}
+        self.progress.history.append(entry | {"top1": accuracy.top1, "top5": accuracy.top5})
+        self.losses.zero_()
+        self.progress.counted = 0
         if accuracy.top1 > self.progress.best_top1:
             self.progress.best_top1 = accuracy.top1
             self._save(BEST)
+        return accuracy
 
     def _tell(self, text: str) -> None:
         if self.task.ranks.is_main:
