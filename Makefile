@@ -58,10 +58,11 @@ format: $(FULL) ## put the sources into their format
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-bench: $(BASE) ## measure the bit search and the reconstruction (minutes)
+bench: $(BASE) ## measure the bit search, the reconstruction and the fine-tuning (minutes)
 	$(BIN)/python benchmarks/bit_search.py $(ARGS)
 	$(BIN)/python benchmarks/ptq.py
+	$(BIN)/python benchmarks/qat.py
 
 clean: ## remove the environment and everything made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
-		ompq_output ptq_output demo_output float_output benchmark_output
+		ompq_output ptq_output qat_output demo_output float_output benchmark_output

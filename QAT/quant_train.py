@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ompq import artifact
-from ompq.bitconfig import Assignment, assign, resolve
+from ompq.bitconfig import DEFAULT_ACT_BITS, Assignment, assign, resolve
 from ompq.data import Loader, calibration_images, make_loader, preprocess_for
 from ompq.errors import OmpqError
 from ompq.files import write_json
@@ -27,6 +27,7 @@ from ompq.metrics import predict
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks, process_group, resolve_device, run_script, seed_everything
 from ompq.zoo import Network, load_network
+from QAT.hawq import assignment_of_names, read_dictionary
 from QAT.options import build_parser, settings_of
 from QAT.proof import compare_with_integers
 from QAT.recovery import is_checkpoint
@@ -171,8 +172,11 @@ def _assignment(arguments: argparse.Namespace, graph: NetworkGraph) -> Assignmen
     given = arguments.bit_cfg or arguments.quant_scheme or DEFAULT_SCHEME
     if arguments.init_from is not None and not (arguments.bit_cfg or arguments.quant_scheme):
         described = artifact.load(arguments.init_from).description
-        act_bits = arguments.act_bits or described["act_bits"]
+        act_bits = arguments.act_bits or described.get("act_bits", DEFAULT_ACT_BITS)
         return assign(graph.groups, "PTQ", described["bits"], act_bits)
+    named = read_dictionary(given)
+    if named is not None:
+        return assignment_of_names(named, graph)
     return resolve(given, graph.groups, "QAT", act_bits=arguments.act_bits)
 
 

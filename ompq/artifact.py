@@ -124,7 +124,7 @@ def load(path: str | Path) -> Artifact:
     channels, height, width = description["input_shape"]
     folded = fold_batch_norm(trace(module, (channels, height, width)))
     quantized: QuantizedNetwork | IntegerNetwork
-    if description["arithmetic"] == "integers":
+    if description.get("arithmetic") == "integers":
         quantized = from_tensors(folded, description, tensors)
     else:
         quantized = QuantizedNetwork(_with_quantizers(folded, description["activations"]))

@@ -44,8 +44,9 @@ class Assignment:
     """Weight and activation width of every group of a network, in execution order.
 
     `listed` tells which groups have an entry in the bit list; `act_bits` is the width that was
-    asked for, `activations` what each group gets (pinned groups keep 8). `published_ops` holds the
-    operations that a published scheme counted otherwise than `ompq.cost`.
+    asked for, `activations` what each group gets (pinned groups keep 8; `group_act_bits` says
+    otherwise, one width per group). `published_ops` holds the operations that a published scheme
+    counted otherwise than `ompq.cost`.
     """
 
     groups: tuple[Group, ...]
@@ -53,6 +54,7 @@ class Assignment:
     listed: tuple[bool, ...]
     act_bits: int
     published_ops: Mapping[str, int] = field(default_factory=dict)
+    group_act_bits: tuple[int, ...] | None = None
 
     @property
     def bits(self) -> list[int]:
@@ -62,6 +64,8 @@ class Assignment:
     @property
     def activations(self) -> tuple[int, ...]:
         """Activation width of every group."""
+        if self.group_act_bits is not None:
+            return self.group_act_bits
         return tuple(self.act_bits if listed else PINNED_BITS for listed in self.listed)
 
     @property

@@ -13,6 +13,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from support import ROOT, run_command
 
+from ompq.data import make_loader, preprocess_for
+from ompq.runtime import seed_everything
+from ompq.training import train_float
+from ompq.zoo import load_network
+
 # No test depends on time.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -44,6 +49,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             crop = image[top : top + 240, left : left + 250]
             Image.fromarray(crop).save(folder / f"{index}.jpg", quality=92)
     return root
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the small residual network after a few epochs on digits."""
+    seed_everything(0)
+    network = load_network("small_resnet")
+    preprocess = preprocess_for("digits", network.preprocess)
+    loader = make_loader("digits", None, "train", preprocess, 64, augment=True, shuffle=True)
+    module = train_float(network.module, loader, 6, torch.device("cpu"))
+    file = tmp_path_factory.mktemp("trained") / "small_resnet.pth"
+    torch.save(module.state_dict(), file)
+    return file
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from mixed_bit import feature_extract, model_cost
 from ompq.bitconfig import resolve
 from ompq.graph import trace
 from PTQ import main_imagenet
+from QAT import options as quant_train
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PARSERS = {
@@ -22,6 +23,7 @@ PARSERS = {
     "model_cost.py": model_cost.build_parser,
     "main_imagenet.py": main_imagenet.build_parser,
     "train_float.py": train_float.build_parser,
+    "quant_train.py": quant_train.build_parser,
 }
 
 

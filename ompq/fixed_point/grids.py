@@ -197,7 +197,8 @@ class ActivationGrid(nn.Module):
             self.observe(x, clip)
         elif clip is not None:
             x = x.clamp(*clip)
-        return fake_quantize(x, QuantParams(self.scale, self.zero_point, self.low, self.high))
+        params = QuantParams(self.scale, self.zero_point, self.low, self.high)
+        return fake_quantize(x.float(), params)
 
     @torch.no_grad()
     def set(self, params: QuantParams) -> None:
@@ -224,7 +225,7 @@ class LearnedActivationGrid(ActivationGrid):
         if self.observing:
             self.observe(x)
         scale = _slowed(self.scale, x[0].numel(), 2**self.bits - 1)
-        return learned_step_quantize(x, scale, self.zero_point, self.low, self.high)
+        return learned_step_quantize(x.float(), scale, self.zero_point, self.low, self.high)
 
 
 def _slowed(scale: Tensor, count: float, levels: int) -> Tensor:
