@@ -27,7 +27,7 @@ from ompq.errors import OmpqError
 from ompq.files import write_json
 from ompq.graph import NetworkGraph, trace
 from ompq.metrics import predict
-from ompq.options import Parser, add_data_options, add_network_options, add_run_options
+from ompq.options import Parser, add_data_options, add_network_options, add_run_options, json_ready
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks, resolve_device, run_script, seed_everything
 from ompq.zoo import Network, load_network
@@ -287,8 +287,7 @@ def _write(
     assignment: Assignment,
     start: float,
 ) -> dict[str, Any]:
-    shown = {key: _plain(value) for key, value in vars(arguments).items() if key != "local_rank"}
-    content = to_json(outcome, control, shown, time.perf_counter() - start)
+    content = to_json(outcome, control, json_ready(arguments), time.perf_counter() - start)
     content["bits"] = list(assignment.widths)
     content["groups"] = [list(group.layers) for group in assignment.groups]
     details = {
@@ -303,10 +302,6 @@ def _write(
     write_json(folder / "results.json", content)
     forget(folder)
     return content
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 def _print_task(

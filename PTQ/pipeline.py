@@ -19,6 +19,7 @@ from ompq.graph import NetworkGraph
 from ompq.metrics import Predictions, predict
 from ompq.quantized import QuantizedNetwork
 from ompq.quantizers import enabled
+from ompq.runtime import say
 from PTQ.cache import Cache
 from PTQ.recovery import Recovery
 from PTQ.results import PartReport
@@ -72,7 +73,7 @@ class Task:
     settings: Settings
     folder: Path
     resume: bool = False
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = say
 
     def predictions(self, module: nn.Module) -> Predictions:
         """What a network says to the images of the test."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,13 +41,18 @@ class PartReport:
         return f"{text}; {self.seconds:.1f} s"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self) | {"layers": list(self.layers)}
+        """Plain values; a loss that is not finite is null."""
+        plain = {key: None if _unusable(value) else value for key, value in asdict(self).items()}
+        return plain | {"layers": list(self.layers)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> PartReport:
         """From `to_json`."""
         return cls(**(values | {"layers": tuple(values["layers"])}))
+
+
+def _unusable(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _change(before: float, after: float, kept: str) -> str:

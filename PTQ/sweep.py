@@ -15,6 +15,7 @@ from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, Part, extract, parts_of
 from ompq.quantized import QuantizedNetwork, QuantizedWeight, prepare
 from ompq.quantizers import QuantParams, activation_quantizers
+from ompq.runtime import say
 from PTQ.cache import Cache
 from PTQ.fisher import output_importances
 from PTQ.reconstruct import (
@@ -50,7 +51,7 @@ def quantize_network(
     settings: Settings,
     cache: Cache,
     recovery: Recovery,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> tuple[QuantizedNetwork, list[PartReport]]:
     """Quantize a network by reconstructing its parts in order (BRECQ, arXiv:2102.05426).
 

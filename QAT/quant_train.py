@@ -21,9 +21,10 @@ from ompq.bitconfig import DEFAULT_ACT_BITS, Assignment, assign, resolve
 from ompq.data import Loader, calibration_images, make_loader, preprocess_for
 from ompq.errors import OmpqError
 from ompq.files import write_json
-from ompq.fixed_point import IntegerNetwork, RangeRule, Scheme, to_integers
-from ompq.graph import NetworkGraph, fold_batch_norm, trace
+from ompq.fixed_point import IntegerNetwork, RangeRule, Scheme
+from ompq.graph import NetworkGraph, trace
 from ompq.metrics import predict
+from ompq.options import json_ready
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks, process_group, resolve_device, run_script, seed_everything
 from ompq.zoo import Network, load_network
@@ -32,10 +33,10 @@ from QAT.options import build_parser, settings_of
 from QAT.proof import compare_with_integers
 from QAT.recovery import is_checkpoint
 from QAT.report import draw, print_table, to_json
-from QAT.start import calibrate, learn_steps, take_over
+from QAT.start import begin
 from QAT.training import Progress, Task, evaluate_all_ranks, fine_tune
 
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 64
+CALIBRATION_IMAGES = 512
 DEFAULT_SCHEME = "uniform8"
 
 
@@ -59,7 +60,7 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
     assignment = _assignment(arguments, graph)
     _say(ranks, _introduction(network, assignment, training))
-    converted = _converted(arguments, graph, assignment, preprocess, device)
+    converted = _converted(arguments, graph, assignment, preprocess)
     for name, what in converted.float_operations.items():
         _say(ranks, f"note: {name} ({what}) has no integer form and stays in float")
     fingerprint = _fingerprint(arguments, assignment, len(training))
@@ -86,7 +87,7 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
         progress,
         assignment,
         converted,
-        _shown(arguments),
+        json_ready(arguments),
         time.perf_counter() - start,
     )
     if ranks.is_main:
@@ -185,7 +186,6 @@ def _converted(
     graph: NetworkGraph,
     assignment: Assignment,
     preprocess: Preprocess,
-    device: torch.device,
 ) -> IntegerNetwork:
     """The network that is trained, with its first ranges or those of PTQ."""
     rule = RangeRule(
@@ -201,12 +201,6 @@ def _converted(
         dyadic=not arguments.fixed_point_quantization,
         learned=arguments.quantizer == "lsq",
     )
-    source = None if arguments.init_from is None else artifact.load(arguments.init_from)
-    structure = graph if source is None else fold_batch_norm(graph)
-    bits, act_bits = assignment.layer_bits(), assignment.layer_act_bits()
-    network = to_integers(structure, bits, act_bits, scheme)
-    if source is not None:
-        take_over(network, source)
     found = calibration_images(
         arguments.dataset,
         arguments.data,
@@ -216,11 +210,8 @@ def _converted(
         backend=arguments.loader,
         workers=arguments.workers,
     )
-    calibrate(network, found.images.split(CALIBRATION_BATCH), device)
-    if arguments.quantizer == "lsq":
-        learn_steps(network, arguments.channel_wise)
-    network.module.to(device)
-    return network
+    source = None if arguments.init_from is None else artifact.load(arguments.init_from)
+    return begin(graph, assignment, scheme, found.images, source)
 
 
 def _teacher(
@@ -302,14 +293,6 @@ def _introduction(network: Network, assignment: Assignment, training: Loader) ->
     )
     lines.append(f"weight bits: {list(assignment.widths)}")
     return "\n".join(lines)
-
-
-def _shown(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in vars(arguments).items()
-        if key != "local_rank"
-    }
 
 
 def _say(ranks: Ranks, text: str) -> None:

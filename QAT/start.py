@@ -8,11 +8,44 @@ import torch
 from torch import Tensor
 
 from ompq.artifact import Artifact
+from ompq.bitconfig import Assignment
 from ompq.errors import OmpqError
-from ompq.fixed_point import IntegerNetwork
+from ompq.fixed_point import IntegerNetwork, Scheme, to_integers
 from ompq.fixed_point.grids import FixedWeightGrid, LearnedWeightGrid, learned_grid
-from ompq.graph import activation_sites
+from ompq.graph import NetworkGraph, activation_sites, fold_batch_norm
 from ompq.quantized import QuantizedNetwork
+
+CALIBRATION_BATCH = 64
+
+
+def begin(
+    graph: NetworkGraph,
+    assignment: Assignment,
+    scheme: Scheme,
+    images: Tensor,
+    source: Artifact | None = None,
+) -> IntegerNetwork:
+    """The network to fine-tune, on the device of `graph`, with its first grids.
+
+    Args:
+        graph: the float network.
+        assignment: the widths of its groups.
+        scheme: how it is rewritten.
+        images: n × channels × height × width, normalised; they give the first ranges.
+        source: a network that PTQ quantized to the same widths, to start from.
+
+    Raises:
+        OmpqError: `source` is of another network, or not of PTQ.
+    """
+    structure = graph if source is None else fold_batch_norm(graph)
+    network = to_integers(structure, assignment.layer_bits(), assignment.layer_act_bits(), scheme)
+    if source is not None:
+        take_over(network, source)
+    device = next(network.module.parameters()).device
+    calibrate(network, images.split(CALIBRATION_BATCH), device)
+    if scheme.learned:
+        learn_steps(network, scheme.rule.per_channel)
+    return network
 
 
 @torch.no_grad()
@@ -41,18 +74,15 @@ def learn_steps(network: IntegerNetwork, per_channel: bool) -> None:
 
 
 @torch.no_grad()
-def take_over(network: IntegerNetwork, source: Artifact) -> list[str]:
+def take_over(network: IntegerNetwork, source: Artifact) -> None:
     """Weights, biases and grids of a network that `PTQ` quantized.
 
     The network must be of the same structure with batch norm folded. Grids stay as they are while
-    it is trained.
+    it is trained; activations that PTQ left in float get theirs from images.
 
     Args:
         network: takes them over.
         source: gives them.
-
-    Returns:
-        names of the activations whose ranges images must give, since PTQ left them in float.
 
     Raises:
         OmpqError: the file is not of PTQ, or of another network.
@@ -73,11 +103,7 @@ def take_over(network: IntegerNetwork, source: Artifact) -> list[str]:
     by_layer = {
         layer: site for site, readers in activation_sites(given.graph).items() for layer in readers
     }
-    missing = []
     for name, layer in network.layers().items():
         quantizer = quantizers.get(by_layer.get(name, ""))
-        if quantizer is None or not quantizer.enabled:
-            missing.append(name)
-        else:
+        if quantizer is not None and quantizer.enabled:
             layer.source.grid.set(quantizer.params)
-    return missing

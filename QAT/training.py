@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -20,7 +20,7 @@ from ompq.data import Loader
 from ompq.errors import OmpqError
 from ompq.fixed_point import IntegerNetwork
 from ompq.metrics import Accuracy, predict
-from ompq.runtime import Ranks, progress
+from ompq.runtime import Ranks, progress, say
 from QAT.recovery import load_checkpoint, save_checkpoint
 from QAT.settings import TrainingSettings
 
@@ -46,6 +46,7 @@ class Task:
     folder: Path
     fingerprint: dict[str, Any]
     log: Any = None
+    say: Callable[[str], None] = say
 
 
 @dataclass
@@ -139,7 +140,7 @@ class _Run:
         file = self.task.folder / LAST
         if not file.is_file():
             if self.task.ranks.is_main:
-                print(f"note: {self.task.folder} holds no checkpoint; starting from the beginning")
+                self.task.say(f"note: {self.task.folder} holds no checkpoint; starting anew")
             return
         state = load_checkpoint(file, self.task.fingerprint)
         self.task.network.module.load_state_dict(state["network"])
@@ -245,7 +246,7 @@ class _Run:
 
     def _tell(self, text: str) -> None:
         if self.task.ranks.is_main:
-            print(text, flush=True)
+            self.task.say(text)
 
     def _save(self, name: str) -> None:
         """The whole state, from rank 0; the other ranks wait for it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def seconds_of(action: Callable[[], Any], device: torch.device) -> float:
@@ -49,3 +50,17 @@ def peak_memory(action: Callable[[], Any], device: torch.device) -> float:
         done.set()
         sampler.join()
     return (max(samples) - resident) * 4096 / 2**20
+
+
+def saved_memory(action: Callable[[], Any]) -> float:
+    """MB of tensors that autograd keeps for backward passes while `action` runs."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        action()
+    return sum(kept.values()) / 2**20

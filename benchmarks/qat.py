@@ -1,8 +1,9 @@
 """What a step of quantization-aware training costs beside one of the float network.
 
 For every network and input: seconds of forward, backward and update of the float network with
-batch norm in training, and of the quantized one, with batch norm in training and frozen. Steps
-alternate within one process, medians are compared; quote the ratios.
+batch norm in training, and of the quantized one, with batch norm in training and frozen; and the
+memory that each keeps for its backward pass. Steps alternate within one process, medians are
+compared; quote the ratios.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.measuring import peak_memory, seconds_of
+from benchmarks.measuring import saved_memory, seconds_of
 from ompq.bitconfig import uniform
 from ompq.files import write_json
 from ompq.fixed_point import Scheme, to_integers
@@ -84,7 +85,7 @@ def measure(name: str, side: int, count: int, steps: int, device: torch.device) 
     row: dict[str, Any] = {"network": name, "side": side, "batch": count}
     for kind, step in kinds.items():
         row[f"{kind} ms"] = median(spent[kind]) * 1e3
-        row[f"{kind} memory MB"] = peak_memory(step, device)
+        row[f"{kind} memory MB"] = saved_memory(step)
     for kind in ("quantized", "frozen"):
         pairs = zip(spent[kind], spent["float"], strict=True)
         row[f"{kind} / float"] = median(ours / plain for ours, plain in pairs)
@@ -104,7 +105,8 @@ def run() -> None:
             print(
                 f"{name} {side}×{side} batch {count} on {device}: float {row['float ms']:.0f} ms, "
                 f"quantized {row['quantized / float']:.2f}×, with fixed batch norm "
-                f"{row['frozen / float']:.2f}×; memory {row['float memory MB']:.0f}, "
+                f"{row['frozen / float']:.2f}×; kept for the backward pass "
+                f"{row['float memory MB']:.0f}, "
                 f"{row['quantized memory MB']:.0f}, {row['frozen memory MB']:.0f} MB",
                 flush=True,
             )

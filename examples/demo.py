@@ -1,7 +1,8 @@
 """From nothing to a bit configuration on real images: train, search, round, compare.
 
 Trains a small float network (kept for the next run), finds its bit configuration at the size of a
-uniform control, rounds the weights to nearest accordingly, and prints one table.
+uniform control, rounds the weights to nearest accordingly, and prints one table; then reconstructs
+some of these networks block by block, and fine-tunes the smallest one to pure integers.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from mixed_bit.features import Shard
 from mixed_bit.report import draw
 from mixed_bit.search import SearchResult, SearchSettings, search
+from ompq import artifact
 from ompq.bitconfig import Assignment, uniform
 from ompq.data import (
     DATASETS,
@@ -32,20 +33,27 @@ from ompq.data import (
     preprocess_for,
 )
 from ompq.files import atomic_path
+from ompq.fixed_point import Scheme
 from ompq.graph import NetworkGraph, trace
 from ompq.metrics import Accuracy, evaluate
 from ompq.options import Parser, add_run_options
 from ompq.preprocess import Preprocess
 from ompq.quantizers import round_weights
-from ompq.runtime import resolve_device, run_script, seed_everything
+from ompq.runtime import Ranks, resolve_device, run_script, seed_everything
 from ompq.training import train_float
-from ompq.zoo import load_network
+from ompq.zoo import Network, load_network
 from PTQ.pipeline import Task, float_row, forget, post_training_quantization
 from PTQ.settings import Settings
+from QAT.proof import compare_with_integers
+from QAT.settings import TrainingSettings
+from QAT.start import begin
+from QAT.training import Task as TuningTask
+from QAT.training import fine_tune
 
 WIDTHS = (2, 3, 4)
 # Reconstruction: steps per block for the weights' rounding and the activations' scales.
 STEPS, ACT_STEPS = 300, 100
+TUNING_EPOCHS, TUNING_RATE = 2, 0.01
 CANDIDATES = (2, 3, 4, 5, 6, 7, 8)
 ACT_BITS = 8
 
@@ -74,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def float_network(arguments: argparse.Namespace, device: torch.device) -> nn.Module:
+def float_network(arguments: argparse.Namespace, device: torch.device) -> Network:
     """The trained network: of an earlier run with the same settings, or trained now."""
     epochs = arguments.epochs or (30 if arguments.dataset == "digits" else 2)
     key = f"{arguments.model} {arguments.dataset} {arguments.data} {epochs} {arguments.seed}"
@@ -82,7 +90,7 @@ def float_network(arguments: argparse.Namespace, device: torch.device) -> nn.Mod
     file = arguments.output_dir / name
     if file.is_file():
         print(f"float network: {file} (of an earlier run)")
-        return load_network(arguments.model, path=file).module.to(device)
+        return load_network(arguments.model, path=file)
     preprocess = preprocess_for(arguments.dataset, load_network(arguments.model).preprocess)
     loader = make_loader(
         arguments.dataset,
@@ -100,7 +108,7 @@ def float_network(arguments: argparse.Namespace, device: torch.device) -> nn.Mod
     module = train_float(network.module, loader, epochs, device)
     with atomic_path(file) as temporary:
         torch.save(module.state_dict(), temporary)
-    return module
+    return network
 
 
 def find(
@@ -118,8 +126,9 @@ def run() -> None:
     arguments = build_parser().parse_args()
     seed_everything(arguments.seed)
     device = resolve_device(arguments.device)
-    module = float_network(arguments, device)
-    preprocess = preprocess_for(arguments.dataset, load_network(arguments.model).preprocess)
+    network = float_network(arguments, device)
+    module = network.module.to(device)
+    preprocess = preprocess_for(arguments.dataset, network.preprocess)
     test = make_loader(arguments.dataset, arguments.data, "val", preprocess, 256)
     accuracy = evaluate(module, test, device)
     print(f"float accuracy: {accuracy.top1:.2f} % of {accuracy.count} images", flush=True)
@@ -155,6 +164,7 @@ def run() -> None:
         ("OMPQ, size of uniform 3", middle),
     ]
     reconstruct(reconstructed, graph, preprocess, test, arguments)
+    tune(reconstructed[0][1], graph, network, preprocess, test, arguments)
     picture = arguments.output_dir / f"{arguments.dataset}.png"
     draw(results[len(WIDTHS) // 2], f"{arguments.model} on {arguments.dataset}", picture)
     print(f"picture: {picture} (the configuration at the size of uniform {WIDTHS[1]})")
@@ -189,6 +199,38 @@ def reconstruct(
             flush=True,
         )
     forget(folder)
+
+
+def tune(
+    assignment: Assignment,
+    graph: NetworkGraph,
+    network: Network,
+    preprocess: Preprocess,
+    test: Loader,
+    arguments: argparse.Namespace,
+) -> None:
+    """A short fine-tuning to a network of integers, and the proof that integers suffice."""
+    data = arguments.dataset, arguments.data
+    images = calibration_images(*data, preprocess, 256, seed=arguments.seed).images
+    training = make_loader(
+        *data, "train", preprocess, 64, augment=True, shuffle=True, seed=arguments.seed
+    )
+    converted = begin(graph, assignment, Scheme(), images)
+    settings = TrainingSettings(epochs=TUNING_EPOCHS, learning_rate=TUNING_RATE)
+    device = next(graph.module.parameters()).device
+    folder = arguments.output_dir / "qat"
+    print(f"\nuniform 2, fine-tuned for {TUNING_EPOCHS} epochs on labelled images")
+    task = TuningTask(
+        converted, None, training, test, settings, device, Ranks(), folder, fingerprint={}
+    )
+    fine_tune(task, resume=False)
+    details = {"model_size_mb": assignment.size_mb, "bits": list(assignment.widths)}
+    artifact.save(folder / artifact.FILE, converted, network, preprocess, details)
+    proof = compare_with_integers(artifact.load(folder), test, device)
+    print(
+        f"integer arithmetic alone: top-1 {proof.accuracy.top1:.2f} %; on {proof.equal} of "
+        f"{proof.accuracy.count} images the logits of the simulation, to the bit"
+    )
 
 
 def print_table(rows: list[Row]) -> None:

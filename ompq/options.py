@@ -95,6 +95,15 @@ def add_run_options(
     )
 
 
+def json_ready(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The command line as a result file keeps it."""
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in vars(arguments).items()
+        if key != "local_rank"
+    }
+
+
 def int_list(text: str) -> tuple[int, ...]:
     """Parse `4,8` (or `4 8`) into integers."""
     try:

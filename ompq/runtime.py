@@ -125,6 +125,11 @@ def progress(
     return tqdm(items, desc=description, total=total, disable=not visible, leave=False)
 
 
+def say(text: str) -> None:
+    """Print at once, into a pipe too."""
+    print(text, flush=True)
+
+
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     packages = ("torch", "torchvision", "timm", "numpy", "scipy")

@@ -20,6 +20,7 @@ from ompq.graph.operations import (
     IDENTITIES,
     LAYOUTS,
     MAX_POOLS,
+    carries_values,
     layer_of,
     operation,
     tensor_shape,
@@ -28,9 +29,11 @@ from ompq.graph.operations import (
 # Paths of what is set into the traced network.
 READ, JOINED = "requantizers", "joints"
 PIXEL_BITS, JOINT_BITS = 8, 16
-CLIPS = frozenset("relu relu6 hardtanh clamp clip clamp_min clamp_max threshold".split())
+CLIPS = frozenset("relu relu6 hardtanh clamp clip clamp_min clamp_max".split())
 # These hand on integers of their input's grid, whatever it is.
 _KEEPING = CLIPS | MAX_POOLS | (IDENTITIES - {"to", "type_as", "float"})
+# These take integers apart, or arrange them anew; they need one grid for all channels.
+_ARRANGING = LAYOUTS | frozenset("chunk split unbind getitem".split())
 _CONCATENATIONS = frozenset("cat concat".split())
 AVERAGES = frozenset("avgpool2d avg_pool2d adaptiveavgpool2d adaptive_avg_pool2d mean".split())
 
@@ -235,12 +238,12 @@ class _Rewriting:
             if isinstance(found, Requantizer):
                 return Origin(found)
         sources = [source for source in node.all_input_nodes if self.origins.get(source)]
-        if not sources or tensor_shape(node) is None:
+        if not sources or not carries_values(node):
             return None
         name = operation(node, self.module)
         origin = self.origins[sources[0]]
         if len(node.all_input_nodes) == 1 and origin is not None:
-            if name in _KEEPING or (name in LAYOUTS and not origin.per_channel):
+            if name in _KEEPING or (name in _ARRANGING and not origin.per_channel):
                 return origin
             if name in AVERAGES:
                 window = pooling_window(node, self.module)
@@ -278,8 +281,10 @@ class _Rewriting:
         if requantizer.origin is None or operation(node, self.module) not in CLIPS:
             return
         bounds = clip_bounds(node, self.module)
-        if set(node.users) == {call} and len(node.all_input_nodes) == 1 and bounds[0] == 0:
-            call.replace_input_with(node, node.all_input_nodes[0])
+        source = node.all_input_nodes[0]
+        alone = set(node.users) == {call} and set(source.users) == {node}
+        if alone and len(node.all_input_nodes) == 1 and bounds[0] == 0:
+            call.replace_input_with(node, source)
             requantizer.clip = bounds
             self.module.graph.erase_node(node)
 

@@ -154,8 +154,9 @@ class IntegerExecution(Interpreter):
                 return inputs[0]
             if isinstance(module, Requantizer):
                 return self._requantize(str(n.target), inputs[0])
-        if n.op.startswith("call_") and inputs and not inputs[0].is_floating_point():
-            return self._operation(n, inputs[0])
+        first = inputs[0] if inputs else None
+        if isinstance(first, Tensor) and n.op.startswith("call_") and not first.is_floating_point():
+            return self._operation(n, first)
         return super().run_node(n)
 
     def _layer(self, name: str, module: QuantizedLayer, x: Tensor) -> Tensor:

@@ -101,6 +101,25 @@ def test_the_step_size_has_the_gradient_of_lsq(seed: int, bits: int, zero_share:
     assert torch.allclose(rounded.double(), torch.tensor(values).double(), atol=1e-5)
 
 
+@given(seed=st.integers(0, 10**6), bits=st.integers(2, 8))
+def test_step_sizes_of_channels_have_gradients_of_their_own(seed: int, bits: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight, factors = torch.randn(2, 3, 5, generator=generator)
+    scale = torch.rand(3, 1, generator=generator) * 0.3 + 0.01
+    zero = torch.randint(0, 2**bits, (3, 1), generator=generator)
+    high = 2**bits - 1
+    scale.requires_grad_(True)
+    out = learned_step_quantize(weight, scale, zero, 0, high)
+    (out * factors).sum().backward()
+    assert scale.grad is not None
+    for row in range(3):
+        alone = scale.detach()[row].clone().requires_grad_(True)
+        single = learned_step_quantize(weight[row], alone, int(zero[row]), 0, high)
+        (single * factors[row]).sum().backward()
+        torch.testing.assert_close(out[row], single)
+        torch.testing.assert_close(scale.grad[row], alone.grad, rtol=1e-4, atol=1e-4)
+
+
 def test_a_quantizer_rounds_only_while_enabled() -> None:
     x = torch.randn(1000)
     quantizer = ActivationQuantizer(3)
