@@ -11,6 +11,8 @@ if __name__ == "__main__":  # started by its path: see the repository, not this 
 import argparse
 import os
 import time
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,13 +58,14 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     resume = _resume(arguments)
     network, preprocess = _load(arguments)
     training, test = _loaders(arguments, preprocess, ranks)
+    _check_labels(arguments, training, network)
     side = preprocess.input_size
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
     assignment = _assignment(arguments, graph)
     _say(ranks, _introduction(network, assignment, training))
     converted = _converted(arguments, graph, assignment, preprocess)
-    for name, what in converted.float_operations.items():
-        _say(ranks, f"note: {name} ({what}) has no integer form and stays in float")
+    if converted.float_operations:
+        _say(ranks, _left_in_float(converted.float_operations))
     fingerprint = _fingerprint(arguments, assignment, len(training))
     teacher = _teacher(arguments, network.num_classes, device)
     task = Task(
@@ -167,6 +170,16 @@ def _loaders(
         arguments.dataset, arguments.data, "val", preprocess, max(per_rank, 64), **common
     )
     return training, test
+
+
+def _check_labels(arguments: argparse.Namespace, training: Loader, network: Network) -> None:
+    if not training.num_classes:
+        raise OmpqError(f"--dataset {arguments.dataset} has no labels to train with; use PTQ")
+    if training.num_classes > network.num_classes:
+        raise OmpqError(
+            f"the images are of {training.num_classes} classes, the network tells "
+            f"{network.num_classes}; give a checkpoint for these images, or --num_classes"
+        )
 
 
 def _assignment(arguments: argparse.Namespace, graph: NetworkGraph) -> Assignment:
@@ -293,6 +306,12 @@ def _introduction(network: Network, assignment: Assignment, training: Loader) ->
     )
     lines.append(f"weight bits: {list(assignment.widths)}")
     return "\n".join(lines)
+
+
+def _left_in_float(operations: Mapping[str, str]) -> str:
+    counts = Counter(operations.values())
+    named = ", ".join(f"{what} ({count}×)" for what, count in counts.most_common())
+    return f"note: without an integer form, and so in float: {named}; results.json names them all"
 
 
 def _say(ranks: Ranks, text: str) -> None:

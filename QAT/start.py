@@ -11,7 +11,12 @@ from ompq.artifact import Artifact
 from ompq.bitconfig import Assignment
 from ompq.errors import OmpqError
 from ompq.fixed_point import IntegerNetwork, Scheme, to_integers
-from ompq.fixed_point.grids import FixedWeightGrid, LearnedWeightGrid, learned_grid
+from ompq.fixed_point.grids import (
+    FixedWeightGrid,
+    LearnedActivationGrid,
+    LearnedWeightGrid,
+    learned_grid,
+)
 from ompq.graph import NetworkGraph, activation_sites, fold_batch_norm
 from ompq.quantized import QuantizedNetwork
 
@@ -70,7 +75,9 @@ def learn_steps(network: IntegerNetwork, per_channel: bool) -> None:
             layer.grid = LearnedWeightGrid(layer.grid.params(weight))
         else:
             layer.grid = learned_grid(weight, layer.grid.bits, per_channel)
-    network.observe(False)
+    for requantizer in network.requantizers().values():
+        if isinstance(requantizer.grid, LearnedActivationGrid):
+            requantizer.grid.observing = False
 
 
 @torch.no_grad()

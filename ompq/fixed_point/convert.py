@@ -95,11 +95,6 @@ class IntegerNetwork:
         for layer in self.layers().values():
             layer.freeze_norm = True
 
-    def observe(self, state: bool) -> None:
-        """Whether ranges of activations follow what passes in training."""
-        for requantizer in self.requantizers().values():
-            requantizer.grid.observing = state
-
 
 def to_integers(
     graph: NetworkGraph,
@@ -237,12 +232,13 @@ class _Rewriting:
                 return None if found.has_float_bias else Origin(found)
             if isinstance(found, Requantizer):
                 return Origin(found)
-        sources = [source for source in node.all_input_nodes if self.origins.get(source)]
+        values = [n for n in node.all_input_nodes if n.op == "get_attr" or carries_values(n)]
+        sources = [source for source in values if self.origins.get(source)]
         if not sources or not carries_values(node):
             return None
         name = operation(node, self.module)
         origin = self.origins[sources[0]]
-        if len(node.all_input_nodes) == 1 and origin is not None:
+        if len(values) == 1 and origin is not None:
             if name in _KEEPING or (name in _ARRANGING and not origin.per_channel):
                 return origin
             if name in AVERAGES:

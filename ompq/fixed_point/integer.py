@@ -154,8 +154,8 @@ class IntegerExecution(Interpreter):
                 return inputs[0]
             if isinstance(module, Requantizer):
                 return self._requantize(str(n.target), inputs[0])
-        first = inputs[0] if inputs else None
-        if isinstance(first, Tensor) and n.op.startswith("call_") and not first.is_floating_point():
+        first = next((value for value in inputs if isinstance(value, Tensor)), None)
+        if first is not None and n.op.startswith("call_") and not first.is_floating_point():
             return self._operation(n, first)
         return super().run_node(n)
 

@@ -227,6 +227,8 @@ def test_networks_without_integer_form_train_and_say_which(photos: Path, tmp_pat
         (["--bit_cfg", "[4]", "--quant_scheme", "uniform4"], "not allowed with"),
         (["--path", "/nowhere.pth"], "does not exist"),
         (["--data_percentage", "0"], "share between 0 and 1"),
+        (["--dataset", "images", "--data", str(ROOT / "docs")], "no labels"),
+        (["--batch_size", "0"], "cannot be shared"),
         (["--temperature", "0"], "--temperature"),
         (["--integer_only"], "goes with --evaluate"),
         (["--evaluate", "/nowhere"], "does not exist"),
