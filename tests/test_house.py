@@ -16,7 +16,11 @@ from support import ROOT, run_command
 BASH = shutil.which("bash")
 MAKE = shutil.which("make")
 RUN_SCRIPTS = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("*/run_scripts/*.sh"))
-STARTED = {"mixed_bit": "feature_extract.py", "PTQ": "main_imagenet.py"}
+STARTED = {
+    "mixed_bit": "feature_extract.py",
+    "PTQ": "main_imagenet.py",
+    "QAT": "quant_train.py",
+}
 # Where a module's name is not its distribution's.
 DISTRIBUTIONS = {
     "PIL": "pillow",
