@@ -33,10 +33,10 @@ from ompq.zoo import Network, load_network
 from QAT.hawq import assignment_of_names, read_dictionary
 from QAT.options import build_parser, settings_of
 from QAT.proof import compare_with_integers
-from QAT.recovery import is_checkpoint
+from QAT.recovery import is_checkpoint, refuse_unfinished
 from QAT.report import draw, print_table, to_json
 from QAT.start import begin
-from QAT.training import Progress, Task, evaluate_all_ranks, fine_tune
+from QAT.training import LAST, Progress, Task, evaluate_all_ranks, fine_tune
 
 CALIBRATION_IMAGES = 512
 DEFAULT_SCHEME = "uniform8"
@@ -56,6 +56,8 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     start = time.perf_counter()
     settings = settings_of(arguments)
     resume = _resume(arguments)
+    if not resume:
+        refuse_unfinished(arguments.output_dir / LAST)
     network, preprocess = _load(arguments)
     training, test = _loaders(arguments, preprocess, ranks)
     _check_labels(arguments, training, network)

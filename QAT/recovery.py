@@ -50,6 +50,23 @@ def load_checkpoint(path: Path, fingerprint: dict[str, Any] | None) -> dict[str,
     return dict(state)
 
 
+def refuse_unfinished(path: Path) -> None:
+    """Keep a run from overwriting the checkpoint of one that has not ended.
+
+    Raises:
+        OmpqError: there is such a checkpoint, or a damaged one.
+    """
+    if not path.is_file():
+        return
+    state = load_checkpoint(path, None)
+    done, total = state["progress"]["step"], state["total_steps"]
+    if done < total:
+        raise OmpqError(
+            f"{path.parent} holds an unfinished run ({done} of {total} steps); add --resume to go "
+            f"on with it, give another --save_path, or delete {path}"
+        )
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint of a fine-tuning (and not weights of another origin).
 

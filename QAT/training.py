@@ -257,6 +257,7 @@ class _Run:
                 "network": self.task.network.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "progress": asdict(self.progress),
+                "total_steps": self.total_steps,
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state(self.task.device) if cuda else None,
             }

@@ -255,6 +255,18 @@ def test_a_run_with_other_options_does_not_go_on(options: list[str]) -> None:
     assert result([*options, "--resume"])["steps"] == 12
 
 
+def test_an_unfinished_run_is_not_overwritten(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("QAT.training._Run.epoch", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        result(options)
+    monkeypatch.undo()
+    with pytest.raises(OmpqError, match=r"unfinished run \(0 of 12 steps\); add --resume"):
+        result(options)
+    assert result([*options, "--resume"])["steps"] == 12
+
+
 def test_every_training_option_reaches_the_settings() -> None:
     plain = settings_of(build_parser().parse_args([]))
     for option, field, value in (
