@@ -60,16 +60,16 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
         refuse_unfinished(arguments.output_dir / LAST)
     network, preprocess = _load(arguments)
     training, test = _loaders(arguments, preprocess, ranks)
-    _check_labels(arguments, training, network)
     side = preprocess.input_size
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
+    _check_labels(arguments, training, graph.num_outputs)
     assignment = _assignment(arguments, graph)
     _say(ranks, _introduction(network, assignment, training))
     converted = _converted(arguments, graph, assignment, preprocess)
     if converted.float_operations:
         _say(ranks, _left_in_float(converted.float_operations))
     fingerprint = _fingerprint(arguments, assignment, len(training))
-    teacher = _teacher(arguments, network.num_classes, device)
+    teacher = _teacher(arguments, graph.num_outputs, device)
     task = Task(
         converted,
         teacher,
@@ -174,13 +174,13 @@ def _loaders(
     return training, test
 
 
-def _check_labels(arguments: argparse.Namespace, training: Loader, network: Network) -> None:
+def _check_labels(arguments: argparse.Namespace, training: Loader, num_classes: int) -> None:
     if not training.num_classes:
         raise OmpqError(f"--dataset {arguments.dataset} has no labels to train with; use PTQ")
-    if training.num_classes > network.num_classes:
+    if training.num_classes > num_classes:
         raise OmpqError(
             f"the images are of {training.num_classes} classes, the network tells "
-            f"{network.num_classes}; give a checkpoint for these images, or --num_classes"
+            f"{num_classes}; give a checkpoint for these images, or --num_classes"
         )
 
 

@@ -80,9 +80,10 @@ def save(
         **(details or {}),
         "versions": versions(),
     }
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    # Copies: the file format does not know of tensors that share memory.
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata={_KEY: json.dumps(description)})
+        save_file(copies, temporary, metadata={_KEY: json.dumps(description)})
 
 
 def _simulated(quantized: QuantizedNetwork) -> tuple[dict[str, Tensor], dict[str, Any]]:

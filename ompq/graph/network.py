@@ -87,6 +87,13 @@ class NetworkGraph:
         """Single-entry single-exit parts that hold every layer once, in execution order."""
         return find_blocks(self.module, [n for layer in self.layers.values() for n in layer.nodes])
 
+    @property
+    def num_outputs(self) -> int:
+        """Size of the last dimension of what the network gives: its number of classes."""
+        output = next(node for node in self.module.graph.nodes if node.op == "output")
+        shape = tensor_shape(output.all_input_nodes[0])
+        return shape[-1] if shape else 0
+
     def layer_module(self, name: str) -> nn.Conv2d | nn.Linear:
         """The module of the layer called `name`."""
         return layer_of(self.module, name)

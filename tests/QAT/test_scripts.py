@@ -220,6 +220,33 @@ def test_networks_without_integer_form_train_and_say_which(photos: Path, tmp_pat
     assert isinstance(read.network, IntegerNetwork) and not read.integers
 
 
+def test_a_network_of_the_users_own_with_a_shared_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Own(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(16, 10)\n"
+        "        self.shared = nn.Conv2d(8, 8, 3, padding=1, groups=2)\n"
+        "    def forward(self, x):\n"
+        "        x = self.stem(x).relu()\n"
+        "        y = self.shared(self.shared(x).relu())\n"
+        "        return self.head(torch.cat([x, y], 1).mean((2, 3)))\n"
+    )
+    content = result(
+        ["-a", f"{file}:Own", "--dataset", "digits", "--epochs", "1", "--workers", "0",
+         "--save_path", str(tmp_path / "out")]
+    )  # fmt: skip
+    assert content["integers_only"]
+    asked = ["--evaluate", str(tmp_path / "out"), "--dataset", "digits", "--integer_only"]
+    monkeypatch.setattr(sys, "argv", ["quant_train.py", *asked])
+    run()
+    assert "359 of 359 images" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
