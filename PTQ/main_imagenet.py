@@ -16,21 +16,24 @@ import torch
 
 from ompq import artifact
 from ompq.bitconfig import Assignment, assign, resolve, uniform
-from ompq.data import (
-    Loader,
-    calibration_images,
-    load_calibration_file,
-    make_loader,
-    preprocess_for,
-)
+from ompq.data import calibration_images, load_calibration_file
 from ompq.errors import OmpqError
 from ompq.files import write_json
 from ompq.graph import NetworkGraph, trace
 from ompq.metrics import predict
-from ompq.options import Parser, add_data_options, add_network_options, add_run_options, json_ready
+from ompq.options import (
+    Parser,
+    add_configuration_choice,
+    add_data_options,
+    add_network_options,
+    add_run_options,
+    json_ready,
+    labelled_images_of,
+    network_of,
+)
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks, resolve_device, run_script, seed_everything
-from ompq.zoo import Network, load_network
+from ompq.zoo import Network
 from PTQ.pipeline import (
     Outcome,
     Row,
@@ -90,12 +93,9 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("configuration")
-    choice = group.add_mutually_exclusive_group()
-    choice.add_argument(
-        "--bit_cfg", metavar="LIST|FILE", help='a list such as "[4, 3, 8]" or a bit_config.json'
+    group = add_configuration_choice(
+        parser, "configuration", list_help='a list such as "[4, 3, 8]" or a bit_config.json'
     )
-    choice.add_argument("--quant_scheme", metavar="NAME", help="a published scheme or uniformN")
     group.add_argument(
         "--n_bits_w", type=int, default=4, help="weight bits where no configuration is given"
     )
@@ -205,31 +205,6 @@ def _calibration(
     return found.images, found.skipped
 
 
-def _test(arguments: argparse.Namespace, preprocess: Preprocess) -> Loader:
-    return make_loader(
-        arguments.dataset,
-        arguments.data,
-        "val",
-        preprocess,
-        arguments.batch_size,
-        workers=arguments.workers,
-        backend=arguments.loader,
-    )
-
-
-def _load(arguments: argparse.Namespace) -> tuple[Network, Preprocess]:
-    if arguments.model is None:
-        raise OmpqError("name the network with --arch, or give --evaluate DIR; see --help")
-    network = load_network(
-        arguments.model,
-        path=arguments.path,
-        pretrained=arguments.pretrained,
-        num_classes=arguments.num_classes,
-    )
-    own = preprocess_for(arguments.dataset, network.preprocess)
-    return network, own.at(arguments.input_size)
-
-
 def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     """Quantize, print the table, write `quantized.safetensors` and `results.json`.
 
@@ -242,9 +217,9 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     settings = settings_of(arguments)
     device = resolve_device(arguments.device)
-    network, preprocess = _load(arguments)
+    network, preprocess = network_of(arguments)
     side = preprocess.input_size
-    test = _test(arguments, preprocess)
+    test = labelled_images_of(arguments, preprocess, arguments.batch_size)
     images, skipped = _calibration(arguments, preprocess)
     if arguments.calibration_data is not None:
         side = images.shape[-1]
@@ -290,15 +265,8 @@ def _write(
     content = to_json(outcome, control, json_ready(arguments), time.perf_counter() - start)
     content["bits"] = list(assignment.widths)
     content["groups"] = [list(group.layers) for group in assignment.groups]
-    details = {
-        "model_size_mb": assignment.size_mb,
-        "bits": list(assignment.widths),
-        "act_bits": assignment.act_bits,
-        "groups": [list(group.layers) for group in assignment.groups],
-        "weights": network.source,
-    }
     folder = arguments.output_dir
-    artifact.save(folder / artifact.FILE, outcome.network, network, preprocess, details)
+    artifact.save(folder / artifact.FILE, outcome.network, network, preprocess, assignment)
     write_json(folder / "results.json", content)
     forget(folder)
     return content
@@ -338,12 +306,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Print the accuracy of a quantized network that was written before."""
     device = resolve_device(arguments.device)
     read = artifact.load(arguments.evaluate)
-    said = predict(read.network.module, _test(arguments, read.preprocess), device)
-    accuracy = said.accuracy()
-    print(
-        f"{read.description['architecture']['name']}, {read.description['model_size_mb']:.4f} MB: "
-        f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % of {accuracy.count} images"
-    )
+    test = labelled_images_of(arguments, read.preprocess, arguments.batch_size)
+    print(f"{read.title}: {predict(read.network.module, test, device).accuracy()}")
 
 
 def run() -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ompq.options import Parser, add_data_options, add_network_options, add_run_options
+from ompq.options import (
+    Parser,
+    add_configuration_choice,
+    add_data_options,
+    add_network_options,
+    add_run_options,
+)
 from QAT.settings import TrainingSettings
 
 DISTILLATIONS = ("None", "KD_naive")
@@ -67,15 +73,12 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_quantization_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("quantization")
-    choice = group.add_mutually_exclusive_group()
-    choice.add_argument(
-        "--quant_scheme", metavar="NAME", help="a published scheme or uniformN (default uniform8)"
-    )
-    choice.add_argument(
-        "--bit_cfg",
-        metavar="LIST|FILE",
-        help='a list such as "[4, 8]", a bit_config.json, or a HAWQ dictionary (literal or JSON)',
+    group = add_configuration_choice(
+        parser,
+        "quantization",
+        list_help='a list such as "[4, 8]", a bit_config.json, or a HAWQ dictionary (literal or '
+        "JSON)",
+        scheme_help="a published scheme or uniformN (default uniform8)",
     )
     group.add_argument("--act_bits", type=int, help="activation bits (default: the scheme's own)")
     group.add_argument(

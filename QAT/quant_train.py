@@ -19,14 +19,15 @@ import torch
 from torch import nn
 
 from ompq import artifact
-from ompq.bitconfig import DEFAULT_ACT_BITS, Assignment, assign, resolve
-from ompq.data import Loader, calibration_images, make_loader, preprocess_for
+from ompq.artifact import Artifact
+from ompq.bitconfig import Assignment, assign, resolve
+from ompq.data import Loader, calibration_images, make_loader
 from ompq.errors import OmpqError
 from ompq.files import write_json
 from ompq.fixed_point import IntegerNetwork, RangeRule, Scheme
 from ompq.graph import NetworkGraph, trace
 from ompq.metrics import predict
-from ompq.options import json_ready
+from ompq.options import json_ready, labelled_images_of, network_of
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks, process_group, resolve_device, run_script, seed_everything
 from ompq.zoo import Network, load_network
@@ -58,14 +59,18 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     resume = _resume(arguments)
     if not resume:
         refuse_unfinished(arguments.output_dir / LAST)
-    network, preprocess = _load(arguments)
+    if arguments.path is not None:
+        # The published command gives --pretrained; a checkpoint of one's own goes before it.
+        arguments.pretrained = False
+    network, preprocess = network_of(arguments)
     training, test = _loaders(arguments, preprocess, ranks)
     side = preprocess.input_size
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
     _check_labels(arguments, training, graph.num_outputs)
-    assignment = _assignment(arguments, graph)
+    source = None if arguments.init_from is None else artifact.load(arguments.init_from)
+    assignment = _assignment(arguments, graph, source)
     _say(ranks, _introduction(network, assignment, training))
-    converted = _converted(arguments, graph, assignment, preprocess)
+    converted = _converted(arguments, graph, assignment, preprocess, source)
     if converted.float_operations:
         _say(ranks, _left_in_float(converted.float_operations))
     fingerprint = _fingerprint(arguments, assignment, len(training))
@@ -120,20 +125,6 @@ def _resume(arguments: argparse.Namespace) -> bool:
     return False
 
 
-def _load(arguments: argparse.Namespace) -> tuple[Network, Preprocess]:
-    if arguments.model is None:
-        raise OmpqError("name the network with --arch, or give --evaluate DIR; see --help")
-    # The published command gives --pretrained; a checkpoint of one's own goes before it.
-    network = load_network(
-        arguments.model,
-        path=arguments.path,
-        pretrained=arguments.pretrained and arguments.path is None,
-        num_classes=arguments.num_classes,
-    )
-    own = preprocess_for(arguments.dataset, network.preprocess)
-    return network, own.at(arguments.input_size)
-
-
 def _loaders(
     arguments: argparse.Namespace, preprocess: Preprocess, ranks: Ranks
 ) -> tuple[Loader, Loader]:
@@ -147,12 +138,6 @@ def _loaders(
         raise OmpqError(
             f"--batch_size {arguments.batch_size} cannot be shared by {ranks.world_size} processes"
         )
-    common: dict[str, Any] = {
-        "workers": arguments.workers,
-        "backend": arguments.loader,
-        "rank": ranks.rank,
-        "world_size": ranks.world_size,
-    }
     training = make_loader(
         arguments.dataset,
         arguments.data,
@@ -162,16 +147,16 @@ def _loaders(
         augment=True,
         shuffle=True,
         seed=arguments.seed,
-        **common,
+        workers=arguments.workers,
+        backend=arguments.loader,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
     if arguments.data_percentage < 1:
         training.num_samples = max(
             ranks.world_size, round(arguments.data_percentage * training.num_images)
         )
-    test = make_loader(
-        arguments.dataset, arguments.data, "val", preprocess, max(per_rank, 64), **common
-    )
-    return training, test
+    return training, labelled_images_of(arguments, preprocess, max(per_rank, 64), ranks)
 
 
 def _check_labels(arguments: argparse.Namespace, training: Loader, num_classes: int) -> None:
@@ -184,12 +169,14 @@ def _check_labels(arguments: argparse.Namespace, training: Loader, num_classes: 
         )
 
 
-def _assignment(arguments: argparse.Namespace, graph: NetworkGraph) -> Assignment:
-    given = arguments.bit_cfg or arguments.quant_scheme or DEFAULT_SCHEME
-    if arguments.init_from is not None and not (arguments.bit_cfg or arguments.quant_scheme):
-        described = artifact.load(arguments.init_from).description
-        act_bits = arguments.act_bits or described.get("act_bits", DEFAULT_ACT_BITS)
-        return assign(graph.groups, "PTQ", described["bits"], act_bits)
+def _assignment(
+    arguments: argparse.Namespace, graph: NetworkGraph, source: Artifact | None
+) -> Assignment:
+    given = arguments.bit_cfg or arguments.quant_scheme
+    if given is None and source is not None:
+        act_bits = arguments.act_bits or source.description["act_bits"]
+        return assign(graph.groups, "PTQ", source.description["bits"], act_bits)
+    given = given or DEFAULT_SCHEME
     named = read_dictionary(given)
     if named is not None:
         return assignment_of_names(named, graph)
@@ -201,6 +188,7 @@ def _converted(
     graph: NetworkGraph,
     assignment: Assignment,
     preprocess: Preprocess,
+    source: Artifact | None,
 ) -> IntegerNetwork:
     """The network that is trained, with its first ranges or those of PTQ."""
     rule = RangeRule(
@@ -225,7 +213,6 @@ def _converted(
         backend=arguments.loader,
         workers=arguments.workers,
     )
-    source = None if arguments.init_from is None else artifact.load(arguments.init_from)
     return begin(graph, assignment, scheme, found.images, source)
 
 
@@ -287,13 +274,7 @@ def _write(
     progress: Progress,
 ) -> None:
     folder = arguments.output_dir
-    details = {
-        "model_size_mb": assignment.size_mb,
-        "bits": list(assignment.widths),
-        "groups": [list(group.layers) for group in assignment.groups],
-        "weights": network.source,
-    }
-    artifact.save(folder / artifact.FILE, converted, network, preprocess, details)
+    artifact.save(folder / artifact.FILE, converted, network, preprocess, assignment)
     write_json(folder / "results.json", content)
     draw(progress, content["top1_fp32"], folder / "training.png")
 
@@ -325,32 +306,17 @@ def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
     """Print the accuracy of a network that was written before, and whether integers agree."""
     folder = Path(arguments.evaluate or arguments.output_dir)
     read = artifact.load(folder)
-    loader = make_loader(
-        arguments.dataset,
-        arguments.data,
-        "val",
-        read.preprocess,
-        max(64, arguments.batch_size),
-        workers=arguments.workers,
-        backend=arguments.loader,
-    )
-    name, size = read.description["architecture"]["name"], read.description["model_size_mb"]
+    loader = labelled_images_of(arguments, read.preprocess, max(64, arguments.batch_size))
     if arguments.integer_only:
         proof = compare_with_integers(read, loader, device)
         print(
-            f"{name}, {size:.4f} MB, integer arithmetic alone: top-1 {proof.accuracy.top1:.2f} %, "
-            f"top-5 {proof.accuracy.top5:.2f} % of {proof.accuracy.count} images; "
-            f"{proof.equal} of {proof.accuracy.count} images give the logits of the simulation to "
-            "the bit"
+            f"{read.title}, integer arithmetic alone: {proof.accuracy}; {proof.equal} of "
+            f"{proof.accuracy.count} images give the logits of the simulation to the bit"
         )
         if proof.equal != proof.accuracy.count:
             raise OmpqError("integer arithmetic and simulation differ; please report this network")
         return
-    accuracy = predict(read.network.module, loader, device).accuracy()
-    print(
-        f"{name}, {size:.4f} MB: top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % "
-        f"of {accuracy.count} images"
-    )
+    print(f"{read.title}: {predict(read.network.module, loader, device).accuracy()}")
 
 
 def run() -> None:

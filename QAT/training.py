@@ -162,7 +162,8 @@ class _Run:
         settings, count = self.task.settings, self.steps_per_epoch
         evaluations = {count * (k + 1) // settings.evaluations for k in range(settings.evaluations)}
         start = time.perf_counter()
-        bar = progress(self._batches(epoch), f"epoch {epoch + 1}/{settings.epochs}", None)
+        remaining = count - (self.progress.step - epoch * count)
+        bar = progress(self._batches(epoch), f"epoch {epoch + 1}/{settings.epochs}", remaining)
         for images, labels in bar:
             self.losses += self._step(images, labels)
             self.progress.step += 1
@@ -185,8 +186,7 @@ class _Run:
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         self.task.train.set_epoch(epoch)
         done = self.progress.step - epoch * self.steps_per_epoch
-        remaining = self.steps_per_epoch - done
-        yield from islice(self.task.train, done, done + remaining)
+        yield from islice(self.task.train, done, self.steps_per_epoch)
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         settings, task = self.task.settings, self.task

@@ -224,12 +224,11 @@ def tune(
         converted, None, training, test, settings, device, Ranks(), folder, fingerprint={}
     )
     fine_tune(task, resume=False)
-    details = {"model_size_mb": assignment.size_mb, "bits": list(assignment.widths)}
-    artifact.save(folder / artifact.FILE, converted, network, preprocess, details)
+    artifact.save(folder / artifact.FILE, converted, network, preprocess, assignment)
     proof = compare_with_integers(artifact.load(folder), test, device)
     print(
-        f"integer arithmetic alone: top-1 {proof.accuracy.top1:.2f} %; on {proof.equal} of "
-        f"{proof.accuracy.count} images the logits of the simulation, to the bit"
+        f"integer arithmetic alone: {proof.accuracy}; on {proof.equal} of them the logits of the "
+        "simulation, to the bit"
     )
 
 

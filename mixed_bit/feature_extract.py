@@ -22,7 +22,7 @@ from mixed_bit.orthogonality import MINIMUM_UNBIASED_IMAGES
 from mixed_bit.report import draw, print_result
 from mixed_bit.search import SearchResult, SearchSettings, check_feasible, search, to_bit_config
 from ompq.bitconfig import QUANT_TYPES, BitConfig
-from ompq.data import calibration_batches, load_calibration_file, preprocess_for
+from ompq.data import calibration_batches, load_calibration_file
 from ompq.data.calibration import batch_sizes
 from ompq.errors import OmpqError
 from ompq.files import atomic_path
@@ -33,8 +33,10 @@ from ompq.options import (
     add_network_options,
     add_run_options,
     int_list,
+    network_of,
     pin,
 )
+from ompq.preprocess import Preprocess
 from ompq.runtime import (
     Ranks,
     process_group,
@@ -44,7 +46,6 @@ from ompq.runtime import (
     seed_everything,
     shard_sizes,
 )
-from ompq.zoo import Network, load_network
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -128,15 +129,13 @@ def settings_of(arguments: argparse.Namespace) -> SearchSettings:
 
 
 def _image_batches(
-    arguments: argparse.Namespace, network: Network, skipped: list[str]
+    arguments: argparse.Namespace, preprocess: Preprocess, skipped: list[str]
 ) -> tuple[Iterator[Tensor], int, int]:
     """Batches of images, how many there are at most, and the side of an image."""
     if arguments.calibration_data is not None:
         images = load_calibration_file(arguments.calibration_data)
         sizes = batch_sizes(len(images), arguments.batch_size)
         return iter(images.split(sizes)), len(images), images.shape[-1]
-    own = preprocess_for(arguments.dataset, network.preprocess)
-    preprocess = own.at(arguments.input_size)
     batches = calibration_batches(
         arguments.dataset,
         arguments.data,
@@ -171,14 +170,9 @@ def extract(arguments: argparse.Namespace) -> tuple[SearchResult, BitConfig]:
     ranks = Ranks.from_environment()
     device = resolve_device(arguments.device, ranks.local_rank)
     seed_everything(arguments.seed)
-    network = load_network(
-        arguments.model,
-        path=arguments.path,
-        pretrained=arguments.pretrained,
-        num_classes=arguments.num_classes,
-    )
+    network, preprocess = network_of(arguments)
     skipped: list[str] = []
-    batches, count, side = _image_batches(arguments, network, skipped)
+    batches, count, side = _image_batches(arguments, preprocess, skipped)
     graph = trace(network.module.to(device), (3, side, side))
     check_feasible(graph.groups, settings)
     unbiased = count > arguments.batch_size

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ompq.bitconfig import Assignment
 from ompq.errors import OmpqError
 from ompq.files import atomic_path
 from ompq.fixed_point import IntegerNetwork, from_tensors, integers_of, to_tensors
@@ -49,13 +50,19 @@ class Artifact:
     description: Mapping[str, Any]
     integers: Mapping[str, Tensor]
 
+    @property
+    def title(self) -> str:
+        """Name of the network and its size, for a person to read."""
+        name = self.description["architecture"]["name"]
+        return f"{name}, {self.description['model_size_mb']:.4f} MB"
+
 
 def save(
     path: str | Path,
     quantized: QuantizedNetwork | IntegerNetwork,
     source: Network,
     preprocess: Preprocess,
-    details: Mapping[str, Any] | None = None,
+    assignment: Assignment,
 ) -> None:
     """Write a quantized network.
 
@@ -64,7 +71,7 @@ def save(
         quantized: the network; enabled activation quantizers are part of it.
         source: the float network that it was made from.
         preprocess: what its images go through.
-        details: further JSON-ready metadata.
+        assignment: the widths of its groups.
     """
     if isinstance(quantized, IntegerNetwork):
         tensors, described = to_tensors(quantized)
@@ -77,7 +84,11 @@ def save(
         "input_shape": list(quantized.input_shape),
         "preprocess": asdict(preprocess),
         **described,
-        **(details or {}),
+        "model_size_mb": assignment.size_mb,
+        "bits": list(assignment.widths),
+        "act_bits": assignment.act_bits,
+        "groups": [list(group.layers) for group in assignment.groups],
+        "weights": source.source,
         "versions": versions(),
     }
     # Copies: the file format does not know of tensors that share memory.

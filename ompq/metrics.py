@@ -19,6 +19,9 @@ class Accuracy:
     top5: float
     count: int
 
+    def __str__(self) -> str:
+        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.count} images"
+
 
 @dataclass(frozen=True)
 class Predictions:

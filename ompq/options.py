@@ -6,8 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ompq.data import BACKENDS, DATASETS
+from ompq.data import BACKENDS, DATASETS, Loader, make_loader, preprocess_for
 from ompq.errors import OmpqError
+from ompq.preprocess import Preprocess
+from ompq.runtime import Ranks
+from ompq.zoo import Network, load_network
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -64,6 +67,21 @@ def add_data_options(
     return group
 
 
+def add_configuration_choice(
+    parser: argparse.ArgumentParser,
+    title: str,
+    *,
+    list_help: str,
+    scheme_help: str = "a published scheme or uniformN",
+) -> argparse._ArgumentGroup:
+    """`--bit_cfg` or `--quant_scheme`; returns the group, for further options."""
+    group = parser.add_argument_group(title)
+    choice = group.add_mutually_exclusive_group()
+    choice.add_argument("--bit_cfg", metavar="LIST|FILE", help=list_help)
+    choice.add_argument("--quant_scheme", metavar="NAME", help=scheme_help)
+    return group
+
+
 def add_run_options(
     parser: argparse.ArgumentParser,
     output_dir: str,
@@ -92,6 +110,52 @@ def add_run_options(
     # torch.distributed.launch passes it; the environment says the same.
     group.add_argument(
         "--local-rank", "--local_rank", type=int, dest="local_rank", help=argparse.SUPPRESS
+    )
+
+
+def network_of(arguments: argparse.Namespace) -> tuple[Network, Preprocess]:
+    """The network that the command line names, and what its images go through.
+
+    Args:
+        arguments: of a parser with network and data options.
+    """
+    if arguments.model is None:
+        raise OmpqError("name the network with --arch, or give --evaluate DIR; see --help")
+    network = load_network(
+        arguments.model,
+        path=arguments.path,
+        pretrained=arguments.pretrained,
+        num_classes=arguments.num_classes,
+    )
+    own = preprocess_for(arguments.dataset, network.preprocess)
+    return network, own.at(arguments.input_size)
+
+
+def labelled_images_of(
+    arguments: argparse.Namespace,
+    preprocess: Preprocess,
+    batch_size: int,
+    ranks: Ranks | None = None,
+) -> Loader:
+    """The labelled images of `--dataset` that accuracy is measured on.
+
+    Args:
+        arguments: of a parser with data and run options.
+        preprocess: what the images go through.
+        batch_size: images per batch.
+        ranks: this process among those that share the images; None for one process.
+    """
+    ranks = ranks or Ranks()
+    return make_loader(
+        arguments.dataset,
+        arguments.data,
+        "val",
+        preprocess,
+        batch_size,
+        workers=arguments.workers,
+        backend=arguments.loader,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
 
 

@@ -195,24 +195,19 @@ class IntegerExecution(Interpreter):
             low, high = self.numbers[f"{node.name}.clip"]
             return torch.clamp(x, low, high)
         if name in AVERAGES:
-            return self._sums(node, x, name)
-        if name.startswith(("maxpool", "max_pool")):
-            return super().run_node(node)
+            return self._sums(node, x)
         if "dropout" in name or name in ("identity", "stochastic_depth"):
             return x
         return super().run_node(node)
 
-    def _sums(self, node: Node, x: Tensor, name: str) -> Tensor:
+    def _sums(self, node: Node, x: Tensor) -> Tensor:
         """The sum over what the average averages (its divisor is in the grid)."""
-        shape = node.meta["shape"]
-        if name == "mean":
-            sums = x.sum(dim=(2, 3), keepdim=len(shape) == 4)
-            return sums
         window = pooling_window(node, self.structure)
         assert window is not None
         kernel, stride, padding = window
         padded = pad(x, (padding[1], padding[1], padding[0], padding[0]))
-        return _window_sums(padded, kernel, stride)
+        windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])
+        return windows.sum(dim=(4, 5)).view(len(x), *node.meta["shape"][1:])
 
 
 def integer_convolution(x: Tensor, weight: Tensor, layer: nn.Conv2d) -> Tensor:
@@ -223,9 +218,7 @@ def integer_convolution(x: Tensor, weight: Tensor, layer: nn.Conv2d) -> Tensor:
         weight: outputs × channels per group × kernel height × kernel width.
         layer: its stride, padding, dilation and groups.
     """
-    top, bottom, left, right = _padding(layer)
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = _padded(x, (left, right, top, bottom), mode)
+    x = _padded(x, layer)
     count, _, height, width = x.shape
     outputs, per_group, kernel_height, kernel_width = weight.shape
     groups = layer.groups
@@ -244,19 +237,9 @@ def integer_convolution(x: Tensor, weight: Tensor, layer: nn.Conv2d) -> Tensor:
     return sums.view(count, outputs, rows, columns)
 
 
-def _padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
-    """Rows above and below, columns left and right."""
-    left, right, top, bottom = layer._reversed_padding_repeated_twice
-    return top, bottom, left, right
-
-
-def _padded(x: Tensor, sides: tuple[int, int, int, int], mode: str) -> Tensor:
-    if mode == "constant":
+def _padded(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    sides = layer._reversed_padding_repeated_twice
+    if layer.padding_mode == "zeros":
         return pad(x, sides)
     # Padding by copies of values has no integer kernel; float64 copies them exactly.
-    return pad(x.double(), sides, mode=mode).to(x.dtype)
-
-
-def _window_sums(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Tensor:
-    windows = x.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])
-    return windows.sum(dim=(4, 5))
+    return pad(x.double(), sides, mode=layer.padding_mode).to(x.dtype)

@@ -109,8 +109,7 @@ class QuantizedLayer(nn.Module):
         return self._train(x) if self.training else self._evaluate(x)
 
     def _float(self, x: Tensor) -> Tensor:
-        out = self._multiply(x, self.layer.weight, self.layer.bias)
-        return out if self.norm is None else self._normalise(out)
+        return self._normalise(self._multiply(x, self.layer.weight, self.layer.bias))
 
     def _train(self, x: Tensor) -> Tensor:
         learning = self.norm is not None and not self.freeze_norm

@@ -191,7 +191,9 @@ def test_the_file_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     graph = trace(source.module, (3, 32, 32))
     settings = replace(QUICK, weight_iterations=2, act_iterations=2)
     network, _ = run(graph, settings, tmp_path, width=4)
-    artifact.save(tmp_path / "q.safetensors", network, source, Preprocess(32, 32))
+    artifact.save(
+        tmp_path / "q.safetensors", network, source, Preprocess(32, 32), uniform(graph.groups, 4)
+    )
     read = artifact.load(tmp_path / "q.safetensors")
     with torch.no_grad():
         assert torch.equal(read.network.module(images(size=32)), network.module(images(size=32)))

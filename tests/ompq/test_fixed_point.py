@@ -278,7 +278,8 @@ def test_the_file_gives_the_same_logits_to_the_bit(name: str, tmp_path: Path) ->
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         expected = network.module(images)
-    artifact.save(tmp_path / artifact.FILE, network, source, source.preprocess)
+    widths = uniform(trace(source.module, (3, 32, 32)).groups, 4)
+    artifact.save(tmp_path / artifact.FILE, network, source, source.preprocess, widths)
     read = artifact.load(tmp_path)
     assert isinstance(read.network, IntegerNetwork)
     with torch.no_grad():
