@@ -175,6 +175,9 @@ def _add_distributed_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dist_url", help="tcp://HOST:PORT of machine 0")
     group.add_argument("--dist_backend", choices=("nccl", "gloo"), help="default: by device")
     group.add_argument("--gpu", type=int, help="use this GPU, like --device cuda:N")
+    group.add_argument(
+        "--apex", action="store_true", help="average gradients by NVIDIA Apex instead of PyTorch"
+    )
 
 
 def _truth(text: str) -> bool:
@@ -201,4 +204,5 @@ def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
         print_steps=max(0, arguments.print_freq),
         amp=arguments.amp,
         compile=arguments.compile,
+        apex=arguments.apex,
     )

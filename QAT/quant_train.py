@@ -37,7 +37,7 @@ from QAT.proof import compare_with_integers
 from QAT.recovery import is_checkpoint, refuse_unfinished
 from QAT.report import draw, print_table, to_json
 from QAT.start import begin
-from QAT.training import LAST, Progress, Task, evaluate_all_ranks, fine_tune
+from QAT.training import LAST, Progress, Task, apex_parallel, evaluate_all_ranks, fine_tune
 
 CALIBRATION_IMAGES = 512
 DEFAULT_SCHEME = "uniform8"
@@ -57,6 +57,10 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     start = time.perf_counter()
     settings = settings_of(arguments)
     resume = _resume(arguments)
+    if settings.apex:
+        apex_parallel()
+        if ranks.world_size == 1:
+            raise OmpqError("--apex shares gradients between processes, and there is one")
     if not resume:
         refuse_unfinished(arguments.output_dir / LAST)
     if arguments.path is not None:
@@ -90,6 +94,8 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     float_accuracy = evaluate_all_ranks(task, network.module)
     _say(ranks, f"float: top-1 {float_accuracy.top1:.2f} % of {float_accuracy.count} images")
     progress = fine_tune(task, resume, arguments.start_epoch)
+    if task.log is not None:
+        task.log.close()
     final = evaluate_all_ranks(task)
     content = to_json(
         float_accuracy,
@@ -260,7 +266,9 @@ def _log(arguments: argparse.Namespace, ranks: Ranks) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise OmpqError("--tensorboard needs the package tensorboard; pip install it") from error
+        raise OmpqError(
+            "--tensorboard needs the package tensorboard; pip install tensorboard"
+        ) from error
     return SummaryWriter(arguments.output_dir / "tensorboard")
 
 

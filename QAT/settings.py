@@ -24,6 +24,7 @@ class TrainingSettings:
         print_steps: steps between two lines; 0 for none.
         amp: bfloat16 where PyTorch's autocast takes it.
         compile: the training step by torch.compile.
+        apex: let NVIDIA Apex average the gradients of several processes.
     """
 
     epochs: int = 90
@@ -38,6 +39,7 @@ class TrainingSettings:
     print_steps: int = 0
     amp: bool = False
     compile: bool = False
+    apex: bool = False
 
     def __post_init__(self) -> None:
         for option, value, least in (

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -113,6 +115,29 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     return kl_div(log_shares, shares, reduction="batchmean") * temperature**2
 
 
+def _sharing_gradients(module: nn.Module, apex: bool) -> nn.Module:
+    """The network, its gradients averaged over all ranks after every backward pass."""
+    if not apex:
+        return DistributedDataParallel(module, broadcast_buffers=False)
+    return apex_parallel().DistributedDataParallel(module)
+
+
+def apex_parallel() -> ModuleType:
+    """NVIDIA's `apex.parallel`.
+
+    Raises:
+        OmpqError: it is not installed; PyPI's package named apex is another one.
+    """
+    try:
+        parallel = import_module("apex.parallel")
+    except ImportError as error:
+        raise OmpqError(
+            "--apex needs NVIDIA Apex, built from github.com/NVIDIA/apex (PyPI's apex is another "
+            "package); leave --apex out for PyTorch's own, which gives the same"
+        ) from error
+    return parallel
+
+
 class _Run:
     """The state of one fine-tuning in this process."""
 
@@ -132,7 +157,7 @@ class _Run:
         )
         stepping: nn.Module = module
         if task.ranks.world_size > 1:
-            stepping = DistributedDataParallel(module, broadcast_buffers=False)
+            stepping = _sharing_gradients(module, settings.apex)
         self.forward: Any = torch.compile(stepping) if settings.compile else stepping
 
     def restore(self) -> None:

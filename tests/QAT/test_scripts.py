@@ -310,3 +310,24 @@ def test_every_training_option_reaches_the_settings() -> None:
     ):
         changed = settings_of(build_parser().parse_args([option, str(value)]))
         assert getattr(changed, field) == value != getattr(plain, field)
+
+
+def test_scalars_for_tensorboard(options: list[str], tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    content = result([*options, "--tensorboard"])
+    events = accumulator.EventAccumulator(str(tmp_path / "output" / "tensorboard")).Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("top1")]
+    trained = content["history"][1:]
+    assert shown == [(entry["step"], pytest.approx(entry["top1"])) for entry in trained]
+    assert len(events.Scalars("loss")) == len(trained)
+
+
+def test_apex_is_asked_for_or_named_as_missing(options: list[str]) -> None:
+    try:
+        from apex.parallel import DistributedDataParallel  # noqa: F401
+    except ImportError:
+        with pytest.raises(OmpqError, match="needs NVIDIA Apex"):
+            result([*options, "--apex"])
+    else:
+        with pytest.raises(OmpqError, match="between processes"):
+            result([*options, "--apex"])
