@@ -64,6 +64,18 @@ def _percent(hits: Tensor) -> float:
     return 100 * int(hits.sum()) / len(hits)
 
 
+def kl_divergence(expected: Tensor, logits: Tensor) -> float:
+    """Σ over images of KL(softmax(expected) ‖ softmax(logits)), in nats.
+
+    Args:
+        expected: n × classes.
+        logits: n × classes.
+    """
+    target = expected.double().log_softmax(dim=1)
+    found = logits.double().log_softmax(dim=1)
+    return float((target.exp() * (target - found)).sum())
+
+
 @torch.inference_mode()
 def predict(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device

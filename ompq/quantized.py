@@ -64,14 +64,23 @@ class QuantizedNetwork:
         """Channels × height × width of an image."""
         return self.graph.input_shape
 
-    def activations(self) -> dict[str, ActivationQuantizer]:
-        """Node → the quantizer of its value, in execution order."""
+    def calls(self) -> dict[str, str]:
+        """Node → the node that calls its quantizer, in execution order."""
         prefix = ACTIVATIONS + "."
         return {
-            str(node.target).removeprefix(prefix): _quantizer(self.module, str(node.target))
+            str(node.target).removeprefix(prefix): node.name
             for node in self.module.graph.nodes
             if node.op == "call_module" and str(node.target).startswith(prefix)
         }
+
+    def activations(self) -> dict[str, ActivationQuantizer]:
+        """Node → the quantizer of its value, in execution order."""
+        return {site: _quantizer(self.module, f"{ACTIVATIONS}.{site}") for site in self.calls()}
+
+    def readers(self) -> dict[str, tuple[str, ...]]:
+        """Node → the layers that read its quantized value."""
+        layers = activation_sites(self.graph)
+        return {site: layers[call] for site, call in self.calls().items() if call in layers}
 
     @torch.no_grad()
     def set_weight(self, layer: str, weight: QuantizedWeight) -> None:

@@ -53,7 +53,7 @@ def parts_of(graph: NetworkGraph, granularity: str) -> tuple[Part, ...]:
         cuts = [list(block.nodes) for block in graph.blocks]
     else:
         cuts = _cut_before_layers(graph)
-    return tuple(_part(graph, nodes) for nodes in cuts)
+    return tuple(part_of(graph, nodes) for nodes in cuts)
 
 
 def extract(module: GraphModule, part: Part) -> GraphModule:
@@ -110,7 +110,8 @@ def _cut_before_layers(graph: NetworkGraph) -> list[list[str]]:
     return cuts
 
 
-def _part(graph: NetworkGraph, names: Sequence[str]) -> Part:
+def part_of(graph: NetworkGraph, names: Sequence[str]) -> Part:
+    """The part that consists of some consecutive nodes, by name."""
     nodes = {node.name: node for node in graph.module.graph.nodes}
     calls = {node: layer.name for layer in graph.layers.values() for node in layer.nodes}
     inside = set(names)
