@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import peak_memory, seconds_of
+from mixed_bit.budgets import listed_groups
 from mixed_bit.features import Shard
-from mixed_bit.search import SearchSettings, listed_groups, search
+from mixed_bit.search import SearchSettings, search
 from ompq.bitconfig import uniform
 from ompq.files import write_json
 from ompq.graph import NetworkGraph, run_with_taps, trace

@@ -54,8 +54,15 @@ def _allocation(
     program: Program, choice: Choice, solver: str, *, optimal: bool, note: str = ""
 ) -> Allocation:
     bits = tuple(program.widths[k] for k in choice)
-    spent = {b.name: b.spent(choice) / b.per_unit for b in program.budgets}
-    return Allocation(bits, solver, optimal, spent, note)
+    return Allocation(
+        bits=bits,
+        solver=solver,
+        optimal=optimal,
+        spent={b.name: b.spent(choice) / b.per_unit for b in program.budgets},
+        note=note,
+        act_bits=tuple(program.act_widths[k] for k in choice) if program.act_widths else (),
+        price=program.total(choice),
+    )
 
 
 def _knapsack(program: Program) -> Knapsack:

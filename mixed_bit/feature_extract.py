@@ -10,6 +10,7 @@ if __name__ == "__main__":  # started by its path: see the repository, not this 
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from torch import Tensor
 
 from mixed_bit.allocate import ROUNDINGS, SOLVERS
 from mixed_bit.features import Shard
+from mixed_bit.latency import load_latency
+from mixed_bit.metrics import METRICS, USES_LABELS
 from mixed_bit.orthogonality import MINIMUM_UNBIASED_IMAGES
 from mixed_bit.report import draw, print_result
 from mixed_bit.search import SearchResult, SearchSettings, check_feasible, search, to_bit_config
 from ompq.bitconfig import QUANT_TYPES, BitConfig
-from ompq.data import calibration_batches, load_calibration_file
+from ompq.data import calibration_batches, calibration_images, load_calibration_file
 from ompq.data.calibration import batch_sizes
 from ompq.errors import OmpqError
 from ompq.files import atomic_path
@@ -97,7 +100,30 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         metavar="LAYER=BITS",
         help="fix the width of a layer; may be repeated",
     )
-    group.add_argument("--act_bits", type=int, default=8, help="activation bits, for the BOPs")
+    group.add_argument(
+        "--act_bits",
+        type=int_list,
+        default=(8,),
+        metavar="A,A,…",
+        help="activation bits, for the BOPs (default: 8); several to choose from, with --bops",
+    )
+    group.add_argument("--latency", type=float, metavar="MS", help="latency budget, by the table")
+    group.add_argument(
+        "--latency_table",
+        type=Path,
+        metavar="FILE",
+        help="measured times, a JSON file {layer: {bits: milliseconds}}",
+    )
+    group.add_argument(
+        "--metric",
+        choices=METRICS,
+        default="orm",
+        help="what a width costs a group: orthogonality (the paper's), relative error, Fisher "
+        "information, output divergence, Hessian trace, or relative error times orthogonality",
+    )
+    group.add_argument(
+        "--labels", action="store_true", help="use the images' labels (default: own predictions)"
+    )
     group.add_argument("--beta", type=float, default=10.0, help="beta of theta = exp(-beta gamma)")
     group.add_argument("--solver", choices=SOLVERS, default="ilp", help="how to solve the program")
     group.add_argument(
@@ -114,13 +140,21 @@ def settings_of(arguments: argparse.Namespace) -> SearchSettings:
         raise OmpqError(f"--num_images {arguments.num_images}: orthogonality needs two or more")
     if arguments.batch_size < 1 or arguments.workers < 0:
         raise OmpqError("--batch_size must be positive and --workers not negative")
+    if arguments.labels and arguments.metric not in USES_LABELS:
+        raise OmpqError(f"--labels goes with --metric {' or '.join(USES_LABELS)}, no other asks")
+    if arguments.labels and arguments.calibration_data is not None:
+        raise OmpqError("--labels: a file of calibration images has none; give a data set")
     return SearchSettings(
         quant_type=arguments.quant_type,
         size_mb=arguments.model_size,
         bops_g=arguments.bops,
         candidates=arguments.bits,
         pins=dict(arguments.pin),
-        act_bits=arguments.act_bits,
+        act_bits=max(arguments.act_bits, default=0),
+        act_candidates=arguments.act_bits if len(arguments.act_bits) > 1 else (),
+        latency_ms=arguments.latency,
+        latency=load_latency(arguments.latency_table) if arguments.latency_table else None,
+        metric=arguments.metric,
         beta=arguments.beta,
         solver=arguments.solver,
         rounding=arguments.rounding,
@@ -128,27 +162,38 @@ def settings_of(arguments: argparse.Namespace) -> SearchSettings:
     )
 
 
-def _image_batches(
-    arguments: argparse.Namespace, preprocess: Preprocess, skipped: list[str]
-) -> tuple[Iterator[Tensor], int, int]:
-    """Batches of images, how many there are at most, and the side of an image."""
+@dataclass
+class _Images:
+    """Batches of images, their labels if asked for, how many there are at most, and their side."""
+
+    batches: Iterator[Tensor]
+    labels: Tensor | None
+    count: int
+    side: int
+
+
+def _images(arguments: argparse.Namespace, preprocess: Preprocess, skipped: list[str]) -> _Images:
+    size = arguments.batch_size
     if arguments.calibration_data is not None:
         images = load_calibration_file(arguments.calibration_data)
-        sizes = batch_sizes(len(images), arguments.batch_size)
-        return iter(images.split(sizes)), len(images), images.shape[-1]
-    batches = calibration_batches(
-        arguments.dataset,
-        arguments.data,
-        preprocess,
-        arguments.num_images,
-        arguments.batch_size,
-        seed=arguments.seed,
-        workers=arguments.workers,
-        backend=arguments.loader,
-        augment=arguments.augment,
-        skipped=skipped,
-    )
-    return batches, arguments.num_images, preprocess.input_size
+        batches = iter(images.split(batch_sizes(len(images), size)))
+        return _Images(batches, None, len(images), images.shape[-1])
+    source = arguments.dataset, arguments.data, preprocess, arguments.num_images
+    how = {
+        "seed": arguments.seed,
+        "workers": arguments.workers,
+        "backend": arguments.loader,
+        "augment": arguments.augment,
+    }
+    if not arguments.labels:
+        batches = calibration_batches(*source, size, skipped=skipped, **how)
+        return _Images(batches, None, arguments.num_images, preprocess.input_size)
+    found = calibration_images(*source, **how)
+    skipped += found.skipped
+    if (found.labels < 0).any():
+        raise OmpqError(f"--labels: {arguments.data or arguments.dataset} has none; leave it out")
+    batches = iter(found.images.split(batch_sizes(len(found.labels), size)))
+    return _Images(batches, found.labels, len(found.labels), preprocess.input_size)
 
 
 def _shards(batches: Iterator[Tensor], ranks: Ranks, device: torch.device) -> Iterator[Shard]:
@@ -172,23 +217,32 @@ def extract(arguments: argparse.Namespace) -> tuple[SearchResult, BitConfig]:
     seed_everything(arguments.seed)
     network, preprocess = network_of(arguments)
     skipped: list[str] = []
-    batches, count, side = _image_batches(arguments, preprocess, skipped)
-    graph = trace(network.module.to(device), (3, side, side))
+    found = _images(arguments, preprocess, skipped)
+    graph = trace(network.module.to(device), (3, found.side, found.side))
     check_feasible(graph.groups, settings)
-    unbiased = count > arguments.batch_size
-    total = -(-count // arguments.batch_size)
-    if unbiased and min(batch_sizes(count, arguments.batch_size)) < MINIMUM_UNBIASED_IMAGES:
+    unbiased = found.count > arguments.batch_size
+    total = -(-found.count // arguments.batch_size)
+    smallest = min(batch_sizes(found.count, arguments.batch_size))
+    if unbiased and smallest < MINIMUM_UNBIASED_IMAGES:
         raise OmpqError(
             f"--batch_size {arguments.batch_size}: the minibatch estimate needs "
             f"{MINIMUM_UNBIASED_IMAGES} images in a batch"
         )
     with process_group(ranks, device):
-        shards = progress(_shards(batches, ranks, device), "features", total, ranks)
-        result = search(graph, shards, settings, unbiased=unbiased, ranks=ranks)
+        shards = progress(_shards(found.batches, ranks, device), "features", total, ranks)
+        result = search(
+            graph,
+            shards,
+            settings,
+            unbiased=unbiased,
+            ranks=ranks,
+            labels=None if found.labels is None else found.labels.to(device),
+            seed=arguments.seed,
+        )
     details: dict[str, Any] = {
         "weights": network.source,
         "dataset": str(arguments.calibration_data or arguments.dataset),
-        "input_size": side,
+        "input_size": found.side,
         "skipped_images": skipped,
         "float_layers": dict(graph.float_layers),
         "device": device.type,
@@ -197,12 +251,17 @@ def extract(arguments: argparse.Namespace) -> tuple[SearchResult, BitConfig]:
     return result, config
 
 
-def write(result: SearchResult, config: BitConfig, folder: Path) -> None:
-    """Write `bit_config.json`, `orthogonality.npy` (float64, L × L) and `bit_config.png`."""
+def write(result: SearchResult, config: BitConfig, folder: Path) -> list[str]:
+    """Write `bit_config.json`, `bit_config.png` and, where it was measured, `orthogonality.npy`
+    (float64, L × L); the names of what was written.
+    """
     config.save(folder / "bit_config.json")
+    draw(result, config.model, folder / "bit_config.png")
+    if result.orthogonality is None:
+        return ["bit_config.json", "bit_config.png"]
     with atomic_path(folder / "orthogonality.npy") as temporary:
         np.save(temporary, result.orthogonality.matrix)
-    draw(result, config.model, folder / "bit_config.png")
+    return ["bit_config.json", "orthogonality.npy", "bit_config.png"]
 
 
 def run() -> None:
@@ -211,10 +270,8 @@ def run() -> None:
     result, config = extract(arguments)
     if Ranks.from_environment().is_main:
         print_result(result, config)
-        write(result, config, arguments.output_dir)
-        print(
-            f"written to {arguments.output_dir}/: bit_config.json orthogonality.npy bit_config.png"
-        )
+        written = write(result, config, arguments.output_dir)
+        print(f"written to {arguments.output_dir}/: {' '.join(written)}")
 
 
 def main() -> None:

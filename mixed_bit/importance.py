@@ -7,10 +7,28 @@ is not.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """γ, ln θ and ln c of every group, L values each."""
+
+    gamma: FloatArray
+    log_theta: FloatArray
+    log_importance: FloatArray
+
+    @classmethod
+    def of(cls, orm: FloatArray, beta: float) -> Importance:
+        """From the orthogonality matrix, L × L."""
+        gammas = gamma(orm)
+        log_thetas = log_theta(gammas, beta)
+        return cls(gammas, log_thetas, log_importance(log_thetas))
 
 
 def gamma(orm: FloatArray) -> FloatArray:

@@ -45,7 +45,8 @@ class Program:
     """Minimise Σ_g price[g, k_g]·exp(log_scale[g]) under the budgets.
 
     `price` is L × K, finite; `log_scale` has L entries and may be far outside the exponents of a
-    float64; `widths` are the K candidate widths, ascending; `allowed` is L × K.
+    float64; `widths` are the weight widths of the K columns, ascending; `allowed` is L × K.
+    Where activations are chosen too, `act_widths` are theirs: a column is a pair.
     """
 
     price: NDArray[np.float64]
@@ -54,6 +55,7 @@ class Program:
     allowed: NDArray[np.bool_]
     budgets: tuple[Budget, ...]
     names: tuple[str, ...]
+    act_widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         shape = (len(self.names), len(self.widths))
@@ -70,6 +72,11 @@ class Program:
             name = self.names[int(np.argmin(self.allowed.any(axis=1)))]
             raise OmpqError(f"{name} has no width to choose from; check --bits and --pin")
 
+    def total(self, choice: Sequence[int]) -> float:
+        """Sum of the prices of one column index per group, as far as a float64 can tell it."""
+        prices = self.price[range(len(choice)), list(choice)]
+        return float(prices @ np.exp(self.log_scale))
+
     def options(self) -> list[list[int]]:
         """Allowed column indices of every group."""
         return [np.flatnonzero(row).tolist() for row in self.allowed]
@@ -77,13 +84,19 @@ class Program:
 
 @dataclass(frozen=True)
 class Allocation:
-    """One width per group; `optimal` only where proven; `spent` in each budget's unit."""
+    """One width per group; `optimal` only where proven; `spent` in each budget's unit.
+
+    `act_bits` are the widths of what the groups read, if there was a choice. `price` is the sum of
+    the prices, as far as a float64 can tell it.
+    """
 
     bits: tuple[int, ...]
     solver: str
     optimal: bool
     spent: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    act_bits: tuple[int, ...] = ()
+    price: float = 0.0
 
 
 def check_feasible(program: Program) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mixed_bit.features import Orthogonality
 from mixed_bit.search import SearchResult
 from ompq.bitconfig import BitConfig
 from ompq.plots import ACCENT, INK, SOFT, figure
@@ -16,33 +19,75 @@ from ompq.plots import ACCENT, INK, SOFT, figure
 
 def print_result(result: SearchResult, config: BitConfig) -> None:
     """The table of groups, the notes, the list, size and BOPs."""
-    _print_groups(config)
+    _print_groups(result, config)
     for note in notes(result, config):
         print(f"note: {note}")
-    seconds = result.seconds
-    print(
-        f"{config.details['num_images']} images, {config.details['estimator']} estimator; "
-        f"forward {seconds['forward']:.2f} s, orthogonality {seconds['orthogonality']:.2f} s, "
-        f"solve {seconds['solve']:.3f} s; "
-        + ("proven optimal" if config.details["optimal"] else f"solver {config.details['solver']}")
-    )
+    print(f"{_work(result)}; " + _proof(result))
     print(f"Bit configuration ({config.quant_type}): {list(config.bits)}")
+    if result.act_widths:
+        chosen = [entry["act_bits"] for entry in config.groups if entry["in_list"]]
+        print(f"Activation bits: {chosen}")
     print(f"Quantization model is {config.model_size_mb:.4f} Mb")
     print(f"Original model is {config.details['float_size_mb']:.4f} Mb")
-    print(f"Quantization model BOPs is {config.bops_g:.2f} G (W mixed / A {config.act_bits})")
+    acts = "mixed" if result.act_widths else config.act_bits
+    print(f"Quantization model BOPs is {config.bops_g:.2f} G (W mixed / A {acts})")
+    latency = config.details.get("latency_ms")
+    if latency is not None:
+        print(f"Quantization model latency is {latency:.4f} ms by the table")
 
 
-def _print_groups(config: BitConfig) -> None:
+def _work(result: SearchResult) -> str:
+    seconds = result.seconds
+    solved = f"solve {seconds['solve']:.3f} s"
+    if result.settings.metric == "orm" and result.orthogonality is not None:
+        estimator = "minibatch, unbiased" if result.orthogonality.unbiased else "exact"
+        return (
+            f"{result.num_images} images, {estimator} estimator; forward "
+            f"{seconds['forward']:.2f} s, orthogonality {seconds['orthogonality']:.2f} s, {solved}"
+        )
+    return (
+        f"{result.num_images} images, metric {result.settings.metric}: the work of "
+        f"{result.prices.passes:.1f} forward passes, {seconds['prices']:.2f} s; {solved}"
+    )
+
+
+def _proof(result: SearchResult) -> str:
+    if result.allocation.optimal:
+        return "proven optimal"
+    return f"solver {result.settings.solver}, not proven optimal"
+
+
+def _print_groups(result: SearchResult, config: BitConfig) -> None:
     names = [" + ".join(entry["layers"]) for entry in config.groups]
     width = min(max(map(len, names)), 60)
-    print(f"{'group':<{width}} {'params':>10} {'gamma':>8} {'log c':>10} {'bits':>5}")
+    columns = _columns(result)
+    heads = "".join(f" {head:>10}" for head, _ in columns)
+    acts = "  act" if result.act_widths else ""
+    print(f"{'group':<{width}} {'params':>10}{heads} {'bits':>5}{acts}")
     for name, entry in zip(names, config.groups, strict=True):
-        measured = entry["gamma"] is not None
-        gamma = f"{entry['gamma']:8.3f}" if measured else f"{'-':>8}"
-        log_c = f"{entry['log_importance']:10.3f}" if measured else f"{'-':>10}"
+        cells = "".join(f" {read(entry):>10}" for _, read in columns)
+        act = f" {entry['act_bits']:>4}" if result.act_widths else ""
         mark = " pinned" if entry["pinned"] else ""
         shown = name if len(name) <= width else name[: width - 1] + "…"
-        print(f"{shown:<{width}} {entry['params']:>10} {gamma} {log_c} {entry['bits']:>5}{mark}")
+        print(f"{shown:<{width}} {entry['params']:>10}{cells} {entry['bits']:>5}{act}{mark}")
+
+
+def _columns(result: SearchResult) -> list[tuple[str, Callable[[Mapping[str, Any]], str]]]:
+    """Heads and cells of what the metric knows of a group."""
+    columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = []
+    if result.importance is not None:
+        columns += [("gamma", _number("gamma", ".3f")), ("log c", _number("log_importance", ".3f"))]
+    if result.settings.metric != "orm":
+        columns += [(f"at {width} bits", _price(str(width))) for width in result.widths]
+    return columns
+
+
+def _number(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda entry: "-" if entry[key] is None else format(entry[key], form)
+
+
+def _price(width: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda entry: "-" if entry["prices"] is None else format(entry["prices"][width], ".2e")
 
 
 def notes(result: SearchResult, config: BitConfig) -> list[str]:
@@ -50,9 +95,10 @@ def notes(result: SearchResult, config: BitConfig) -> list[str]:
     found = []
     if config.details["weights"] == "random initialisation":
         found.append("the network has random weights; give a checkpoint with --path")
-    if result.orthogonality.unbiased:
+    orthogonality = result.orthogonality
+    if orthogonality is not None and orthogonality.unbiased:
         found.append(
-            f"unbiased minibatch estimate over {result.orthogonality.num_batches} batches "
+            f"unbiased minibatch estimate over {orthogonality.num_batches} batches "
             "(Nguyen et al., arXiv:2010.15327)"
         )
     skipped = config.details["skipped_images"]
@@ -60,7 +106,7 @@ def notes(result: SearchResult, config: BitConfig) -> list[str]:
         found.append(f"{len(skipped)} unreadable image(s) skipped: {', '.join(skipped[:3])}")
     found += [
         f"the feature of {name} is the same for every image; it counts as redundant"
-        for name in result.orthogonality.constant
+        for name in (orthogonality.constant if orthogonality is not None else ())
     ]
     floats = config.details["float_layers"]
     if floats:
@@ -72,21 +118,38 @@ def notes(result: SearchResult, config: BitConfig) -> list[str]:
 
 
 def draw(result: SearchResult, model: str, path: str | Path) -> None:
-    """Heat map of the orthogonality matrix, and the bits of each group over its parameters."""
+    """Heat map of orthogonality or of the prices, and each group's bits over its parameters."""
     with figure(path, 13, 5.6) as drawn:
         left, right = drawn.subplots(1, 2, width_ratios=(1, 1.35))
-        _draw_matrix(drawn, left, result)
+        if result.orthogonality is not None:
+            _draw_matrix(drawn, left, result.orthogonality)
+        else:
+            _draw_prices(drawn, left, result)
         _draw_bits(right, result)
         size = result.assignment.size_mb
         drawn.suptitle(
             f"{model}: {size:.2f} MB from {result.assignment.float_size_mb:.2f} MB "
-            f"({result.settings.quant_type}, {result.orthogonality.num_images} images)",
+            f"({result.settings.quant_type}, {result.settings.metric}, "
+            f"{result.num_images} images)",
             color=INK,
         )
 
 
-def _draw_matrix(drawn: Figure, axes: Axes, result: SearchResult) -> None:
-    matrix = result.orthogonality.matrix
+def _draw_prices(drawn: Figure, axes: Axes, result: SearchResult) -> None:
+    prices = result.prices.weights
+    positive = prices[prices > 0]
+    least = positive.min() if positive.size else 1.0
+    image = axes.imshow(
+        np.log10(np.maximum(prices, least)), cmap="magma", aspect="auto", interpolation="nearest"
+    )
+    axes.set(title=f"price of each width ({result.settings.metric}, log10)", ylabel="group")
+    axes.set_xticks(range(len(result.widths)), [f"{width} bits" for width in result.widths])
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    drawn.colorbar(image, ax=axes, shrink=0.85)
+
+
+def _draw_matrix(drawn: Figure, axes: Axes, orthogonality: Orthogonality) -> None:
+    matrix = orthogonality.matrix
     lowest = np.floor(matrix.min() * 10) / 10  # deep features are alike: show their differences
     image = axes.imshow(matrix, cmap="magma", vmin=min(lowest, 0.9), vmax=1)
     axes.set(title="how alike two groups' features are (ORM)", xlabel="group", ylabel="group")

@@ -1,95 +1,56 @@
-"""The bit search: network + images → orthogonality → importances → program → configuration."""
+"""The bit search: network + images → prices → program → configuration."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mixed_bit import allocate
-from mixed_bit.allocate import Allocation, Budget, Program
-from mixed_bit.features import Orthogonality, Shard, measure_orthogonality
-from mixed_bit.importance import gamma, log_importance, log_theta
-from ompq.bitconfig import DEFAULT_ACT_BITS, PINNED_BITS, QUANT_TYPES, Assignment, BitConfig
-from ompq.cost import BITS_PER_MB, check_widths
-from ompq.errors import OmpqError
+from mixed_bit.agreement import solve_in_agreement
+from mixed_bit.allocate import Allocation
+from mixed_bit.budgets import (
+    activation_widths,
+    build_program,
+    listed_groups,
+    pins_by_group,
+    weight_widths,
+)
+from mixed_bit.features import Orthogonality, Shard
+from mixed_bit.importance import Importance
+from mixed_bit.metrics import ORTHOGONAL, Prices
+from mixed_bit.pricing import Pricer
+from mixed_bit.settings import SearchSettings
+from ompq.bitconfig import PINNED_BITS, QUANT_TYPES, Assignment, BitConfig
 from ompq.graph import Group, NetworkGraph
 from ompq.runtime import Ranks, versions
 
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """What the user asks of a search; refuses what makes no sense.
-
-    `size_mb` (2²⁰ bytes) and `bops_g` (10⁹ bit operations) are budgets, one at least. `candidates`
-    is None for the widths of the quantization type. `pins` fixes layers by name. `beta` ≥ 0 is the
-    β of θ = exp(−β γ).
-    """
-
-    quant_type: str
-    size_mb: float | None = None
-    bops_g: float | None = None
-    candidates: tuple[int, ...] | None = None
-    pins: Mapping[str, int] = field(default_factory=dict)
-    act_bits: int = DEFAULT_ACT_BITS
-    beta: float = 10.0
-    solver: str = "ilp"
-    rounding: str = "fill"
-    centred: bool = True
-
-    def __post_init__(self) -> None:
-        if self.quant_type not in QUANT_TYPES:
-            known = ", ".join(QUANT_TYPES)
-            raise OmpqError(f"--quant_type {self.quant_type}: unknown; choose one of {known}")
-        if self.size_mb is None and self.bops_g is None:
-            raise OmpqError("no budget is given; set --model_size MB or --bops G")
-        for option, value in (("--model_size", self.size_mb), ("--bops", self.bops_g)):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise OmpqError(f"{option} {value}: a budget is a positive number")
-        if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise OmpqError(f"--beta {self.beta}: give a finite number that is not negative")
-        if not self.widths:
-            raise OmpqError("--bits is empty; give candidate widths such as 4,8")
-        check_widths(self.widths, "--bits")
-        check_widths(list(self.pins.values()), "--pin")
-        check_widths([self.act_bits], "--act_bits")
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Candidate widths, ascending."""
-        return tuple(sorted(set(self.candidates or QUANT_TYPES[self.quant_type].candidates)))
+__all__ = ["SearchResult", "SearchSettings", "check_feasible", "search", "solve", "to_bit_config"]
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The widths found, and the matrix they came from.
+    """The widths found, and what they came from.
 
-    `orthogonality` and the per-group vectors cover the groups of the bit list, in its order.
+    `prices` cover the groups of the bit list, in its order, at `widths` (and `act_widths`).
+    `orthogonality` and `importance` are there where the metric asks for them.
     """
 
     assignment: Assignment
     allocation: Allocation
     settings: SearchSettings
-    orthogonality: Orthogonality
-    gamma: np.ndarray
-    log_theta: np.ndarray
-    log_importance: np.ndarray
+    prices: Prices
+    widths: tuple[int, ...]
+    act_widths: tuple[int, ...]
+    orthogonality: Orthogonality | None
+    importance: Importance | None
+    num_images: int
     seconds: dict[str, float]
-
-
-def listed_groups(graph: NetworkGraph, quant_type: str) -> list[Group]:
-    """The groups that have an entry in the bit list of this quantization type."""
-    groups = [group for group in graph.groups if QUANT_TYPES[quant_type].takes_part(group)]
-    if not groups:
-        raise OmpqError(
-            f"{quant_type} pins the first and the last layer and this network has no other; "
-            "use --quant_type PTQ"
-        )
-    return groups
 
 
 def search(
@@ -99,148 +60,117 @@ def search(
     *,
     unbiased: bool = False,
     ranks: Ranks | None = None,
+    labels: Tensor | None = None,
+    seed: int = 0,
 ) -> SearchResult:
     """Find the bit width of every group.
 
     Args:
         graph: the network, on the device where it shall run.
         batches: calibration images on that device; one batch unless `unbiased`.
-        settings: budgets and choices.
+        settings: metric, budgets and choices.
         unbiased: average the unbiased minibatch estimator over several batches.
         ranks: this process among others.
+        labels: of the images, for metrics that use them; None for the network's own predictions.
+        seed: of labels drawn from these.
 
     Raises:
         OmpqError: an infeasible budget (names the smallest feasible one), an unknown pin,
             features that are not finite, too few images.
     """
-    start = time.perf_counter()
-    groups = listed_groups(graph, settings.quant_type)
-    pins = _pins_by_group(graph.groups, settings.pins)
     check_feasible(graph.groups, settings)
-    orthogonality = measure_orthogonality(
-        graph, groups, batches, centred=settings.centred, unbiased=unbiased, ranks=ranks
+    pricer = pricer_of(
+        graph, batches, settings, unbiased=unbiased, ranks=ranks, labels=labels, seed=seed
     )
-    before_solve = time.perf_counter()
-    gammas = gamma(orthogonality.matrix)
-    log_thetas = log_theta(gammas, settings.beta)
-    log_importances = log_importance(log_thetas)
-    program = orthogonality_program(graph.groups, groups, log_importances, settings, pins)
-    allocation = allocate.solve(program, settings.solver, settings.rounding)
-    end = time.perf_counter()
-    seconds = {**orthogonality.seconds, "solve": end - before_solve, "total": end - start}
-    assignment = _assignment(graph.groups, groups, allocation.bits, settings, pins)
+    return price_and_solve(pricer, settings)
+
+
+def pricer_of(
+    graph: NetworkGraph,
+    batches: Iterable[Shard],
+    settings: SearchSettings,
+    *,
+    unbiased: bool = False,
+    ranks: Ranks | None = None,
+    labels: Tensor | None = None,
+    seed: int = 0,
+) -> Pricer:
+    """What prices the groups that these settings choose for; see `search`."""
+    listed = listed_groups(graph, settings.quant_type)
+    return Pricer(
+        graph,
+        listed,
+        batches,
+        widths=weight_widths(listed, settings),
+        act_widths=activation_widths(settings),
+        labels=labels,
+        centred=settings.centred,
+        unbiased=unbiased,
+        ranks=ranks,
+        seed=seed,
+    )
+
+
+def price_and_solve(pricer: Pricer, settings: SearchSettings) -> SearchResult:
+    """The allocation by the metric of `settings`, its prices measured unless they are already."""
+    start = time.perf_counter()
+    prices = pricer.prices(settings.metric, settings.beta)
+    priced = time.perf_counter()
+    assignment, allocation = solve(pricer, prices, settings)
+    solved = time.perf_counter()
+    orthogonality = pricer.orthogonality if settings.metric in ORTHOGONAL else None
+    seconds = {"solve": solved - priced, "total": solved - start}
+    if orthogonality is not None:
+        seconds |= orthogonality.seconds
+    if settings.metric != "orm":
+        seconds["prices"] = priced - start
     return SearchResult(
-        assignment,
-        allocation,
-        settings,
-        orthogonality,
-        gammas,
-        log_thetas,
-        log_importances,
-        seconds,
+        assignment=assignment,
+        allocation=allocation,
+        settings=settings,
+        prices=prices,
+        widths=pricer.widths,
+        act_widths=pricer.act_widths,
+        orthogonality=orthogonality,
+        importance=(Importance.of(orthogonality.matrix, settings.beta) if orthogonality else None),
+        num_images=pricer.num_images,
+        seconds=seconds,
     )
 
 
-def orthogonality_program(
-    all_groups: Sequence[Group],
-    listed: Sequence[Group],
-    log_importances: np.ndarray,
-    settings: SearchSettings,
-    pins: Mapping[str, int] | None = None,
-) -> Program:
-    """The program of the paper: maximise Σ c_i b_i, as prices −c_i·b to be minimised.
-
-    Args:
-        all_groups: every group of the network; those not `listed` are constants of the budgets.
-        listed: the L groups to decide on.
-        log_importances: ln c, L values.
-        settings: budgets and candidates.
-        pins: group name → width.
-    """
-    pins = pins or {}
-    widths = tuple(sorted({*settings.widths, *(pins[g.name] for g in listed if g.name in pins)}))
-    allowed = np.array(
-        [
-            [
-                width == pins[g.name] if g.name in pins else width in settings.widths
-                for width in widths
-            ]
-            for g in listed
-        ]
-    )
-    return Program(
-        price=-np.tile(np.array(widths, dtype=np.float64), (len(listed), 1)),
-        log_scale=np.asarray(log_importances, dtype=np.float64),
-        widths=widths,
-        allowed=allowed,
-        budgets=_budgets(all_groups, listed, widths, settings, pins),
-        names=tuple(group.name for group in listed),
-    )
-
-
-def _budgets(
-    all_groups: Sequence[Group],
-    listed: Sequence[Group],
-    widths: tuple[int, ...],
-    settings: SearchSettings,
-    pins: Mapping[str, int],
-) -> tuple[Budget, ...]:
-    names = {group.name for group in listed}
-    fixed = [(g, pins.get(g.name, PINNED_BITS)) for g in all_groups if g.name not in names]
-    budgets = []
-    if settings.size_mb is not None:
-        cost = [[group.params * width for width in widths] for group in listed]
-        constant = sum(group.params * width for group, width in fixed)
-        budgets.append(_budget("size", "MB", cost, constant, settings.size_mb, BITS_PER_MB))
-    if settings.bops_g is not None:
-        act = settings.act_bits
-        cost = [[group.ops * width * act for width in widths] for group in listed]
-        constant = sum(group.ops * width * PINNED_BITS for group, width in fixed)
-        budgets.append(_budget("BOPs", "G", cost, constant, settings.bops_g, 10**9))
-    return tuple(budgets)
-
-
-def _budget(
-    name: str, unit: str, cost: list[list[int]], constant: int, limit: float, per_unit: int
-) -> Budget:
-    return Budget(
-        name=name,
-        cost=np.array(cost, dtype=np.int64),
-        limit=math.floor(limit * per_unit),
-        constant=constant,
-        unit=unit,
-        per_unit=per_unit,
-    )
-
-
-def _pins_by_group(groups: Sequence[Group], pins: Mapping[str, int]) -> dict[str, int]:
-    """Pins by the name of their group; tied layers share one."""
-    by_layer = {layer: group.name for group in groups for layer in group.layers}
-    unknown = [layer for layer in pins if layer not in by_layer]
-    if unknown:
-        names = ", ".join(group.name for group in groups)
-        raise OmpqError(f"--pin {unknown[0]}: the network has no such layer; it has {names}")
-    chosen: dict[str, int] = {}
-    for layer, width in pins.items():
-        group = by_layer[layer]
-        if chosen.setdefault(group, width) != width:
-            raise OmpqError(
-                f"--pin {layer}={width}: tied to {group}, which is pinned at {chosen[group]}"
-            )
-    return chosen
+def solve(
+    pricer: Pricer, prices: Prices, settings: SearchSettings
+) -> tuple[Assignment, Allocation]:
+    """The allocation of these prices within the budgets of `settings`."""
+    groups, listed = pricer.graph.groups, pricer.groups
+    program = build_program(groups, listed, prices, settings, pricer.fixed_activations)
+    if settings.act_widths:
+        allocation = solve_in_agreement(program, pricer.readers, settings.solver, settings.rounding)
+    else:
+        allocation = allocate.solve(program, settings.solver, settings.rounding)
+    return _assignment(groups, listed, allocation, settings), allocation
 
 
 def _assignment(
     all_groups: Sequence[Group],
     listed: Sequence[Group],
-    bits: Sequence[int],
+    allocation: Allocation,
     settings: SearchSettings,
-    pins: Mapping[str, int],
 ) -> Assignment:
-    found = {group.name: width for group, width in zip(listed, bits, strict=True)}
+    pins = pins_by_group(all_groups, settings.pins)
+    found = {group.name: width for group, width in zip(listed, allocation.bits, strict=True)}
     widths = tuple(found.get(g.name, pins.get(g.name, PINNED_BITS)) for g in all_groups)
     in_list = tuple(group.name in found for group in all_groups)
-    return Assignment(tuple(all_groups), widths, in_list, settings.act_bits)
+    if not allocation.act_bits:
+        return Assignment(tuple(all_groups), widths, in_list, settings.act_bits)
+    chosen = {group.name: act for group, act in zip(listed, allocation.act_bits, strict=True)}
+    return Assignment(
+        tuple(all_groups),
+        widths,
+        in_list,
+        max(chosen.values()),
+        group_act_bits=tuple(chosen.get(g.name, PINNED_BITS) for g in all_groups),
+    )
 
 
 def check_feasible(groups: Sequence[Group], settings: SearchSettings) -> None:
@@ -250,9 +180,13 @@ def check_feasible(groups: Sequence[Group], settings: SearchSettings) -> None:
         OmpqError: names the smallest feasible size.
     """
     listed = [g for g in groups if QUANT_TYPES[settings.quant_type].takes_part(g)]
-    pins = _pins_by_group(groups, settings.pins)
-    program = orthogonality_program(groups, listed, np.zeros(len(listed)), settings, pins)
-    allocate.check_feasible(program)
+    free = Prices(
+        weights=np.zeros((len(listed), len(weight_widths(listed, settings)))),
+        activations=np.zeros((len(listed), len(activation_widths(settings)))),
+        log_scale=np.zeros(len(listed)),
+        passes=0.0,
+    )
+    allocate.check_feasible(build_program(groups, listed, free, settings))
 
 
 def to_bit_config(
@@ -267,53 +201,92 @@ def to_bit_config(
         details: further settings to record (data set, source of the weights, …).
     """
     settings, assignment = result.settings, result.assignment
+    how: dict[str, Any] = {
+        "float_size_mb": assignment.float_size_mb,
+        "budget": {
+            "model_size_mb": settings.size_mb,
+            "bops_g": settings.bops_g,
+            "latency_ms": settings.latency_ms,
+        },
+        "candidates": list(settings.widths),
+        "act_candidates": list(settings.act_widths),
+        "metric": settings.metric,
+        "price": result.allocation.price,
+        "forward_passes": result.prices.passes,
+        "beta": settings.beta,
+        "solver": settings.solver,
+        "optimal": result.allocation.optimal,
+        "note": result.allocation.note,
+        "seed": seed,
+        "num_images": result.num_images,
+        "centred": settings.centred,
+        **(details or {}),
+        "timing": {name: round(value, 4) for name, value in result.seconds.items()},
+        "versions": versions(),
+    }
+    if result.orthogonality is not None:
+        how["estimator"] = "minibatch, unbiased" if result.orthogonality.unbiased else "exact"
+    if settings.latency is not None:
+        how["latency_ms"] = settings.latency.total_ms(assignment.groups, assignment.widths)
     return BitConfig(
         model=model,
         quant_type=settings.quant_type,
         bits=tuple(assignment.bits),
         groups=tuple(_group_entries(result)),
-        act_bits=settings.act_bits,
+        act_bits=assignment.act_bits,
         model_size_mb=assignment.size_mb,
         bops_g=assignment.bops_g,
-        details={
-            "float_size_mb": assignment.float_size_mb,
-            "budget": {"model_size_mb": settings.size_mb, "bops_g": settings.bops_g},
-            "candidates": list(settings.widths),
-            "beta": settings.beta,
-            "solver": settings.solver,
-            "optimal": result.allocation.optimal,
-            "note": result.allocation.note,
-            "seed": seed,
-            "num_images": result.orthogonality.num_images,
-            "estimator": "minibatch, unbiased" if result.orthogonality.unbiased else "exact",
-            "centred": settings.centred,
-            **(details or {}),
-            "timing": {name: round(value, 4) for name, value in result.seconds.items()},
-            "versions": versions(),
-        },
+        details=how,
     )
 
 
 def _group_entries(result: SearchResult) -> list[dict[str, Any]]:
     assignment = result.assignment
-    values = zip(result.gamma, result.log_importance, result.log_theta, strict=True)
-    pinned_names = set(_pins_by_group(assignment.groups, result.settings.pins))
+    pinned_names = set(pins_by_group(assignment.groups, result.settings.pins))
+    positions = iter(range(len(result.prices.weights)))
     entries = []
-    rows = zip(assignment.groups, assignment.widths, assignment.listed, strict=True)
-    for group, width, listed in rows:
-        measured = next(values) if listed else None
+    rows = zip(
+        assignment.groups,
+        assignment.widths,
+        assignment.activations,
+        assignment.listed,
+        strict=True,
+    )
+    for group, width, act, listed in rows:
         entries.append(
             {
                 "layers": list(group.layers),
                 "bits": width,
+                "act_bits": act,
                 "params": group.params,
                 "ops": group.ops,
-                "gamma": float(measured[0]) if measured else None,
-                "importance": math.exp(measured[1]) if measured else None,
-                "log_importance": float(measured[1]) if measured else None,
-                "log_theta": float(measured[2]) if measured else None,
+                **_measured(result, next(positions) if listed else None),
                 "pinned": not listed or group.name in pinned_names,
                 "in_list": listed,
             }
         )
     return entries
+
+
+def _measured(result: SearchResult, index: int | None) -> dict[str, Any]:
+    """What is known of one of the groups that were chosen for; nothing of the others."""
+    entry: dict[str, Any] = dict.fromkeys(
+        ("gamma", "importance", "log_importance", "log_theta", "prices", "act_prices")
+    )
+    if index is None:
+        return entry
+    if result.importance is not None:
+        log_importance = float(result.importance.log_importance[index])
+        entry["gamma"] = float(result.importance.gamma[index])
+        entry["importance"] = math.exp(log_importance)
+        entry["log_importance"] = log_importance
+        entry["log_theta"] = float(result.importance.log_theta[index])
+    if result.settings.metric != "orm":
+        entry["prices"] = _by_width(result.widths, result.prices.weights[index])
+        if result.act_widths:
+            entry["act_prices"] = _by_width(result.act_widths, result.prices.activations[index])
+    return entry
+
+
+def _by_width(widths: Sequence[int], prices: np.ndarray) -> dict[str, float]:
+    return {str(width): float(price) for width, price in zip(widths, prices, strict=True)}

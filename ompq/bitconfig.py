@@ -227,6 +227,10 @@ class BitConfig:
     def assignment(self, groups: Sequence[Group], act_bits: int | None = None) -> Assignment:
         """These widths on the groups of a network.
 
+        Args:
+            groups: of that network.
+            act_bits: one activation width instead of those of the configuration.
+
         Raises:
             OmpqError: the configuration is for a network with other layers.
         """
@@ -243,7 +247,13 @@ class BitConfig:
         listed = tuple(in_list[key] for key in keys)
         bits = tuple(widths[key] for key in keys)
         check_widths(bits, f"bit configuration of {self.model}")
-        return Assignment(tuple(groups), bits, listed, act_bits or self.act_bits)
+        plain = Assignment(tuple(groups), bits, listed, act_bits or self.act_bits)
+        if act_bits is not None or not self.details.get("act_candidates"):
+            return plain
+        chosen = {frozenset(entry["layers"]): entry["act_bits"] for entry in self.groups}
+        activations = tuple(chosen[key] for key in keys)
+        check_widths(activations, f"activation bits of {self.model}")
+        return replace(plain, group_act_bits=activations)
 
 
 _REQUIRED = {"model": str, "quant_type": str, "bits": list, "groups": list, "act_bits": int}

@@ -11,12 +11,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mixed_bit.metrics import sqnr
-from mixed_bit.metrics.subject import Prices, Subject
+from mixed_bit.metrics.subject import Prices
 
 
-def price(subject: Subject, log_importance: NDArray[np.float64]) -> Prices:
-    """The prices of `sqnr`, times c; `log_importance` is ln c, L values."""
-    plain = sqnr.price(subject)
+def price(errors: Prices, log_importance: NDArray[np.float64]) -> Prices:
+    """The prices `errors` of `sqnr`, times c; `log_importance` is ln c, L values."""
     log_scale = np.asarray(log_importance, dtype=np.float64)
-    return replace(plain, log_scale=log_scale, passes=plain.passes + 1)
+    return replace(errors, log_scale=log_scale, passes=errors.passes + 1)

@@ -80,20 +80,8 @@ class Subject:
 
     @cached_property
     def sites(self) -> dict[str, tuple[int, ...]]:
-        """Value that is quantized at one of `act_widths` → the groups that read it, by index.
-
-        Not among them are the images and what a group outside of `groups` reads too: they keep
-        their 8 bits.
-        """
-        if not self.act_widths:
-            return {}
-        index = {layer: i for i, group in enumerate(self.groups) for layer in group.layers}
-        images = {n.name for n in self.network.module.graph.nodes if n.op == "placeholder"}
-        return {
-            site: tuple(sorted({index[layer] for layer in layers}))
-            for site, layers in self.network.readers().items()
-            if site not in images and all(layer in index for layer in layers)
-        }
+        """The values to quantize at each of `act_widths`; see `sites_of`."""
+        return sites_of(self.network, self.groups) if self.act_widths else {}
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Images and labels, `batch_size` at a time."""
@@ -160,3 +148,18 @@ class Subject:
 def rounded_weights(weight: Tensor, widths: Sequence[int]) -> list[Tensor]:
     """A layer's weights rounded to nearest at each width, scales per channel by L_2.4 search."""
     return [fake_quantize(weight, lp_scale(weight, width)) for width in widths]
+
+
+def sites_of(network: QuantizedNetwork, groups: Sequence[Group]) -> dict[str, tuple[int, ...]]:
+    """Value that is quantized at a width to be chosen → the groups that read it, by index.
+
+    Not among them are the images and what a group outside of `groups` reads too: they keep their 8
+    bits.
+    """
+    index = {layer: i for i, group in enumerate(groups) for layer in group.layers}
+    images = {node.name for node in network.module.graph.nodes if node.op == "placeholder"}
+    return {
+        site: tuple(sorted({index[layer] for layer in layers}))
+        for site, layers in network.readers().items()
+        if site not in images and all(layer in index for layer in layers)
+    }

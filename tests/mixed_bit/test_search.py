@@ -51,7 +51,7 @@ def test_the_program_is_never_worse_than_the_relaxation(
 ) -> None:
     exact = find(graph, images, size_mb=0.055, beta=beta)
     rounded = find(graph, images, size_mb=0.055, beta=beta, solver="lp")
-    scale = np.exp(exact.log_importance - exact.log_importance.max())
+    scale = np.exp(exact.importance.log_importance - exact.importance.log_importance.max())
     assert scale @ exact.allocation.bits >= scale @ rounded.allocation.bits
     assert rounded.assignment.size_mb <= 0.055
 

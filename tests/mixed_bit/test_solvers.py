@@ -10,9 +10,11 @@ import torchvision
 
 import bit_config
 from mixed_bit.allocate import Budget, Program, solve
+from mixed_bit.budgets import build_program
 from mixed_bit.importance import log_importance, log_theta
+from mixed_bit.metrics import orm
 from mixed_bit.program import exact_values
-from mixed_bit.search import SearchSettings, orthogonality_program
+from mixed_bit.settings import SearchSettings
 from ompq.errors import OmpqError
 from ompq.graph import trace
 
@@ -141,7 +143,8 @@ def test_projection_gives_the_published_lists(network: str, rounding: str) -> No
     assert len(rows) == {"resnet18": 6, "mobilenetv2": 3}[network]
     for row in rows:
         settings = SearchSettings("PTQ", size_mb=row.size_mb)
-        program = orthogonality_program(groups, groups, np.zeros(len(groups)), settings)
+        prices = orm.price(np.zeros(len(groups)), settings.widths)
+        program = build_program(groups, groups, prices, settings)
         found = solve(program, "projection", rounding)
         assert found.bits == row.bits, row.name
         size = found.spent["size"]
