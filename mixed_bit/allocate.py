@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mixed_bit.exact import prove
-from mixed_bit.knapsack import Choice, Knapsack, settle_ties
+from mixed_bit.knapsack import Knapsack, settle_ties
 from mixed_bit.program import Allocation, Budget, Program, check_feasible, exact_values
 from mixed_bit.projection import project
 from mixed_bit.relaxation import rounded_relaxation
@@ -37,32 +37,17 @@ def solve(program: Program, solver: str = "ilp", rounding: str = "fill") -> Allo
     check_feasible(program)
     if solver == "projection":
         choice, note = project(program, rounding)
-        return _allocation(program, choice, solver, optimal=False, note=note)
+        return program.allocation(choice, solver, note=note)
     problem = _knapsack(program)
     rounded = rounded_relaxation(problem)
     start = rounded if problem.fits(rounded) else None
     if solver == "lp" and start is not None:
-        return _allocation(program, start, solver, optimal=False)
+        return program.allocation(start, solver)
     best, proven = prove(problem, start)
     if best is None:
         raise OmpqError(_unreachable(program, proven))
     note = "" if proven else "best solution found; the proof of optimality grew too large"
-    return _allocation(program, settle_ties(problem, best), solver, optimal=proven, note=note)
-
-
-def _allocation(
-    program: Program, choice: Choice, solver: str, *, optimal: bool, note: str = ""
-) -> Allocation:
-    bits = tuple(program.widths[k] for k in choice)
-    return Allocation(
-        bits=bits,
-        solver=solver,
-        optimal=optimal,
-        spent={b.name: b.spent(choice) / b.per_unit for b in program.budgets},
-        note=note,
-        act_bits=tuple(program.act_widths[k] for k in choice) if program.act_widths else (),
-        price=program.total(choice),
-    )
+    return program.allocation(settle_ties(problem, best), solver, optimal=proven, note=note)
 
 
 def _knapsack(program: Program) -> Knapsack:

@@ -9,7 +9,7 @@ if __name__ == "__main__":  # started by its path: see the repository, not this 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,30 @@ from torch import Tensor
 from mixed_bit.allocate import ROUNDINGS, SOLVERS
 from mixed_bit.features import Shard
 from mixed_bit.latency import load_latency
+from mixed_bit.methods import best
 from mixed_bit.metrics import METRICS, USES_LABELS
 from mixed_bit.orthogonality import MINIMUM_UNBIASED_IMAGES
-from mixed_bit.report import draw, print_result
-from mixed_bit.search import SearchResult, SearchSettings, check_feasible, search, to_bit_config
+from mixed_bit.pricing import Pricer
+from mixed_bit.report import draw, print_result, print_sweep
+from mixed_bit.search import (
+    SearchResult,
+    SearchSettings,
+    check_feasible,
+    price_and_solve,
+    pricer_of,
+    to_bit_config,
+)
+from mixed_bit.sweep import (
+    AUTO_POINTS,
+    POINTS,
+    Point,
+    auto_sweep,
+    draw_sweep,
+    knee,
+    sweep,
+    write_sweep,
+)
+from mixed_bit.truth import Truth
 from ompq.bitconfig import QUANT_TYPES, BitConfig
 from ompq.data import calibration_batches, calibration_images, load_calibration_file
 from ompq.data.calibration import batch_sizes
@@ -122,6 +142,26 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
         "information, output divergence, Hessian trace, or relative error times orthogonality",
     )
     group.add_argument(
+        "--auto",
+        action="store_true",
+        help="try every metric, several beta, projection and random allocations, and take the one "
+        "whose output diverges least from the float network's",
+    )
+    group.add_argument(
+        "--sweep",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="the allocations between two sizes in MB, instead of --model_size",
+    )
+    group.add_argument(
+        "--sweep_points",
+        type=int,
+        metavar="N",
+        help=f"budgets of a sweep (default {POINTS}, with --auto {AUTO_POINTS}); 0 for every "
+        "reachable one",
+    )
+    group.add_argument(
         "--labels", action="store_true", help="use the images' labels (default: own predictions)"
     )
     group.add_argument("--beta", type=float, default=10.0, help="beta of theta = exp(-beta gamma)")
@@ -144,9 +184,15 @@ def settings_of(arguments: argparse.Namespace) -> SearchSettings:
         raise OmpqError(f"--labels goes with --metric {' or '.join(USES_LABELS)}, no other asks")
     if arguments.labels and arguments.calibration_data is not None:
         raise OmpqError("--labels: a file of calibration images has none; give a data set")
+    if arguments.sweep and arguments.model_size is not None:
+        raise OmpqError("--sweep LOW HIGH takes the place of --model_size; give one of them")
+    if arguments.sweep_points is not None and (not arguments.sweep or arguments.sweep_points < 0):
+        raise OmpqError("--sweep_points N goes with --sweep and is not negative")
+    if (arguments.auto or arguments.sweep) and arguments.solver != "ilp":
+        raise OmpqError(f"--solver {arguments.solver} goes with neither --auto nor --sweep")
     return SearchSettings(
         quant_type=arguments.quant_type,
-        size_mb=arguments.model_size,
+        size_mb=arguments.sweep[1] if arguments.sweep else arguments.model_size,
         bops_g=arguments.bops,
         candidates=arguments.bits,
         pins=dict(arguments.pin),
@@ -205,7 +251,16 @@ def _shards(batches: Iterator[Tensor], ranks: Ranks, device: torch.device) -> It
         yield Shard(parts[ranks.rank].to(device), batch.shape[0])
 
 
-def extract(arguments: argparse.Namespace) -> tuple[SearchResult, BitConfig]:
+@dataclass
+class Found:
+    """What the script found: one allocation, or a sweep whose knee it is."""
+
+    result: SearchResult
+    config: BitConfig
+    points: list[Point]
+
+
+def extract(arguments: argparse.Namespace) -> Found:
     """Everything the script does but printing and writing.
 
     Args:
@@ -228,17 +283,6 @@ def extract(arguments: argparse.Namespace) -> tuple[SearchResult, BitConfig]:
             f"--batch_size {arguments.batch_size}: the minibatch estimate needs "
             f"{MINIMUM_UNBIASED_IMAGES} images in a batch"
         )
-    with process_group(ranks, device):
-        shards = progress(_shards(found.batches, ranks, device), "features", total, ranks)
-        result = search(
-            graph,
-            shards,
-            settings,
-            unbiased=unbiased,
-            ranks=ranks,
-            labels=None if found.labels is None else found.labels.to(device),
-            seed=arguments.seed,
-        )
     details: dict[str, Any] = {
         "weights": network.source,
         "dataset": str(arguments.calibration_data or arguments.dataset),
@@ -247,30 +291,76 @@ def extract(arguments: argparse.Namespace) -> tuple[SearchResult, BitConfig]:
         "float_layers": dict(graph.float_layers),
         "device": device.type,
     }
+    with process_group(ranks, device):
+        shards: Iterable[Shard] = progress(
+            _shards(found.batches, ranks, device), "features", total, ranks
+        )
+        pricer = pricer_of(
+            graph,
+            list(shards) if arguments.auto or arguments.sweep else shards,
+            settings,
+            unbiased=unbiased,
+            ranks=ranks,
+            labels=None if found.labels is None else found.labels.to(device),
+            seed=arguments.seed,
+        )
+        points: list[Point] = []
+        if arguments.sweep:
+            points = _sweep(arguments, pricer, settings)
+            result = knee(points).result
+        elif arguments.auto:
+            truth = Truth(pricer.subject, pricer.subject.images)
+            result, tried = best(pricer, truth, settings, seed=arguments.seed)
+            details["auto"] = [
+                {"method": str(trial.method), "kl": trial.outcome.kl} for trial in tried
+            ]
+        else:
+            result = price_and_solve(pricer, settings)
     config = to_bit_config(result, arguments.model, seed=arguments.seed, details=details)
-    return result, config
+    return Found(result, config, points)
 
 
-def write(result: SearchResult, config: BitConfig, folder: Path) -> list[str]:
-    """Write `bit_config.json`, `bit_config.png` and, where it was measured, `orthogonality.npy`
-    (float64, L × L); the names of what was written.
+def _sweep(arguments: argparse.Namespace, pricer: Pricer, settings: SearchSettings) -> list[Point]:
+    low, high = arguments.sweep
+    if not arguments.auto:
+        count = POINTS if arguments.sweep_points is None else arguments.sweep_points
+        return list(progress(sweep(pricer, settings, low, high, count), "budgets", count or None))
+    count = arguments.sweep_points or AUTO_POINTS
+    truth = Truth(pricer.subject, pricer.subject.images)
+    tried = auto_sweep(pricer, truth, settings, low, high, count, arguments.seed)
+    return list(progress(tried, "budgets", count))
+
+
+def write(found: Found, folder: Path) -> list[str]:
+    """Write `bit_config.json` and `bit_config.png`; `orthogonality.npy` (float64, L × L) where it
+    was measured; `sweep.json` and `sweep.png` of a sweep. Returns the names of what was written.
     """
+    result, config = found.result, found.config
     config.save(folder / "bit_config.json")
     draw(result, config.model, folder / "bit_config.png")
-    if result.orthogonality is None:
-        return ["bit_config.json", "bit_config.png"]
-    with atomic_path(folder / "orthogonality.npy") as temporary:
-        np.save(temporary, result.orthogonality.matrix)
-    return ["bit_config.json", "orthogonality.npy", "bit_config.png"]
+    names = ["bit_config.json", "bit_config.png"]
+    if result.orthogonality is not None:
+        with atomic_path(folder / "orthogonality.npy") as temporary:
+            np.save(temporary, result.orthogonality.matrix)
+        names.append("orthogonality.npy")
+    if found.points:
+        kept = ("seed", "num_images", "weights", "dataset", "candidates", "versions")
+        details = {"model": config.model, **{key: config.details[key] for key in kept}}
+        write_sweep(found.points, folder / "sweep.json", details)
+        draw_sweep(found.points, config.model, folder / "sweep.png")
+        names += ["sweep.json", "sweep.png"]
+    return names
 
 
 def run() -> None:
     """Parse, search, print, write."""
     arguments = build_parser().parse_args()
-    result, config = extract(arguments)
+    found = extract(arguments)
     if Ranks.from_environment().is_main:
-        print_result(result, config)
-        written = write(result, config, arguments.output_dir)
+        written = write(found, arguments.output_dir)
+        if found.points:
+            print_sweep(found.points)
+        print_result(found.result, found.config)
         print(f"written to {arguments.output_dir}/: {' '.join(written)}")
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,6 +129,10 @@ class Pricer:
             importance = Importance.of(self.orthogonality.matrix, beta)
             return orm_sqnr.price(self._measured("sqnr"), importance.log_importance)
         return self._measured(metric)
+
+    def even_prices(self) -> Prices:
+        """Every bit of every group worth the same; nothing is measured."""
+        return orm.price(np.zeros(len(self.groups)), self.widths, self.act_widths)
 
     def _measured(self, metric: str) -> Prices:
         if metric not in self._tables:

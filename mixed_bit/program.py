@@ -40,6 +40,23 @@ class Budget:
         return self.constant + sum(int(row[k]) for row, k in zip(self.cost, choice, strict=True))
 
 
+@dataclass(frozen=True)
+class Allocation:
+    """One width per group; `optimal` only where proven; `spent` in each budget's unit.
+
+    `act_bits` are the widths of what the groups read, if there was a choice. `price` is the sum of
+    the prices, as far as a float64 can tell it.
+    """
+
+    bits: tuple[int, ...]
+    solver: str
+    optimal: bool
+    spent: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+    act_bits: tuple[int, ...] = ()
+    price: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """Minimise Σ_g price[g, k_g]·exp(log_scale[g]) under the budgets.
@@ -77,26 +94,23 @@ class Program:
         prices = self.price[range(len(choice)), list(choice)]
         return float(prices @ np.exp(self.log_scale))
 
+    def allocation(
+        self, choice: Sequence[int], solver: str, *, optimal: bool = False, note: str = ""
+    ) -> Allocation:
+        """What one column index per group stands for."""
+        return Allocation(
+            bits=tuple(self.widths[k] for k in choice),
+            solver=solver,
+            optimal=optimal,
+            spent={b.name: b.spent(choice) / b.per_unit for b in self.budgets},
+            note=note,
+            act_bits=tuple(self.act_widths[k] for k in choice) if self.act_widths else (),
+            price=self.total(choice),
+        )
+
     def options(self) -> list[list[int]]:
         """Allowed column indices of every group."""
         return [np.flatnonzero(row).tolist() for row in self.allowed]
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """One width per group; `optimal` only where proven; `spent` in each budget's unit.
-
-    `act_bits` are the widths of what the groups read, if there was a choice. `price` is the sum of
-    the prices, as far as a float64 can tell it.
-    """
-
-    bits: tuple[int, ...]
-    solver: str
-    optimal: bool
-    spent: dict[str, float] = field(default_factory=dict)
-    note: str = ""
-    act_bits: tuple[int, ...] = ()
-    price: float = 0.0
 
 
 def check_feasible(program: Program) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mixed_bit.features import Orthogonality
 from mixed_bit.search import SearchResult
+from mixed_bit.sweep import Point, knee
 from ompq.bitconfig import BitConfig
 from ompq.plots import ACCENT, INK, SOFT, figure
 
@@ -34,6 +35,23 @@ def print_result(result: SearchResult, config: BitConfig) -> None:
     latency = config.details.get("latency_ms")
     if latency is not None:
         print(f"Quantization model latency is {latency:.4f} ms by the table")
+
+
+def print_sweep(points: Sequence[Point]) -> None:
+    """Some twenty allocations of the front, and its knee, the smallest first."""
+    marked = knee(points)
+    step = max(1, len(points) // 20)
+    print(f"{'size MB':>10} {'price':>12} {'mean bits':>10}  method")
+    for index, point in enumerate(reversed(points)):
+        if index % step and point is not marked:
+            continue
+        bits = point.result.assignment.bits
+        mark = "  ← knee" if point is marked else ""
+        print(
+            f"{point.size_mb:>10.4f} {point.value:>12.4e} {sum(bits) / len(bits):>10.2f}  "
+            f"{point.method}{mark}"
+        )
+    print(f"{len(points)} allocations; what follows is that of the knee")
 
 
 def _work(result: SearchResult) -> str:

@@ -25,6 +25,7 @@ from mixed_bit.features import Orthogonality, Shard
 from mixed_bit.importance import Importance
 from mixed_bit.metrics import ORTHOGONAL, Prices
 from mixed_bit.pricing import Pricer
+from mixed_bit.program import Program
 from mixed_bit.settings import SearchSettings
 from ompq.bitconfig import PINNED_BITS, QUANT_TYPES, Assignment, BitConfig
 from ompq.graph import Group, NetworkGraph
@@ -142,21 +143,29 @@ def solve(
     pricer: Pricer, prices: Prices, settings: SearchSettings
 ) -> tuple[Assignment, Allocation]:
     """The allocation of these prices within the budgets of `settings`."""
-    groups, listed = pricer.graph.groups, pricer.groups
-    program = build_program(groups, listed, prices, settings, pricer.fixed_activations)
+    return solve_program(pricer, program_of(pricer, prices, settings), settings)
+
+
+def program_of(pricer: Pricer, prices: Prices, settings: SearchSettings) -> Program:
+    """The program of these prices and the budgets of `settings`."""
+    groups = pricer.graph.groups
+    return build_program(groups, pricer.groups, prices, settings, pricer.fixed_activations)
+
+
+def solve_program(
+    pricer: Pricer, program: Program, settings: SearchSettings
+) -> tuple[Assignment, Allocation]:
+    """The allocation of a program for the groups of `pricer`."""
     if settings.act_widths:
         allocation = solve_in_agreement(program, pricer.readers, settings.solver, settings.rounding)
     else:
         allocation = allocate.solve(program, settings.solver, settings.rounding)
-    return _assignment(groups, listed, allocation, settings), allocation
+    return assignment_of(pricer, allocation, settings), allocation
 
 
-def _assignment(
-    all_groups: Sequence[Group],
-    listed: Sequence[Group],
-    allocation: Allocation,
-    settings: SearchSettings,
-) -> Assignment:
+def assignment_of(pricer: Pricer, allocation: Allocation, settings: SearchSettings) -> Assignment:
+    """The widths of all groups of the network, pinned ones included."""
+    all_groups, listed = pricer.graph.groups, pricer.groups
     pins = pins_by_group(all_groups, settings.pins)
     found = {group.name: width for group, width in zip(listed, allocation.bits, strict=True)}
     widths = tuple(found.get(g.name, pins.get(g.name, PINNED_BITS)) for g in all_groups)

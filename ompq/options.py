@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -174,6 +175,17 @@ def int_list(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 4,8") from error
+
+
+def float_list(text: str) -> tuple[float, ...]:
+    """Parse `1.5,2` (or `1.5 2`) into positive numbers."""
+    try:
+        numbers = tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 1.5,2") from error
+    if not numbers or not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive numbers")
+    return numbers
 
 
 def pin(text: str) -> tuple[str, int]:
