@@ -176,7 +176,8 @@ def test_installed_commands_exist() -> None:
         for entry in metadata.entry_points(group="console_scripts")
         if entry.name.startswith("ompq-")
     }
-    assert set(commands) == {"ompq-bits", "ompq-cost", "ompq-ptq", "ompq-qat"}
+    names = {"bits", "compare", "cost", "latency", "ptq", "qat"}
+    assert set(commands) == {f"ompq-{name}" for name in names}
     assert all(callable(entry.load()) for entry in commands.values())
 
 
