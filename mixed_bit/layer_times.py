@@ -130,8 +130,8 @@ def _conv_options(module: nn.Conv2d, given: Shape, wanted: Shape) -> dict[str, A
     for axis in (0, 1):
         reach = (wanted[2 + axis] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
         padding = max(reach - given[2 + axis], 0)
-        before.append(padding // 2)
-        after.append(padding - padding // 2)
+        before.append(padding - padding // 2)
+        after.append(padding // 2)
     return {
         "kernel_shape": list(kernel),
         "strides": list(stride),
