@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 
 import numpy as np
 
 from mixed_bit import allocate
 from mixed_bit.allocate import Allocation
-from mixed_bit.program import Program
+from mixed_bit.program import Program, exact_values
 from ompq.errors import OmpqError
+
+# Programs solved in search of the proven optimum; then the best branch is followed to its end.
+_LIMIT = 300
+
+
+@dataclass(order=True)
+class _Branch:
+    """A program in which some clusters are held to one width each, and its optimum.
+
+    Branches come in the order of `key`: before the limit the one of most value first, after it
+    the deepest.
+    """
+
+    key: tuple[int, int, int]
+    number: int
+    program: Program = field(compare=False)
+    found: Allocation = field(compare=False)
 
 
 def solve_in_agreement(
@@ -18,30 +36,40 @@ def solve_in_agreement(
 ) -> Allocation:
     """The allocation in which groups that read a common value agree on its width.
 
-    The program prices every group alone. Where its optimum agrees anyway, it is the answer; else
-    the groups of one value after the other are held to the common width that costs least, and
-    optimality is no longer proven.
+    Branch and bound: the program without agreement bounds the one with it; where groups disagree,
+    they are held to each width in turn. The first branch of most value that agrees is optimal.
 
     Args:
         program: with activation widths.
         readers: for every value, the indices of the groups that read it.
         solver: see `allocate.solve`.
         rounding: see `allocate.solve`.
+
+    Raises:
+        OmpqError: a budget is infeasible.
     """
-    found = allocate.solve(program, solver, rounding)
-    relaxed = found.price
-    for cluster in _clusters(readers):
-        if len({found.act_bits[group] for group in cluster}) == 1:
-            continue
-        held = [_held(program, cluster, act) for act in sorted(set(program.act_widths))]
-        tried = [(p, a) for p in held if p and (a := _solved(p, solver, rounding))]
-        if not tried:
-            raise OmpqError(
-                f"no activation width of {', '.join(program.names[g] for g in cluster)}, which "
-                "read one value, keeps the budgets; loosen --bops"
-            )
-        program, found = min(tried, key=lambda pair: pair[1].price)
-    return found if found.price <= relaxed else replace(found, optimal=False)
+    values, clusters = exact_values(program), _clusters(readers)
+    root = allocate.solve(program, solver, rounding)
+    branches = [_Branch((0, 0, 0), 0, program, root)]
+    solved = 1
+    while branches:
+        branch = heappop(branches)
+        torn = [c for c in clusters if len({branch.found.act_bits[group] for group in c}) > 1]
+        if not torn:
+            return replace(branch.found, optimal=branch.found.optimal and solved < _LIMIT)
+        for act in sorted(set(program.act_widths)):
+            held = _held(branch.program, torn[0], act)
+            found = _solved(held, solver, rounding) if held else None
+            if held is None or found is None:
+                continue
+            value = sum(row[k] for row, k in zip(values, held.choice(found), strict=True))
+            key = (0, 0, -value) if solved < _LIMIT else (-1, len(torn), -value)
+            heappush(branches, _Branch(key, solved, held, found))
+            solved += 1
+    raise OmpqError(
+        "no activation widths on which the groups that read one value agree keep the budgets; "
+        "loosen --bops"
+    )
 
 
 def _clusters(readers: Iterable[Sequence[int]]) -> list[list[int]]:

@@ -108,6 +108,13 @@ class Program:
             price=self.total(choice),
         )
 
+    def choice(self, allocation: Allocation) -> list[int]:
+        """The column indices that an allocation stands for."""
+        acts = self.act_widths or (0,) * len(self.widths)
+        chosen = allocation.act_bits or (0,) * len(allocation.bits)
+        columns = {pair: k for k, pair in enumerate(zip(self.widths, acts, strict=True))}
+        return [columns[pair] for pair in zip(allocation.bits, chosen, strict=True)]
+
     def options(self) -> list[list[int]]:
         """Allowed column indices of every group."""
         return [np.flatnonzero(row).tolist() for row in self.allowed]

@@ -66,7 +66,7 @@ def sweep(
     result = first
     while True:
         yield Point(result, result.allocation.price, settings.metric)
-        found = program.budgets[0].constant + _spent(program, result)
+        found = program.budgets[0].spent(program.choice(result.allocation))
         limit = min(found - 1, int(limit - spacing))
         if limit < lowest:
             return
@@ -164,17 +164,6 @@ def _label(points: Sequence[Point]) -> str:
 def _check_order(low_mb: float, high_mb: float) -> None:
     if not 0 < low_mb < high_mb:
         raise OmpqError(f"--sweep {low_mb} {high_mb}: give the smaller size first, both positive")
-
-
-def _spent(program: Program, result: SearchResult) -> int:
-    acts = program.act_widths or (0,) * len(program.widths)
-    chosen = result.allocation.act_bits or (0,) * len(result.allocation.bits)
-    columns = list(zip(program.widths, acts, strict=True))
-    pairs = zip(result.allocation.bits, chosen, strict=True)
-    return sum(
-        int(row[columns.index(pair)])
-        for row, pair in zip(program.budgets[0].cost, pairs, strict=True)
-    )
 
 
 def _with_limit(program: Program, limit: int) -> Program:
