@@ -174,6 +174,7 @@ def comparison_of(arguments: argparse.Namespace) -> Comparison:
         random_trials=arguments.random,
         rank_trials=arguments.ranked,
         seed=arguments.seed,
+        tuning=Truth(pricer.subject, images),
     )
     rows: list[Row] = []
     correlations: list[Correlation] = []

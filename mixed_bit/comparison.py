@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from mixed_bit.allocate import Allocation
 from mixed_bit.chance import scattered
 from mixed_bit.methods import Method, Trial, measuring_methods, trials
-from mixed_bit.metrics import Prices
+from mixed_bit.metrics import PLAIN, Prices
 from mixed_bit.pricing import Pricer
 from mixed_bit.search import assignment_of, program_of
 from mixed_bit.settings import SearchSettings
@@ -27,6 +27,14 @@ from ompq.runtime import versions
 
 FORMAT = "ompq-comparison/1"
 _RESAMPLES = 1000
+# How the picture draws what is no metric.
+_LOOKS = {
+    "auto": ("*-", INK),
+    "projection": ("o--", INK),
+    "uniform": ("s--", SOFT),
+    "random, best": ("^--", SOFT),
+    "random, median": ("v:", SOFT),
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ def compare(
     random_trials: int,
     rank_trials: int,
     seed: int,
+    tuning: Truth | None = None,
 ) -> Iterator[list[Row] | list[Correlation]]:
     """Yield the rows of one size after the other, then the correlations.
 
@@ -91,19 +100,33 @@ def compare(
         random_trials: random allocations at every size.
         rank_trials: random allocations of any size that the methods rank.
         seed: of both.
+        tuning: measures on the calibration images what `auto` chooses by; None for no such row.
     """
     for size in sizes_mb:
-        yield rows_at(pricer, truth, replace(settings, size_mb=size), random_trials, seed)
+        chosen = replace(settings, size_mb=size)
+        yield rows_at(pricer, truth, chosen, random_trials, seed, tuning)
     yield correlations(pricer, truth, settings, rank_trials, seed)
 
 
 def rows_at(
-    pricer: Pricer, truth: Truth, settings: SearchSettings, random_trials: int, seed: int
+    pricer: Pricer,
+    truth: Truth,
+    settings: SearchSettings,
+    random_trials: int,
+    seed: int,
+    tuning: Truth | None = None,
 ) -> list[Row]:
-    """Every method, the widest uniform width that fits, and the best and the median of chance."""
+    """Every method, the widest uniform width that fits, and the best and the median of chance.
+
+    With `tuning`, also what `--auto` would choose among all of these.
+    """
     tried = list(trials(pricer, truth, settings, random_trials=random_trials, seed=seed))
     named = [trial for trial in tried if trial.method.number is None]
-    rows = [_row(pricer, str(trial.method), trial.settings, trial) for trial in named]
+    rows = [_row(pricer, str(trial.method), settings, trial) for trial in named]
+    if tuning is not None:
+        chosen = min(tried, key=lambda trial: tuning.outcome(trial.assignment).kl)
+        passes = len(tried) + sum(pricer.prices(m, 1.0).passes for m in ("orm", *PLAIN))
+        rows.append(replace(_row(pricer, "auto", settings, chosen), passes=passes))
     chance = sorted(
         (trial for trial in tried if trial.method.number is not None),
         key=lambda trial: trial.outcome.kl,
@@ -153,7 +176,7 @@ def _uniform(pricer: Pricer, truth: Truth, settings: SearchSettings) -> Trial | 
             assignment: Assignment = assignment_of(pricer, allocation, settings)
             outcome: Outcome = truth.outcome(assignment)
             name = Method(f"uniform {program.widths[column]}")
-            return Trial(name, settings, assignment, allocation, outcome)
+            return Trial(name, assignment, allocation, outcome)
     return None
 
 
@@ -244,12 +267,12 @@ def draw_comparison(comparison: Comparison, title: str, path: str | Path) -> Non
         for index, method in enumerate(methods):
             rows = [row for row in comparison.rows if _family(row.method) == method]
             rows.sort(key=lambda row: row.size_mb)
-            baseline = method.split()[0].rstrip(",") in ("random", "uniform", "projection")
+            style, colour = _LOOKS.get(method.split(" of ")[0], ("o-", colours(index % 10)))
             axes.plot(
                 [row.size_mb for row in rows],
                 [max(row.kl, 1e-12) for row in rows],
-                "o--" if baseline else "o-",
-                color=(SOFT, INK)[method == "projection"] if baseline else colours(index % 10),
+                style,
+                color=colour,
                 alpha=0.8,
                 ms=4,
                 lw=1.3,

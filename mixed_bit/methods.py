@@ -46,7 +46,6 @@ class Trial:
     """An allocation and what it does."""
 
     method: Method
-    settings: SearchSettings
     assignment: Assignment
     allocation: Allocation
     outcome: Outcome
@@ -66,26 +65,24 @@ def trials(
     Projection takes part where it is defined: a size budget alone and no choice of activations.
     """
 
-    def trial(
-        method: Method, chosen: SearchSettings, assignment: Assignment, allocation: Allocation
-    ) -> Trial:
-        return Trial(method, chosen, assignment, allocation, truth.outcome(assignment))
+    def trial(method: Method, assignment: Assignment, allocation: Allocation) -> Trial:
+        return Trial(method, assignment, allocation, truth.outcome(assignment))
 
     for method in measuring_methods():
         chosen = _settings(settings, method)
         prices = pricer.prices(chosen.metric, chosen.beta)
-        yield trial(method, chosen, *solve(pricer, prices, chosen))
+        yield trial(method, *solve(pricer, prices, chosen))
     even = pricer.even_prices()
     only_size = settings.bops_g is None and settings.latency_ms is None
     if only_size and not settings.act_widths:
         chosen = replace(settings, solver="projection")
-        yield trial(Method("projection"), chosen, *solve(pricer, even, chosen))
+        yield trial(Method("projection"), *solve(pricer, even, chosen))
     program = program_of(pricer, even, settings)
     generator = np.random.default_rng(seed)
     for number in range(1, random_trials + 1):
         allocation = random_allocation(program, generator)
         assignment = assignment_of(pricer, allocation, settings)
-        yield trial(Method("random", number=number), settings, assignment, allocation)
+        yield trial(Method("random", number=number), assignment, allocation)
 
 
 def best(

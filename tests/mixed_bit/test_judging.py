@@ -258,9 +258,9 @@ def test_a_sweep_needs_two_sizes_in_order(ends, pricer, asked) -> None:
 @pytest.fixture(scope="module")
 def comparison(pricer, truth, asked) -> Comparison:
     rows, found = [], []
-    for step in compare(
-        pricer, truth, asked, [0.05, 0.07], random_trials=4, rank_trials=12, seed=0
-    ):
+    counts = {"random_trials": 4, "rank_trials": 12, "seed": 0}
+    tuning = Truth(pricer.subject, pricer.subject.images)
+    for step in compare(pricer, truth, asked, [0.05, 0.07], tuning=tuning, **counts):
         rows += [row for row in step if isinstance(row, Row)]
         found += [one for one in step if isinstance(one, Correlation)]
     return Comparison(rows, found, truth.top1, 4, 12)
@@ -276,7 +276,12 @@ def test_a_comparison_is_fair_and_complete(comparison: Comparison, pricer, truth
         chance = {row.method: row.kl for row in rows if row.method.startswith("random")}
         assert chance["random, best of 4"] <= chance["random, median of 4"]
     again = next(compare(pricer, truth, asked, [0.05], random_trials=4, rank_trials=2, seed=0))
-    assert again == by_size[0]
+    assert again == [row for row in by_size[0] if row.method != "auto"]
+    (chosen,) = [row for row in by_size[0] if row.method == "auto"]
+    assert chosen.passes > max(row.passes for row in again)
+    tuning = Truth(pricer.subject, pricer.subject.images)
+    tried = list(trials(pricer, tuning, replace(asked, size_mb=0.05), random_trials=4, seed=0))
+    assert chosen.bits == min(tried, key=lambda trial: trial.outcome.kl).assignment.bits
     rho = {one.method: one for one in comparison.correlations}
     assert "number of bits" in rho
     assert all(-1 <= one.low <= one.rho <= one.high <= 1 for one in rho.values())
