@@ -1,8 +1,9 @@
 """From nothing to a bit configuration on real images: train, search, round, compare.
 
 Trains a small float network (kept for the next run), finds its bit configuration at the size of a
-uniform control, rounds the weights to nearest accordingly, and prints one table; then reconstructs
-some of these networks block by block, and fine-tunes the smallest one to pure integers.
+uniform control, rounds the weights to nearest accordingly, and prints one table; then compares
+every way to allocate bits at equal size, reconstructs some of these networks block by block, and
+fine-tunes the smallest one to pure integers.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from dataclasses import dataclass
 
 import torch
 
+from mixed_bit.comparison import compare, draw_comparison, print_comparison
 from mixed_bit.features import Shard
 from mixed_bit.report import draw
-from mixed_bit.search import SearchResult, SearchSettings, search
+from mixed_bit.search import SearchResult, SearchSettings, pricer_of, search
+from mixed_bit.truth import Truth
 from ompq import artifact
 from ompq.bitconfig import Assignment, uniform
 from ompq.data import (
@@ -54,6 +57,8 @@ WIDTHS = (2, 3, 4)
 # Reconstruction: steps per block for the weights' rounding and the activations' scales.
 STEPS, ACT_STEPS = 300, 100
 TUNING_EPOCHS, TUNING_RATE = 2, 0.01
+# Comparison: images that judge, random allocations at every size, and those that are ranked.
+JUDGES, RANDOM, RANKED = 512, 20, 60
 CANDIDATES = (2, 3, 4, 5, 6, 7, 8)
 ACT_BITS = 8
 
@@ -158,6 +163,8 @@ def run() -> None:
             results += [result] if solver == "ilp" else []
     rows.append(row("uniform 8", eight))
     print_table(rows)
+    sizes = [uniform(graph.groups, width, ACT_BITS).size_mb for width in WIDTHS]
+    judge(graph, images, sizes, preprocess, arguments)
     middle = results[len(WIDTHS) // 2].assignment
     reconstructed += [
         ("uniform 3", uniform(graph.groups, 3, ACT_BITS)),
@@ -168,6 +175,28 @@ def run() -> None:
     picture = arguments.output_dir / f"{arguments.dataset}.png"
     draw(results[len(WIDTHS) // 2], f"{arguments.model} on {arguments.dataset}", picture)
     print(f"picture: {picture} (the configuration at the size of uniform {WIDTHS[1]})")
+
+
+def judge(
+    graph: NetworkGraph,
+    images: torch.Tensor,
+    sizes_mb: list[float],
+    preprocess: Preprocess,
+    arguments: argparse.Namespace,
+) -> None:
+    """Every way to allocate bits at these sizes, on test images, as a table and a picture."""
+    data = arguments.dataset, arguments.data
+    loader = make_loader(*data, "val", preprocess, 256, num_samples=JUDGES)
+    test, labels = map(torch.cat, zip(*loader, strict=True))
+    settings = SearchSettings("PTQ", size_mb=sizes_mb[0], candidates=CANDIDATES)
+    pricer = pricer_of(graph, [Shard(images, len(images))], settings, seed=arguments.seed)
+    truth = Truth(pricer.subject, test.to(images.device), labels.to(images.device))
+    counts = {"random_trials": RANDOM, "rank_trials": RANKED}
+    comparison = compare(pricer, truth, settings, sizes_mb, seed=arguments.seed, **counts)
+    print_comparison(comparison)
+    picture = arguments.output_dir / f"{arguments.dataset}-compared.png"
+    draw_comparison(comparison, f"{arguments.model} on {arguments.dataset}", picture)
+    print(f"picture: {picture}", flush=True)
 
 
 def reconstruct(

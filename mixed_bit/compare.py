@@ -17,8 +17,6 @@ from torch import Tensor
 from mixed_bit.budgets import listed_groups
 from mixed_bit.comparison import (
     Comparison,
-    Correlation,
-    Row,
     compare,
     draw_comparison,
     print_comparison,
@@ -44,7 +42,7 @@ from ompq.options import (
     network_of,
 )
 from ompq.preprocess import Preprocess
-from ompq.runtime import progress, resolve_device, run_script, seed_everything
+from ompq.runtime import resolve_device, run_script, seed_everything
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = add_data_options(parser, "images", "--save_path", "--data_path", "--data")
     group.add_argument("--num_images", type=int, default=64, help="images that prices come from")
     group.add_argument(
-        "--num_eval", type=int, default=256, help="images that outcomes are measured on, at most"
+        "--num_eval", type=int, default=256, help="images that outcomes are measured on"
     )
     group.add_argument(
         "--eval_split",
@@ -121,14 +119,10 @@ def evaluation_images(
         seed=arguments.seed,
         workers=arguments.workers,
         backend=arguments.loader,
+        num_samples=arguments.num_eval,
     )
-    images, found = [], []
-    for batch, batch_labels in loader:
-        images.append(batch)
-        found.append(batch_labels)
-        if sum(map(len, found)) >= arguments.num_eval:
-            break
-    return torch.cat(images)[: arguments.num_eval], torch.cat(found)[: arguments.num_eval]
+    images, found = map(torch.cat, zip(*loader, strict=True))
+    return images, found
 
 
 def comparison_of(arguments: argparse.Namespace) -> Comparison:
@@ -166,7 +160,7 @@ def comparison_of(arguments: argparse.Namespace) -> Comparison:
     pricer = pricer_of(graph, shards, settings, unbiased=len(parts) > 1, seed=arguments.seed)
     evaluation, labels = evaluation_images(arguments, preprocess, training.images, training.labels)
     truth = Truth(pricer.subject, evaluation.to(device), labels.to(device))
-    steps = compare(
+    return compare(
         pricer,
         truth,
         settings,
@@ -174,14 +168,7 @@ def comparison_of(arguments: argparse.Namespace) -> Comparison:
         random_trials=arguments.random,
         rank_trials=arguments.ranked,
         seed=arguments.seed,
-        tuning=Truth(pricer.subject, images),
     )
-    rows: list[Row] = []
-    correlations: list[Correlation] = []
-    for step in progress(steps, "budgets", len(sizes) + 1):
-        rows += [row for row in step if isinstance(row, Row)]
-        correlations += [one for one in step if isinstance(one, Correlation)]
-    return Comparison(rows, correlations, truth.top1, arguments.random, arguments.ranked)
 
 
 def run() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mixed_bit.truth import Outcome, Truth
 from ompq.bitconfig import Assignment
 from ompq.files import write_json
 from ompq.plots import INK, SOFT, figure
-from ompq.runtime import versions
+from ompq.runtime import progress, versions
 
 FORMAT = "ompq-comparison/1"
 _RESAMPLES = 1000
@@ -88,9 +88,8 @@ def compare(
     random_trials: int,
     rank_trials: int,
     seed: int,
-    tuning: Truth | None = None,
-) -> Iterator[list[Row] | list[Correlation]]:
-    """Yield the rows of one size after the other, then the correlations.
+) -> Comparison:
+    """All methods at all sizes, and their rank correlations.
 
     Args:
         pricer: measures the prices, on calibration images.
@@ -100,33 +99,37 @@ def compare(
         random_trials: random allocations at every size.
         rank_trials: random allocations of any size that the methods rank.
         seed: of both.
-        tuning: measures on the calibration images what `auto` chooses by; None for no such row.
     """
-    for size in sizes_mb:
-        chosen = replace(settings, size_mb=size)
-        yield rows_at(pricer, truth, chosen, random_trials, seed, tuning)
-    yield correlations(pricer, truth, settings, rank_trials, seed)
+    tuning = Truth(pricer.subject, pricer.subject.images)
+    rows = [
+        row
+        for size in progress(sizes_mb, "budgets")
+        for row in rows_at(
+            pricer, truth, tuning, replace(settings, size_mb=size), random_trials, seed
+        )
+    ]
+    ranks = correlations(pricer, truth, settings, rank_trials, seed)
+    return Comparison(rows, ranks, truth.top1, random_trials, rank_trials)
 
 
 def rows_at(
     pricer: Pricer,
     truth: Truth,
+    tuning: Truth,
     settings: SearchSettings,
     random_trials: int,
     seed: int,
-    tuning: Truth | None = None,
 ) -> list[Row]:
-    """Every method, the widest uniform width that fits, and the best and the median of chance.
+    """Every method, the widest uniform width that fits, the best and the median of chance.
 
-    With `tuning`, also what `--auto` would choose among all of these.
+    And what `--auto` would choose among them by `tuning`, which sees the calibration images.
     """
     tried = list(trials(pricer, truth, settings, random_trials=random_trials, seed=seed))
     named = [trial for trial in tried if trial.method.number is None]
     rows = [_row(pricer, str(trial.method), settings, trial) for trial in named]
-    if tuning is not None:
-        chosen = min(tried, key=lambda trial: tuning.outcome(trial.assignment).kl)
-        passes = len(tried) + sum(pricer.prices(m, 1.0).passes for m in ("orm", *PLAIN))
-        rows.append(replace(_row(pricer, "auto", settings, chosen), passes=passes))
+    chosen = min(tried, key=lambda trial: tuning.outcome(trial.assignment).kl)
+    passes = len(tried) + sum(pricer.prices(m, 1.0).passes for m in ("orm", *PLAIN))
+    rows.append(replace(_row(pricer, "auto", settings, chosen), passes=passes))
     chance = sorted(
         (trial for trial in tried if trial.method.number is not None),
         key=lambda trial: trial.outcome.kl,

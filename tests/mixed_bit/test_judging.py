@@ -19,8 +19,6 @@ from mixed_bit.allocate import solve
 from mixed_bit.chance import random_allocation
 from mixed_bit.comparison import (
     Comparison,
-    Correlation,
-    Row,
     compare,
     draw_comparison,
     print_comparison,
@@ -257,13 +255,7 @@ def test_a_sweep_needs_two_sizes_in_order(ends, pricer, asked) -> None:
 
 @pytest.fixture(scope="module")
 def comparison(pricer, truth, asked) -> Comparison:
-    rows, found = [], []
-    counts = {"random_trials": 4, "rank_trials": 12, "seed": 0}
-    tuning = Truth(pricer.subject, pricer.subject.images)
-    for step in compare(pricer, truth, asked, [0.05, 0.07], tuning=tuning, **counts):
-        rows += [row for row in step if isinstance(row, Row)]
-        found += [one for one in step if isinstance(one, Correlation)]
-    return Comparison(rows, found, truth.top1, 4, 12)
+    return compare(pricer, truth, asked, [0.05, 0.07], random_trials=4, rank_trials=12, seed=0)
 
 
 def test_a_comparison_is_fair_and_complete(comparison: Comparison, pricer, truth, asked) -> None:
@@ -275,10 +267,10 @@ def test_a_comparison_is_fair_and_complete(comparison: Comparison, pricer, truth
         assert any(method.startswith("uniform") for method in methods)
         chance = {row.method: row.kl for row in rows if row.method.startswith("random")}
         assert chance["random, best of 4"] <= chance["random, median of 4"]
-    again = next(compare(pricer, truth, asked, [0.05], random_trials=4, rank_trials=2, seed=0))
-    assert again == [row for row in by_size[0] if row.method != "auto"]
+    again = compare(pricer, truth, asked, [0.05], random_trials=4, rank_trials=2, seed=0).rows
+    assert again == by_size[0]
     (chosen,) = [row for row in by_size[0] if row.method == "auto"]
-    assert chosen.passes > max(row.passes for row in again)
+    assert chosen.passes == max(row.passes for row in again)
     tuning = Truth(pricer.subject, pricer.subject.images)
     tried = list(trials(pricer, tuning, replace(asked, size_mb=0.05), random_trials=4, seed=0))
     assert chosen.bits == min(tried, key=lambda trial: trial.outcome.kl).assignment.bits
@@ -305,6 +297,6 @@ def test_a_comparison_is_printed_written_and_drawn(comparison, tmp_path, capsys)
 def test_what_ranks_nothing_correlates_with_nothing(pricer, truth, asked) -> None:
     """One width alone: all allocations are one."""
     single = replace(asked, candidates=(4,), size_mb=1.0)
-    found = list(compare(pricer_of(pricer.graph, [Shard(torch.randn(8, 3, 16, 16), 8)], single),
-                         truth, single, [], random_trials=0, rank_trials=3, seed=0))  # fmt: skip
-    assert {one.rho for one in found[0]} == {0.0}
+    alone = pricer_of(pricer.graph, [Shard(torch.randn(8, 3, 16, 16), 8)], single)
+    found = compare(alone, truth, single, [], random_trials=0, rank_trials=3, seed=0)
+    assert {one.rho for one in found.correlations} == {0.0}
