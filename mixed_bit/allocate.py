@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mixed_bit.exact import prove
-from mixed_bit.knapsack import Knapsack, settle_ties
 from mixed_bit.program import Allocation, Budget, Program, check_feasible, exact_values
-from mixed_bit.projection import project
-from mixed_bit.relaxation import rounded_relaxation
+from mixed_bit.solvers.exact import prove
+from mixed_bit.solvers.knapsack import Knapsack, settle_ties
+from mixed_bit.solvers.projection import project
+from mixed_bit.solvers.relaxation import rounded_relaxation
 from ompq.errors import OmpqError
 
 __all__ = ["Allocation", "Budget", "Program", "check_feasible", "solve"]

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixed_bit import exact
 from mixed_bit.allocate import Allocation, Budget, Program, solve
 from mixed_bit.importance import log_importance, log_theta
-from mixed_bit.knapsack import Knapsack
+from mixed_bit.solvers import exact
+from mixed_bit.solvers.knapsack import Knapsack
 from ompq.errors import OmpqError
 
 BETAS = [1e-9, 1e-3, 1.0, 10.0, 100.0]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import gcd
 
-from mixed_bit.knapsack import Choice, Knapsack
+from mixed_bit.solvers.knapsack import Choice, Knapsack
 
 Prove = Callable[[Knapsack, Choice | None], tuple[Choice | None, bool]]
 _LARGEST_COUNT = 64

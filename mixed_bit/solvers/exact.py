@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixed_bit.exchange import exchanged
-from mixed_bit.frontier import Frontier, Ints, Objects, Stage
-from mixed_bit.knapsack import Choice, Knapsack, fill
-from mixed_bit.relaxation import Multipliers, relax, roundings, tier
-from mixed_bit.tighten import tightened
+from mixed_bit.solvers.exchange import exchanged
+from mixed_bit.solvers.frontier import Frontier, Ints, Objects, Stage
+from mixed_bit.solvers.knapsack import Choice, Knapsack, fill
+from mixed_bit.solvers.relaxation import Multipliers, relax, roundings, tier
+from mixed_bit.solvers.tighten import tightened
 
 # Frontier widths to try in turn; a frontier that was never cut short is a proof.
 _BEAMS = (300, 6_000, 120_000)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, vstack
 
-from mixed_bit.knapsack import Choice, Knapsack, fill
+from mixed_bit.solvers.knapsack import Choice, Knapsack, fill
 
 Floats = NDArray[np.float64]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mixed_bit.knapsack import Choice, Knapsack
+from mixed_bit.solvers.knapsack import Choice, Knapsack
 
 _MOVES = 300
 _ROUNDS = 8

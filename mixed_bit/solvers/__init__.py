@@ -1,0 +1,1 @@
+"""The allocation program in whole numbers: its relaxation, its proven optimum, and projection."""
