@@ -95,21 +95,21 @@ def sizes_of(arguments: argparse.Namespace, graph: NetworkGraph) -> list[float]:
 
 
 def evaluation_images(
-    arguments: argparse.Namespace, preprocess: Preprocess, training: Tensor, labels: Tensor
+    arguments: argparse.Namespace, preprocess: Preprocess, training: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Images and labels (−1 without) that outcomes are measured on.
 
-    `training` and `labels` are the training images, of which the first `--num_images` are for the
-    prices.
+    `training` are training images, of which the first `--num_images` are for the prices; accuracy
+    on the others would say nothing, for the network has learned them.
     """
     if arguments.eval_split == "train":
-        rest = training[arguments.num_images :], labels[arguments.num_images :]
-        if not len(rest[1]):
+        rest = training[arguments.num_images :]
+        if not len(rest):
             raise OmpqError(
                 f"--eval_split train: all {len(training)} images went into the prices; "
                 "lower --num_images"
             )
-        return rest
+        return rest, torch.full((len(rest),), -1)
     loader = make_loader(
         arguments.dataset,
         arguments.data,
@@ -145,7 +145,7 @@ def comparison_of(arguments: argparse.Namespace) -> Comparison:
     settings = SearchSettings(arguments.quant_type, sizes[0], candidates=arguments.bits)
     check_feasible(graph.groups, settings)
     held_out = arguments.num_eval if arguments.eval_split == "train" else 0
-    training = calibration_images(
+    found = calibration_images(
         arguments.dataset,
         arguments.data,
         preprocess,
@@ -154,11 +154,12 @@ def comparison_of(arguments: argparse.Namespace) -> Comparison:
         workers=arguments.workers,
         backend=arguments.loader,
     )
-    images = training.images[: arguments.num_images].to(device)
+    training = found.images
+    images = training[: arguments.num_images].to(device)
     parts = images.split(arguments.batch_size)
     shards = [Shard(part, len(part)) for part in parts]
     pricer = pricer_of(graph, shards, settings, unbiased=len(parts) > 1, seed=arguments.seed)
-    evaluation, labels = evaluation_images(arguments, preprocess, training.images, training.labels)
+    evaluation, labels = evaluation_images(arguments, preprocess, training)
     truth = Truth(pricer.subject, evaluation.to(device), labels.to(device))
     return compare(
         pricer,
