@@ -11,7 +11,7 @@ from support import ROOT
 
 import bit_config
 from examples import train_float
-from mixed_bit import feature_extract, model_cost
+from mixed_bit import compare, feature_extract, measure_latency, model_cost
 from ompq.bitconfig import resolve
 from ompq.graph import trace
 from PTQ import main_imagenet
@@ -20,6 +20,8 @@ from QAT import options as quant_train
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PARSERS = {
     "feature_extract.py": feature_extract.build_parser,
+    "compare.py": compare.build_parser,
+    "measure_latency.py": measure_latency.build_parser,
     "model_cost.py": model_cost.build_parser,
     "main_imagenet.py": main_imagenet.build_parser,
     "train_float.py": train_float.build_parser,
