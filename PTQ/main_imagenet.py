@@ -33,7 +33,7 @@ from ompq.options import (
 )
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks, resolve_device, run_script, seed_everything
-from ompq.zoo import Network
+from ompq.zoo import RANDOM_WEIGHTS, Network
 from PTQ.pipeline import (
     Outcome,
     Row,
@@ -280,7 +280,7 @@ def _print_task(
     count: int,
     skipped: list[str],
 ) -> None:
-    if network.source == "random initialisation":
+    if network.source == RANDOM_WEIGHTS:
         print("note: the network has random weights; give a checkpoint with --path")
     if skipped:
         print(f"note: {len(skipped)} unreadable image(s) skipped: {', '.join(skipped[:3])}")

@@ -30,7 +30,7 @@ from ompq.metrics import predict
 from ompq.options import json_ready, labelled_images_of, network_of
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks, process_group, resolve_device, run_script, seed_everything
-from ompq.zoo import Network, load_network
+from ompq.zoo import RANDOM_WEIGHTS, Network, load_network
 from QAT.hawq import assignment_of_names, read_dictionary
 from QAT.options import build_parser, settings_of
 from QAT.proof import compare_with_integers
@@ -289,7 +289,7 @@ def _write(
 
 def _introduction(network: Network, assignment: Assignment, training: Loader) -> str:
     lines = []
-    if network.source == "random initialisation":
+    if network.source == RANDOM_WEIGHTS:
         lines.append("note: the network has random weights; give a checkpoint with --path")
     lines.append(
         f"{network.name}: {assignment.float_size_mb:.4f} → {assignment.size_mb:.4f} MB, "

@@ -9,6 +9,8 @@ if __name__ == "__main__":  # started by its path: see the repository, not this 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from mixed_bit.truth import Truth
 from ompq.bitconfig import PINNED_BITS, QUANT_TYPES
 from ompq.cost import BITS_PER_MB
 from ompq.data import calibration_images, make_loader
+from ompq.data.calibration import batch_sizes
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, trace
 from ompq.options import (
@@ -43,6 +46,7 @@ from ompq.options import (
 )
 from ompq.preprocess import Preprocess
 from ompq.runtime import resolve_device, run_script, seed_everything
+from ompq.zoo import RANDOM_WEIGHTS, Network
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -156,12 +160,12 @@ def comparison_of(arguments: argparse.Namespace) -> Comparison:
     )
     training = found.images
     images = training[: arguments.num_images].to(device)
-    parts = images.split(arguments.batch_size)
+    parts = images.split(batch_sizes(len(images), arguments.batch_size))
     shards = [Shard(part, len(part)) for part in parts]
     pricer = pricer_of(graph, shards, settings, unbiased=len(parts) > 1, seed=arguments.seed)
     evaluation, labels = evaluation_images(arguments, preprocess, training)
     truth = Truth(pricer.subject, evaluation.to(device), labels.to(device))
-    return compare(
+    comparison = compare(
         pricer,
         truth,
         settings,
@@ -170,6 +174,21 @@ def comparison_of(arguments: argparse.Namespace) -> Comparison:
         rank_trials=arguments.ranked,
         seed=arguments.seed,
     )
+    return replace(comparison, notes=tuple(_notes(network, training, evaluation, arguments)))
+
+
+def _notes(
+    network: Network, training: Tensor, evaluation: Tensor, arguments: argparse.Namespace
+) -> Iterator[str]:
+    if network.source == RANDOM_WEIGHTS:
+        yield "the network has random weights; give a checkpoint with --path"
+    priced = {image.numpy().tobytes() for image in training[: arguments.num_images]}
+    shared = sum(image.numpy().tobytes() in priced for image in evaluation)
+    if shared:
+        yield (
+            f"{shared} of the {len(evaluation)} images that judge are among those that prices come "
+            "from; --eval_split train takes others"
+        )
 
 
 def run() -> None:

@@ -70,13 +70,17 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows for every budget and method, and how well the methods rank random allocations."""
+    """Rows for every budget and method, and how well the methods rank random allocations.
+
+    `notes` are what a reader should know of the images and the network.
+    """
 
     rows: list[Row]
     correlations: list[Correlation]
     top1: float | None
     random_trials: int
     rank_trials: int
+    notes: tuple[str, ...] = ()
 
 
 def compare(
@@ -259,6 +263,8 @@ def print_comparison(comparison: Comparison) -> None:
     for one in sorted(comparison.correlations, key=lambda one: -one.rho):
         interval = f"{one.low:.2f} to {one.high:.2f}"
         print(f"{one.method:<22} {one.rho:>6.2f}  {interval:<16} {one.passes:>7.1f}")
+    for note in comparison.notes:
+        print(f"note: {note}")
 
 
 def draw_comparison(comparison: Comparison, title: str, path: str | Path) -> None:

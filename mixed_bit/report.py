@@ -16,6 +16,7 @@ from mixed_bit.search import SearchResult
 from mixed_bit.sweep import Point, knee
 from ompq.bitconfig import BitConfig
 from ompq.plots import ACCENT, INK, SOFT, figure
+from ompq.zoo import RANDOM_WEIGHTS
 
 
 def print_result(result: SearchResult, config: BitConfig) -> None:
@@ -111,7 +112,7 @@ def _price(width: str) -> Callable[[Mapping[str, Any]], str]:
 def notes(result: SearchResult, config: BitConfig) -> list[str]:
     """What the user should know about how the result came about, one line each."""
     found = []
-    if config.details["weights"] == "random initialisation":
+    if config.details["weights"] == RANDOM_WEIGHTS:
         found.append("the network has random weights; give a checkpoint with --path")
     orthogonality = result.orthogonality
     if orthogonality is not None and orthogonality.unbiased:

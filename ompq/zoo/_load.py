@@ -16,6 +16,8 @@ from ompq.zoo._fitting import classifier, load_checkpoint
 from ompq.zoo._layouts import LAYOUTS
 from ompq.zoo._sources import Source, download, find_source
 
+RANDOM_WEIGHTS = "random initialisation"
+
 
 @dataclass
 class Network:
@@ -70,7 +72,7 @@ def load_network(
     if path is not None:
         return _from_file(name, source, find_weights(path), num_classes)
     if not pretrained:
-        origin = "what your file gave" if source.library == "your file" else "random initialisation"
+        origin = "what your file gave" if source.library == "your file" else RANDOM_WEIGHTS
         return _network(name, source, source.build(num_classes), origin)
     if source.package is not None:
         package, file = source.package

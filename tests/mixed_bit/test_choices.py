@@ -184,3 +184,15 @@ def test_compare_refuses_in_one_line(options, script, common) -> None:
     assert run.stderr.startswith("error: ")
     assert run.stderr.count("\n") == 1
     assert "--mean_bits" in run.stderr or "--sizes" in run.stderr
+
+
+@pytest.mark.slow
+def test_compare_tells_what_weakens_it(script, photos: Path, tmp_path: Path) -> None:
+    """Random weights, and a folder whose images both price and judge."""
+    options = ["--model", "small_resnet", "--dataset", "images", "--num_images", 4, "--sizes", 0.1]
+    few = ["--random", 0, "--ranked", 2, "--num_eval", 4, "--output_dir", tmp_path]
+    folder = photos / "train" / "temple"
+    run = script(COMPARE, *options, *few, "--save_path", folder)
+    assert run.returncode == 0, run.stderr
+    assert "note: the network has random weights" in run.stdout
+    assert "images that judge are among those that prices come from" in run.stdout
