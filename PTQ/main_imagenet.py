@@ -16,7 +16,7 @@ import torch
 
 from ompq import artifact
 from ompq.bitconfig import Assignment, assign, resolve, uniform
-from ompq.data import calibration_images, load_calibration_file
+from ompq.data import calibration_images, load_calibration_file, unreadable_note
 from ompq.errors import OmpqError
 from ompq.files import write_json
 from ompq.graph import NetworkGraph, trace
@@ -177,9 +177,9 @@ def assignment_of(arguments: argparse.Namespace, graph: NetworkGraph) -> Assignm
             given,
             graph.groups,
             "PTQ",
-            act_bits=act_bits or (DEFAULT_ACT_BITS if is_list else None),
+            act_bits=DEFAULT_ACT_BITS if is_list and act_bits is None else act_bits,
         )
-    act_bits = act_bits or DEFAULT_ACT_BITS
+    act_bits = DEFAULT_ACT_BITS if act_bits is None else act_bits
     if arguments.disable_8bit_head_stem:
         widths = [arguments.n_bits_w] * len(graph.groups)
         return assign(graph.groups, "PTQ", widths, act_bits)
@@ -205,6 +205,17 @@ def _calibration(
     return found.images, found.skipped
 
 
+def _as_large_as(images: torch.Tensor, preprocess: Preprocess) -> Preprocess:
+    """What gives test images the size of the calibration images."""
+    height, width = images.shape[-2:]
+    if height != width:
+        raise OmpqError(
+            f"--calibration_data holds images of {height}×{width}; the test images are square, "
+            "and the network is quantized for one size"
+        )
+    return preprocess if height == preprocess.input_size else preprocess.at(height)
+
+
 def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     """Quantize, print the table, write `quantized.safetensors` and `results.json`.
 
@@ -218,11 +229,10 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = settings_of(arguments)
     device = resolve_device(arguments.device)
     network, preprocess = network_of(arguments)
-    side = preprocess.input_size
-    test = labelled_images_of(arguments, preprocess, arguments.batch_size)
     images, skipped = _calibration(arguments, preprocess)
-    if arguments.calibration_data is not None:
-        side = images.shape[-1]
+    preprocess = _as_large_as(images, preprocess)
+    test = labelled_images_of(arguments, preprocess, arguments.batch_size)
+    side = preprocess.input_size
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
     assignment = assignment_of(arguments, graph)
     task = Task(graph, images, test, settings, arguments.output_dir, arguments.resume)
@@ -235,7 +245,9 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
         _print_row("rounded to nearest, before reconstruction", nearest)
     outcome = post_training_quantization(task, assignment, first, nearest)
     control = _control(arguments, task, assignment, first)
-    content = _write(arguments, outcome, control, network, preprocess, assignment, start)
+    skipped += test.skipped
+    content = _write(arguments, outcome, control, network, preprocess, assignment, skipped, start)
+    _print_notes(unreadable_note(test.skipped))
     print_table([*outcome.rows, *([control] if control else [])])
     print(f"written to {arguments.output_dir}/: {artifact.FILE} results.json")
     return content
@@ -260,10 +272,12 @@ def _write(
     network: Network,
     preprocess: Preprocess,
     assignment: Assignment,
+    skipped: list[str],
     start: float,
 ) -> dict[str, Any]:
     content = to_json(outcome, control, json_ready(arguments), time.perf_counter() - start)
     content["bits"] = list(assignment.widths)
+    content["skipped_images"] = skipped
     content["groups"] = [list(group.layers) for group in assignment.groups]
     folder = arguments.output_dir
     artifact.save(folder / artifact.FILE, outcome.network, network, preprocess, assignment)
@@ -282,8 +296,7 @@ def _print_task(
 ) -> None:
     if network.source == RANDOM_WEIGHTS:
         print("note: the network has random weights; give a checkpoint with --path")
-    if skipped:
-        print(f"note: {len(skipped)} unreadable image(s) skipped: {', '.join(skipped[:3])}")
+    _print_notes(unreadable_note(skipped))
     for name, reason in graph.float_layers.items():
         print(f"note: {name} stays in float: {reason}")
     if not settings.per_channel:
@@ -294,6 +307,11 @@ def _print_task(
         f"{activations}, {count} calibration images"
     )
     print(f"weight bits: {list(assignment.widths)}", flush=True)
+
+
+def _print_notes(notes: list[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", flush=True)
 
 
 def _print_row(name: str, row: Row) -> None:
@@ -308,6 +326,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     read = artifact.load(arguments.evaluate)
     test = labelled_images_of(arguments, read.preprocess, arguments.batch_size)
     print(f"{read.title}: {predict(read.network.module, test, device).accuracy()}")
+    _print_notes(unreadable_note(test.skipped))
 
 
 def run() -> None:

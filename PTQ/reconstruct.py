@@ -113,6 +113,9 @@ def reconstruct_weights(
         title: of the progress bar.
     """
     nearest = round_part(part, bits, settings)
+    if not bits:
+        loss = total_loss(part, examples, {})
+        return WeightResult({}, {}, loss, loss, "an earlier part's")
     weights = {name: _dequantized(nearest, name) for name in bits}
     before = total_loss(part, examples, weights)
     roundings = {name: AdaRound(_weight(part, name), nearest.params[name]) for name in bits}

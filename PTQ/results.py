@@ -48,7 +48,9 @@ class PartReport:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> PartReport:
         """From `to_json`."""
-        return cls(**(values | {"layers": tuple(values["layers"])}))
+        losses = {k: values[k] for k in ("loss_before", "loss_after") if values[k] is not None}
+        plain = values | {"loss_before": math.nan, "loss_after": math.nan} | losses
+        return cls(**(plain | {"layers": tuple(values["layers"])}))
 
 
 def _unusable(value: Any) -> bool:

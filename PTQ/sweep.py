@@ -101,9 +101,10 @@ def quantize_network(
         if result is None:
             torch.manual_seed(zlib.crc32(f"{settings.seed} {number}".encode()))
             title = f"{number + 1}/{len(parts)} {part.name}"
-            result = _reconstruct(target, part, examples, assignment, settings, title)
+            fresh = [layer for layer in part.layers if layer not in student.weights]
+            result = _reconstruct(target, part, fresh, examples, assignment, settings, title)
             recovery.save(number, result)
-        _apply(student, part, target, result, settings)
+        _apply(student, target, result, settings)
         say(f"{number + 1:>3}/{len(parts)} {result.report.line()}")
         reports.append(result.report)
         quantized |= _run(target, part, quantized, cache, device)
@@ -124,19 +125,23 @@ def _check(images: Tensor) -> None:
 def _reconstruct(
     target: GraphModule,
     part: Part,
+    layers: Sequence[str],
     examples: Examples,
     assignment: Assignment,
     settings: Settings,
     title: str,
 ) -> PartResult:
-    """Decide the weights, then the activations, of one part; its modules take the values over."""
+    """Decide the weights, then the activations, of one part; its modules take the values over.
+
+    `layers` are those of the part that no earlier part called (and so decided) already.
+    """
     start = time.perf_counter()
     widths = assignment.layer_bits()
-    bits = {layer: widths[layer] for layer in part.layers}
+    bits = {layer: widths[layer] for layer in layers}
     for quantizer in activation_quantizers(target).values():
         quantizer.enabled = False
     weights = reconstruct_weights(target, examples, bits, settings, title)
-    for layer in part.layers:
+    for layer in layers:
         _write(target, layer, QuantizedWeight.of(weights.integers[layer], weights.params[layer]))
     activations: dict[str, QuantParams] = {}
     before = after = None
@@ -148,7 +153,7 @@ def _reconstruct(
     report = PartReport(
         name=part.name,
         layers=part.layers,
-        iterations=settings.weight_iterations,
+        iterations=settings.weight_iterations if bits else 0,
         loss_before=weights.loss_before,
         loss_after=weights.loss_after,
         kept=weights.kept,
@@ -163,14 +168,13 @@ def _reconstruct(
 
 def _apply(
     student: QuantizedNetwork,
-    part: Part,
     target: GraphModule,
     result: PartResult,
     settings: Settings,
 ) -> None:
     """Put what was decided into the network (of which `target` is a part)."""
-    for layer in part.layers:
-        student.set_weight(layer, QuantizedWeight.of(result.integers[layer], result.weights[layer]))
+    for layer, integers in result.integers.items():
+        student.set_weight(layer, QuantizedWeight.of(integers, result.weights[layer]))
     for name, quantizer in activation_quantizers(target).items():
         if settings.act_quant:
             quantizer.set(result.activations[name])

@@ -13,6 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 from ompq import artifact
 from ompq.artifact import Artifact
 from ompq.bitconfig import Assignment, assign, resolve
-from ompq.data import Loader, calibration_images, make_loader
+from ompq.data import Loader, calibration_images, make_loader, unreadable_note
 from ompq.errors import OmpqError
 from ompq.files import write_json
 from ompq.fixed_point import IntegerNetwork, RangeRule, Scheme
@@ -106,6 +107,10 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
         json_ready(arguments),
         time.perf_counter() - start,
     )
+    unreadable = sorted({*training.skipped, *test.skipped})
+    content["skipped_images"] = unreadable
+    for note in unreadable_note(unreadable):
+        _say(ranks, f"note: {note}")
     if ranks.is_main:
         _write(arguments, content, converted, network, preprocess, assignment, progress)
         print_table(float_accuracy, final, assignment, progress)
@@ -180,8 +185,11 @@ def _assignment(
 ) -> Assignment:
     given = arguments.bit_cfg or arguments.quant_scheme
     if given is None and source is not None:
-        act_bits = arguments.act_bits or source.description["act_bits"]
-        return assign(graph.groups, "PTQ", source.description["bits"], act_bits)
+        held = source.description
+        if arguments.act_bits is not None:
+            return assign(graph.groups, "PTQ", held["bits"], arguments.act_bits)
+        plain = assign(graph.groups, "PTQ", held["bits"], held["act_bits"])
+        return replace(plain, group_act_bits=tuple(held["activation_bits"]))
     given = given or DEFAULT_SCHEME
     named = read_dictionary(given)
     if named is not None:
@@ -246,12 +254,13 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """What a resumed run must have in common with the one that was killed."""
     names = (
-        "model seed dataset batch_size data_percentage epochs lr momentum wd fix_BN "
-        "fix_BN_threshold quantizer quant_mode channel_wise act_range_momentum act_percentile "
-        "weight_percentile bias_bit fixed_point_quantization distill_method teacher_arch "
-        "distill_alpha temperature evaluate_times amp"
+        "model seed dataset input_size init_from teacher_path batch_size data_percentage epochs lr "
+        "momentum wd fix_BN fix_BN_threshold quantizer quant_mode channel_wise act_range_momentum "
+        "act_percentile weight_percentile bias_bit fixed_point_quantization distill_method "
+        "teacher_arch distill_alpha temperature evaluate_times amp"
     )
-    given = {name: getattr(arguments, name) for name in names.split()}
+    ready = json_ready(arguments)
+    given = {name: ready[name] for name in names.split()}
     return given | {
         "weight bits": list(assignment.widths),
         "activation bits": list(assignment.activations),
@@ -325,6 +334,8 @@ def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
             raise OmpqError("integer arithmetic and simulation differ; please report this network")
         return
     print(f"{read.title}: {predict(read.network.module, loader, device).accuracy()}")
+    for note in unreadable_note(loader.skipped):
+        print(f"note: {note}")
 
 
 def run() -> None:

@@ -40,8 +40,10 @@ def begin(
         source: a network that PTQ quantized to the same widths, to start from.
 
     Raises:
-        OmpqError: `source` is of another network, or not of PTQ.
+        OmpqError: `source` is of another network, of other widths, or not of PTQ.
     """
+    if source is not None:
+        _check_widths(source, assignment)
     structure = graph if source is None else fold_batch_norm(graph)
     network = to_integers(structure, assignment.layer_bits(), assignment.layer_act_bits(), scheme)
     if source is not None:
@@ -53,13 +55,35 @@ def begin(
     return network
 
 
+def _check_widths(source: Artifact, assignment: Assignment) -> None:
+    """Grids that were decided before cannot change their width."""
+    found: list[tuple[str, list[int], list[int]]] = [
+        ("weights", source.description["bits"], list(assignment.widths))
+    ]
+    if isinstance(source.network, QuantizedNetwork) and any(
+        quantizer.enabled for quantizer in source.network.activations().values()
+    ):
+        activations = source.description["activation_bits"]
+        found.append(("activations", activations, list(assignment.activations)))
+    for what, given, asked in found:
+        if given != asked:
+            raise OmpqError(
+                f"--init_from holds {what} of {given} bits, the configuration asks for {asked}; "
+                "leave the configuration out, or run PTQ with it first"
+            )
+
+
 @torch.no_grad()
 def calibrate(network: IntegerNetwork, batches: Iterable[Tensor], device: torch.device) -> None:
     """Give activations their first ranges from images; weights and batch norms stay as they are."""
-    layers = network.layers().values()
+    layers = list(network.layers().values())
     frozen = [layer.freeze_norm for layer in layers]
-    network.freeze_norms()
-    network.module.train()
+    network.module.eval()
+    for layer in layers:
+        layer.freeze_norm = True
+        layer.train()
+    for requantizer in network.requantizers().values():
+        requantizer.train()
     for images in batches:
         network.module(images.to(device))
     for layer, was in zip(layers, frozen, strict=True):
@@ -84,7 +108,7 @@ def learn_steps(network: IntegerNetwork, per_channel: bool) -> None:
 def take_over(network: IntegerNetwork, source: Artifact) -> None:
     """Weights, biases and grids of a network that `PTQ` quantized.
 
-    The network must be of the same structure with batch norm folded. Grids stay as they are while
+    The network must be of the same structure and widths, batch norm folded. Grids stay while
     it is trained; activations that PTQ left in float get theirs from images.
 
     Args:
@@ -101,7 +125,7 @@ def take_over(network: IntegerNetwork, source: Artifact) -> None:
         if name not in given.weights:
             raise OmpqError(f"--init_from is of another network: it does not hold {name}")
         weight = given.weights[name]
-        layer.grid = FixedWeightGrid(weight.params)
+        layer.grid = FixedWeightGrid(weight.params).to(layer.layer.weight.device)
         layer.layer.weight.copy_(weight.values())
         bias = given.graph.layer_module(name).bias
         if layer.layer.bias is not None and bias is not None:

@@ -68,7 +68,7 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
     quant_type = NETWORKS.get(name, "PTQ")
     budget = uniform(graph.groups, 6 if quant_type == "QAT" else 3).size_mb
     settings = SearchSettings(quant_type, size_mb=budget)
-    groups = listed_groups(graph, quant_type)
+    groups = listed_groups(graph.groups, quant_type)
 
     def forward() -> None:
         with torch.inference_mode():

@@ -13,7 +13,8 @@ import argparse
 import torch
 
 from ompq.data import DATASETS, make_loader, preprocess_for
-from ompq.files import atomic_path
+from ompq.files import atomic_path, check_writable
+from ompq.graph import trace
 from ompq.metrics import evaluate
 from ompq.options import Parser, add_run_options
 from ompq.runtime import resolve_device, run_script, seed_everything
@@ -52,7 +53,9 @@ def run() -> None:
         workers=arguments.workers,
     )
     seed_everything(arguments.seed)
+    check_writable(arguments.output_dir)
     module = load_network(arguments.model, num_classes=train.num_classes).module
+    trace(module, (3, preprocess.input_size, preprocess.input_size))  # or says why it cannot run
     train_float(module, train, arguments.epochs, device, learning_rate=arguments.lr)
     test = make_loader(arguments.dataset, arguments.data, "val", preprocess, 256)
     accuracy = evaluate(module, test, device)

@@ -14,18 +14,18 @@ from mixed_bit.settings import SearchSettings
 from ompq.bitconfig import PINNED_BITS, QUANT_TYPES
 from ompq.cost import BITS_PER_MB
 from ompq.errors import OmpqError
-from ompq.graph import Group, NetworkGraph
+from ompq.graph import Group
 
 
-def listed_groups(graph: NetworkGraph, quant_type: str) -> list[Group]:
+def listed_groups(groups: Sequence[Group], quant_type: str) -> list[Group]:
     """The groups that have an entry in the bit list of this quantization type."""
-    groups = [group for group in graph.groups if QUANT_TYPES[quant_type].takes_part(group)]
-    if not groups:
+    listed = [group for group in groups if QUANT_TYPES[quant_type].takes_part(group)]
+    if not listed:
         raise OmpqError(
             f"{quant_type} pins the first and the last layer and this network has no other; "
             "use --quant_type PTQ"
         )
-    return groups
+    return listed
 
 
 def pins_by_group(groups: Sequence[Group], pins: Mapping[str, int]) -> dict[str, int]:

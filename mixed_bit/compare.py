@@ -30,9 +30,10 @@ from mixed_bit.settings import SearchSettings
 from mixed_bit.truth import Truth
 from ompq.bitconfig import PINNED_BITS, QUANT_TYPES
 from ompq.cost import BITS_PER_MB
-from ompq.data import calibration_images, make_loader
+from ompq.data import calibration_images, make_loader, unreadable_note
 from ompq.data.calibration import batch_sizes
 from ompq.errors import OmpqError
+from ompq.files import check_writable
 from ompq.graph import NetworkGraph, trace
 from ompq.options import (
     Parser,
@@ -91,20 +92,21 @@ def build_parser() -> argparse.ArgumentParser:
 def sizes_of(arguments: argparse.Namespace, graph: NetworkGraph) -> list[float]:
     """The budgets in MB, ascending."""
     if arguments.sizes:
-        return sorted(arguments.sizes)
-    listed = {group.name for group in listed_groups(graph, arguments.quant_type)}
+        return sorted(set(arguments.sizes))
+    listed = {group.name for group in listed_groups(graph.groups, arguments.quant_type)}
     params = sum(group.params for group in graph.groups if group.name in listed)
     fixed = sum(group.params for group in graph.groups if group.name not in listed) * PINNED_BITS
-    return [(params * mean + fixed) / BITS_PER_MB for mean in sorted(arguments.mean_bits)]
+    return [(params * mean + fixed) / BITS_PER_MB for mean in sorted(set(arguments.mean_bits))]
 
 
 def evaluation_images(
-    arguments: argparse.Namespace, preprocess: Preprocess, training: Tensor
+    arguments: argparse.Namespace, preprocess: Preprocess, training: Tensor, skipped: list[str]
 ) -> tuple[Tensor, Tensor]:
     """Images and labels (−1 without) that outcomes are measured on.
 
     `training` are training images, of which the first `--num_images` are for the prices; accuracy
-    on the others would say nothing, for the network has learned them.
+    on the others would say nothing, for the network has learned them. Unreadable files are added to
+    `skipped`.
     """
     if arguments.eval_split == "train":
         rest = training[arguments.num_images :]
@@ -126,6 +128,7 @@ def evaluation_images(
         num_samples=arguments.num_eval,
     )
     images, found = map(torch.cat, zip(*loader, strict=True))
+    skipped += loader.skipped
     return images, found
 
 
@@ -163,7 +166,8 @@ def comparison_of(arguments: argparse.Namespace) -> Comparison:
     parts = images.split(batch_sizes(len(images), arguments.batch_size))
     shards = [Shard(part, len(part)) for part in parts]
     pricer = pricer_of(graph, shards, settings, unbiased=len(parts) > 1, seed=arguments.seed)
-    evaluation, labels = evaluation_images(arguments, preprocess, training)
+    skipped = list(found.skipped)
+    evaluation, labels = evaluation_images(arguments, preprocess, training, skipped)
     truth = Truth(pricer.subject, evaluation.to(device), labels.to(device))
     comparison = compare(
         pricer,
@@ -174,7 +178,8 @@ def comparison_of(arguments: argparse.Namespace) -> Comparison:
         rank_trials=arguments.ranked,
         seed=arguments.seed,
     )
-    return replace(comparison, notes=tuple(_notes(network, training, evaluation, arguments)))
+    notes = [*_notes(network, training, evaluation, arguments), *unreadable_note(skipped)]
+    return replace(comparison, notes=tuple(notes))
 
 
 def _notes(
@@ -194,13 +199,14 @@ def _notes(
 def run() -> None:
     """Parse, compare, write, print."""
     arguments = build_parser().parse_args()
-    comparison = comparison_of(arguments)
     folder = arguments.output_dir
+    check_writable(folder)
+    comparison = comparison_of(arguments)
+    print_comparison(comparison)
     details: dict[str, Any] = {"arguments": json_ready(arguments)}
     write_comparison(comparison, folder / "compare.json", details)
     title = f"{arguments.model}: {arguments.quant_type}, prices of {arguments.num_images} images"
     draw_comparison(comparison, title, folder / "compare.png")
-    print_comparison(comparison)
     print(f"written to {folder}/: compare.json compare.png")
 
 

@@ -14,8 +14,8 @@ from scipy.stats import spearmanr
 
 from mixed_bit.allocate import Allocation
 from mixed_bit.chance import scattered
-from mixed_bit.methods import Method, Trial, measuring_methods, trials
-from mixed_bit.metrics import PLAIN, Prices
+from mixed_bit.methods import Method, Trial, measuring_methods, search_passes, trials
+from mixed_bit.metrics import Prices
 from mixed_bit.pricing import Pricer
 from mixed_bit.search import assignment_of, program_of
 from mixed_bit.settings import SearchSettings
@@ -132,7 +132,7 @@ def rows_at(
     named = [trial for trial in tried if trial.method.number is None]
     rows = [_row(pricer, str(trial.method), settings, trial) for trial in named]
     chosen = min(tried, key=lambda trial: tuning.outcome(trial.assignment).kl)
-    passes = len(tried) + sum(pricer.prices(m, 1.0).passes for m in ("orm", *PLAIN))
+    passes = search_passes(pricer, len(tried))
     rows.append(replace(_row(pricer, "auto", settings, chosen), passes=passes))
     chance = sorted(
         (trial for trial in tried if trial.method.number is not None),
@@ -162,7 +162,7 @@ def correlations(
     found = []
     for method in [*measuring_methods(), Method("number of bits")]:
         prices = _prices(pricer, method)
-        priced = replace(program, price=_table(prices), log_scale=_relative(prices))
+        priced = replace(program, price=_table(prices), log_scale=prices.relative_scale)
         predicted = np.array([priced.total(choice) for choice in choices])
         rho, low, high = _spearman(predicted, measured, generator)
         passes = 0.0 if method.metric == "number of bits" else prices.passes
@@ -214,11 +214,6 @@ def _table(prices: Prices) -> NDArray[np.float64]:
     return both.reshape(len(prices.weights), -1)
 
 
-def _relative(prices: Prices) -> NDArray[np.float64]:
-    """Scales beside the largest: ranks need no more, and nothing overflows."""
-    return np.asarray(prices.log_scale - prices.log_scale.max())
-
-
 def _spearman(
     predicted: NDArray[np.float64], measured: NDArray[np.float64], generator: np.random.Generator
 ) -> tuple[float, float, float]:
@@ -253,7 +248,7 @@ def print_comparison(comparison: Comparison) -> None:
         for row in sorted(rows, key=lambda row: row.kl):
             accuracy = f" {row.top1:>8.2f}" if row.top1 is not None else ""
             print(
-                f"{row.method:<22} {row.size_mb:>9.4f} {row.kl:>10.4f} {row.agreement:>8.2f}"
+                f"{row.method:<22} {row.size_mb:>9.4f} {row.kl:>10.3g} {row.agreement:>8.2f}"
                 f"{accuracy} {row.passes:>7.1f}"
             )
     if has_labels:

@@ -48,7 +48,7 @@ from ompq.bitconfig import QUANT_TYPES, BitConfig
 from ompq.data import calibration_batches, calibration_images, load_calibration_file
 from ompq.data.calibration import batch_sizes
 from ompq.errors import OmpqError
-from ompq.files import atomic_path
+from ompq.files import atomic_path, check_writable
 from ompq.graph import trace
 from ompq.options import (
     Parser,
@@ -174,18 +174,33 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _pins(given: list[tuple[str, int]]) -> dict[str, int]:
+    pins: dict[str, int] = {}
+    for layer, width in given:
+        if pins.setdefault(layer, width) != width:
+            raise OmpqError(f"--pin {layer} is given twice, as {pins[layer]} and {width} bits")
+    return pins
+
+
 def settings_of(arguments: argparse.Namespace) -> SearchSettings:
     """The search that the command line asks for."""
     if arguments.num_images < 2:
-        raise OmpqError(f"--num_images {arguments.num_images}: orthogonality needs two or more")
+        raise OmpqError(f"--num_images {arguments.num_images}: give 2 or more")
     if arguments.batch_size < 1 or arguments.workers < 0:
         raise OmpqError("--batch_size must be positive and --workers not negative")
-    if arguments.labels and arguments.metric not in USES_LABELS:
+    if arguments.auto and arguments.metric != "orm":
+        raise OmpqError(f"--auto tries every metric; leave --metric {arguments.metric} out")
+    if arguments.labels and not arguments.auto and arguments.metric not in USES_LABELS:
         raise OmpqError(f"--labels goes with --metric {' or '.join(USES_LABELS)}, no other asks")
     if arguments.labels and arguments.calibration_data is not None:
         raise OmpqError("--labels: a file of calibration images has none; give a data set")
     if arguments.sweep and arguments.model_size is not None:
         raise OmpqError("--sweep LOW HIGH takes the place of --model_size; give one of them")
+    if arguments.sweep and not 0 < arguments.sweep[0] < arguments.sweep[1]:
+        low, high = arguments.sweep
+        raise OmpqError(f"--sweep {low} {high}: give the smaller size first, both positive")
+    if arguments.auto and arguments.sweep_points is not None and arguments.sweep_points < 2:
+        raise OmpqError("--sweep_points with --auto is 2 or more: it tries out every budget")
     if arguments.sweep_points is not None and (not arguments.sweep or arguments.sweep_points < 0):
         raise OmpqError("--sweep_points N goes with --sweep and is not negative")
     if (arguments.auto or arguments.sweep) and arguments.solver != "ilp":
@@ -195,9 +210,9 @@ def settings_of(arguments: argparse.Namespace) -> SearchSettings:
         size_mb=arguments.sweep[1] if arguments.sweep else arguments.model_size,
         bops_g=arguments.bops,
         candidates=arguments.bits,
-        pins=dict(arguments.pin),
+        pins=_pins(arguments.pin),
         act_bits=max(arguments.act_bits, default=0),
-        act_candidates=arguments.act_bits if len(arguments.act_bits) > 1 else (),
+        act_candidates=arguments.act_bits if len(set(arguments.act_bits)) > 1 else (),
         latency_ms=arguments.latency,
         latency=load_latency(arguments.latency_table) if arguments.latency_table else None,
         metric=arguments.metric,
@@ -210,12 +225,12 @@ def settings_of(arguments: argparse.Namespace) -> SearchSettings:
 
 @dataclass
 class _Images:
-    """Batches of images, their labels if asked for, how many there are at most, and their side."""
+    """Batches of images, their labels if asked for, how many there are at most, height, width."""
 
     batches: Iterator[Tensor]
     labels: Tensor | None
     count: int
-    side: int
+    size: tuple[int, int]
 
 
 def _images(arguments: argparse.Namespace, preprocess: Preprocess, skipped: list[str]) -> _Images:
@@ -223,7 +238,8 @@ def _images(arguments: argparse.Namespace, preprocess: Preprocess, skipped: list
     if arguments.calibration_data is not None:
         images = load_calibration_file(arguments.calibration_data)
         batches = iter(images.split(batch_sizes(len(images), size)))
-        return _Images(batches, None, len(images), images.shape[-1])
+        return _Images(batches, None, len(images), (images.shape[-2], images.shape[-1]))
+    side = preprocess.input_size, preprocess.input_size
     source = arguments.dataset, arguments.data, preprocess, arguments.num_images
     how = {
         "seed": arguments.seed,
@@ -233,13 +249,13 @@ def _images(arguments: argparse.Namespace, preprocess: Preprocess, skipped: list
     }
     if not arguments.labels:
         batches = calibration_batches(*source, size, skipped=skipped, **how)
-        return _Images(batches, None, arguments.num_images, preprocess.input_size)
+        return _Images(batches, None, arguments.num_images, side)
     found = calibration_images(*source, **how)
     skipped += found.skipped
     if (found.labels < 0).any():
         raise OmpqError(f"--labels: {arguments.data or arguments.dataset} has none; leave it out")
     batches = iter(found.images.split(batch_sizes(len(found.labels), size)))
-    return _Images(batches, found.labels, len(found.labels), preprocess.input_size)
+    return _Images(batches, found.labels, len(found.labels), side)
 
 
 def _shards(batches: Iterator[Tensor], ranks: Ranks, device: torch.device) -> Iterator[Shard]:
@@ -273,7 +289,7 @@ def extract(arguments: argparse.Namespace) -> Found:
     network, preprocess = network_of(arguments)
     skipped: list[str] = []
     found = _images(arguments, preprocess, skipped)
-    graph = trace(network.module.to(device), (3, found.side, found.side))
+    graph = trace(network.module.to(device), (3, *found.size))
     check_feasible(graph.groups, settings)
     unbiased = found.count > arguments.batch_size
     total = -(-found.count // arguments.batch_size)
@@ -286,8 +302,10 @@ def extract(arguments: argparse.Namespace) -> Found:
     details: dict[str, Any] = {
         "weights": network.source,
         "dataset": str(arguments.calibration_data or arguments.dataset),
-        "input_size": found.side,
+        "input_size": list(found.size),
         "skipped_images": skipped,
+        "labels": arguments.labels,
+        "augment": arguments.augment,
         "float_layers": dict(graph.float_layers),
         "device": device.type,
     }
@@ -325,7 +343,7 @@ def _sweep(arguments: argparse.Namespace, pricer: Pricer, settings: SearchSettin
     if not arguments.auto:
         count = POINTS if arguments.sweep_points is None else arguments.sweep_points
         return list(progress(sweep(pricer, settings, low, high, count), "budgets", count or None))
-    count = arguments.sweep_points or AUTO_POINTS
+    count = AUTO_POINTS if arguments.sweep_points is None else arguments.sweep_points
     truth = Truth(pricer.subject, pricer.subject.images)
     tried = auto_sweep(pricer, truth, settings, low, high, count, arguments.seed)
     return list(progress(tried, "budgets", count))
@@ -355,12 +373,14 @@ def write(found: Found, folder: Path) -> list[str]:
 def run() -> None:
     """Parse, search, print, write."""
     arguments = build_parser().parse_args()
+    check_writable(arguments.output_dir)
     found = extract(arguments)
     if Ranks.from_environment().is_main:
-        written = write(found, arguments.output_dir)
         if found.points:
             print_sweep(found.points)
         print_result(found.result, found.config)
+        sys.stdout.flush()
+        written = write(found, arguments.output_dir)
         print(f"written to {arguments.output_dir}/: {' '.join(written)}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from ompq.errors import OmpqError
 from ompq.graph import Group
 
 NANOSECONDS_PER_MS = 10**6
+# A day; sums of nanoseconds stay far within 63 bits.
+_LONGEST_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def load_latency(path: str | Path) -> LatencyTable:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OmpqError(f"latency table {path} cannot be read: {error}") from error
     form = f"latency table {path}: expected {{layer: {{bits: milliseconds}}}}"
     if not isinstance(content, dict) or not content:
@@ -67,7 +68,8 @@ def load_latency(path: str | Path) -> LatencyTable:
         times[layer] = {}
         for bits, value in entries.items():
             is_time = isinstance(value, int | float) and not isinstance(value, bool)
-            if not bits.isdecimal() or not is_time or not math.isfinite(value) or value < 0:
+            is_width = bits.isdecimal() and len(bits) <= 2
+            if not is_width or not is_time or not 0 <= value <= _LONGEST_MS:
                 raise OmpqError(f"{form}; {layer} has {bits!r}: {value!r}")
             times[layer][int(bits)] = float(value)
     return LatencyTable(times, str(path))

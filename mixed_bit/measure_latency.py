@@ -14,7 +14,7 @@ from mixed_bit.layer_times import FLOAT_BITS, INTEGER_BITS, LayerTime, layer_tim
 from ompq.errors import OmpqError
 from ompq.files import write_json
 from ompq.graph import trace
-from ompq.options import Parser, add_network_options
+from ompq.options import Parser, add_input_size, add_network_options
 from ompq.runtime import progress, run_script
 from ompq.zoo import load_network
 
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="measure_latency.py", description=__doc__)
     add_network_options(parser, "--model", "-a", "--arch")
     group = parser.add_argument_group("measurement")
-    group.add_argument("--input_size", type=int, help="side of the images (default: the network's)")
+    add_input_size(group)
     group.add_argument("--batch_size", type=int, default=1, help="images at a time")
     group.add_argument("--repeats", type=int, default=20, help="runs of every layer and form")
     group.add_argument("--threads", type=int, default=0, help="0: one per core")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -89,14 +90,32 @@ def best(
     pricer: Pricer, truth: Truth, settings: SearchSettings, *, seed: int
 ) -> tuple[SearchResult, list[Trial]]:
     """The trial with the least divergence as the result of a search, and all trials."""
+    start = time.perf_counter()
     tried = list(trials(pricer, truth, settings, random_trials=RANDOM_TRIALS, seed=seed))
     winner = min(tried, key=lambda trial: trial.outcome.kl)
     # What was not priced itself is shown by the prices that tell most.
     shown = winner.method if winner.method.metric in METRICS else Method("kl")
     result = price_and_solve(pricer, _settings(settings, shown))
-    note = f"chosen by measured divergence among {len(tried)} allocations: {winner.method}"
-    allocation = replace(winner.allocation, note=note)
-    return replace(result, assignment=winner.assignment, allocation=allocation), tried
+    program = program_of(pricer, result.prices, result.settings)
+    allocation = replace(
+        winner.allocation,
+        note=f"chosen by measured divergence among {len(tried)} allocations: {winner.method}",
+        price=program.total(program.choice(winner.allocation)),
+    )
+    spent = time.perf_counter() - start
+    result = replace(
+        result,
+        assignment=winner.assignment,
+        allocation=allocation,
+        prices=replace(result.prices, passes=search_passes(pricer, len(tried))),
+        seconds=result.seconds | {"prices": spent, "total": spent},
+    )
+    return result, tried
+
+
+def search_passes(pricer: Pricer, tried: int) -> float:
+    """The work of measuring all prices and of trying out so many allocations, in forward passes."""
+    return tried + sum(pricer.prices(metric, 1.0).passes for metric in ("orm", *PLAIN))
 
 
 def _settings(settings: SearchSettings, method: Method) -> SearchSettings:

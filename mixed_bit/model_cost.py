@@ -14,7 +14,7 @@ from typing import Any
 
 from ompq.bitconfig import QUANT_TYPES, Assignment, resolve
 from ompq.graph import trace
-from ompq.options import Parser, add_network_options
+from ompq.options import Parser, add_input_size, add_network_options
 from ompq.runtime import run_script
 from ompq.zoo import load_network
 
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--quant_type", choices=sorted(QUANT_TYPES), default="QAT", help="what the list covers"
     )
     group.add_argument("--act_bits", type=int, help="activation bits (default: the scheme's, or 8)")
-    group.add_argument("--input_size", type=int, help="side of the images (default: the network's)")
+    add_input_size(group)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 

@@ -15,6 +15,7 @@ from mixed_bit.features import Orthogonality
 from mixed_bit.search import SearchResult
 from mixed_bit.sweep import Point, knee
 from ompq.bitconfig import BitConfig
+from ompq.data import unreadable_note
 from ompq.plots import ACCENT, INK, SOFT, figure
 from ompq.zoo import RANDOM_WEIGHTS
 
@@ -32,7 +33,7 @@ def print_result(result: SearchResult, config: BitConfig) -> None:
     print(f"Quantization model is {config.model_size_mb:.4f} Mb")
     print(f"Original model is {config.details['float_size_mb']:.4f} Mb")
     acts = "mixed" if result.act_widths else config.act_bits
-    print(f"Quantization model BOPs is {config.bops_g:.2f} G (W mixed / A {acts})")
+    print(f"Quantization model BOPs is {config.bops_g:.4g} G (W mixed / A {acts})")
     latency = config.details.get("latency_ms")
     if latency is not None:
         print(f"Quantization model latency is {latency:.4f} ms by the table")
@@ -65,7 +66,7 @@ def _work(result: SearchResult) -> str:
             f"{seconds['forward']:.2f} s, orthogonality {seconds['orthogonality']:.2f} s, {solved}"
         )
     return (
-        f"{result.num_images} images, metric {result.settings.metric}: the work of "
+        f"{result.num_images} images, prices by {result.settings.metric}; the work of "
         f"{result.prices.passes:.1f} forward passes, {seconds['prices']:.2f} s; {solved}"
     )
 
@@ -120,9 +121,7 @@ def notes(result: SearchResult, config: BitConfig) -> list[str]:
             f"unbiased minibatch estimate over {orthogonality.num_batches} batches "
             "(Nguyen et al., arXiv:2010.15327)"
         )
-    skipped = config.details["skipped_images"]
-    if skipped:
-        found.append(f"{len(skipped)} unreadable image(s) skipped: {', '.join(skipped[:3])}")
+    found += unreadable_note(config.details["skipped_images"])
     found += [
         f"the feature of {name} is the same for every image; it counts as redundant"
         for name in (orthogonality.constant if orthogonality is not None else ())

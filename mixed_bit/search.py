@@ -27,7 +27,7 @@ from mixed_bit.metrics import ORTHOGONAL, Prices
 from mixed_bit.pricing import Pricer
 from mixed_bit.program import Program
 from mixed_bit.settings import SearchSettings
-from ompq.bitconfig import PINNED_BITS, QUANT_TYPES, Assignment, BitConfig
+from ompq.bitconfig import PINNED_BITS, Assignment, BitConfig
 from ompq.graph import Group, NetworkGraph
 from ompq.runtime import Ranks, versions
 
@@ -97,7 +97,7 @@ def pricer_of(
     seed: int = 0,
 ) -> Pricer:
     """What prices the groups that these settings choose for; see `search`."""
-    listed = listed_groups(graph, settings.quant_type)
+    listed = listed_groups(graph.groups, settings.quant_type)
     return Pricer(
         graph,
         listed,
@@ -188,7 +188,7 @@ def check_feasible(groups: Sequence[Group], settings: SearchSettings) -> None:
     Raises:
         OmpqError: names the smallest feasible size.
     """
-    listed = [g for g in groups if QUANT_TYPES[settings.quant_type].takes_part(g)]
+    listed = listed_groups(groups, settings.quant_type)
     free = Prices(
         weights=np.zeros((len(listed), len(weight_widths(listed, settings)))),
         activations=np.zeros((len(listed), len(activation_widths(settings)))),

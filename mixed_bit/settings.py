@@ -12,6 +12,9 @@ from ompq.bitconfig import DEFAULT_ACT_BITS, QUANT_TYPES
 from ompq.cost import check_widths
 from ompq.errors import OmpqError
 
+# Whole numbers of bits, bit operations and nanoseconds stay within 63 bits.
+_LARGEST_BUDGET = 1e9
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -52,14 +55,13 @@ class SearchSettings:
         if all(value is None for value in budgets.values()):
             raise OmpqError("no budget is given; set --model_size MB, --bops G or --latency MS")
         for option, value in budgets.items():
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise OmpqError(f"{option} {value}: a budget is a positive number")
+            if value is not None and not 0 < value <= _LARGEST_BUDGET:
+                raise OmpqError(f"{option} {value}: a budget is a number above 0, up to 1e9")
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise OmpqError(f"--beta {self.beta}: give a finite number that is not negative")
-        if not self.widths:
-            raise OmpqError("--bits is empty; give candidate widths such as 4,8")
         check_widths(self.widths, "--bits")
-        check_widths(list(self.pins.values()), "--pin")
+        for layer, width in self.pins.items():
+            check_widths([width], f"--pin {layer}")
         check_widths([self.act_bits, *self.act_candidates], "--act_bits")
         if self.act_candidates and self.bops_g is None:
             raise OmpqError("--act_bits to choose from need a budget they count in: set --bops G")

@@ -13,7 +13,13 @@ from matplotlib.ticker import MaxNLocator
 from mixed_bit.methods import best
 from mixed_bit.pricing import Pricer
 from mixed_bit.program import Program
-from mixed_bit.search import SearchResult, price_and_solve, program_of, solve_program
+from mixed_bit.search import (
+    SearchResult,
+    check_feasible,
+    price_and_solve,
+    program_of,
+    solve_program,
+)
 from mixed_bit.settings import SearchSettings
 from mixed_bit.truth import Truth
 from ompq.cost import BITS_PER_MB
@@ -55,18 +61,25 @@ def sweep(
         points: budgets to solve at the most.
 
     Raises:
-        OmpqError: not even the largest size is feasible, or the sizes are in the wrong order.
+        OmpqError: not even the largest size is feasible, or nothing lies between the two.
     """
-    _check_order(low_mb, high_mb)
     # Measured once, and with it everything of the result but the widths.
     first = price_and_solve(pricer, replace(settings, size_mb=high_mb))
     program = program_of(pricer, first.prices, first.settings)
+    # Prices beside the largest scale: with β = 100 those of orthogonality vanish in a float64.
+    program = replace(program, log_scale=first.prices.relative_scale)
     limit, lowest = program.budgets[0].limit, int(low_mb * BITS_PER_MB)
     spacing = (limit - lowest) / points if points else 0.0
     result = first
+    if first.assignment.size_mb < low_mb:
+        raise OmpqError(
+            f"--sweep {low_mb} {high_mb}: no allocation lies between; the largest that fits has "
+            f"{first.assignment.size_mb:.4f} MB"
+        )
     while True:
-        yield Point(result, result.allocation.price, settings.metric)
-        found = program.budgets[0].spent(program.choice(result.allocation))
+        choice = program.choice(result.allocation)
+        yield Point(result, program.total(choice), settings.metric)
+        found = program.budgets[0].spent(choice)
         limit = min(found - 1, int(limit - spacing))
         if limit < lowest:
             return
@@ -89,7 +102,7 @@ def auto_sweep(
     seed: int,
 ) -> Iterator[Point]:
     """At evenly spaced sizes, the allocation of least measured divergence among all methods."""
-    _check_order(low_mb, high_mb)
+    check_feasible(pricer.graph.groups, replace(settings, size_mb=low_mb))
     for size in np.linspace(high_mb, low_mb, max(points, 2)):
         result, tried = best(pricer, truth, replace(settings, size_mb=float(size)), seed=seed)
         winner = min(tried, key=lambda trial: trial.outcome.kl)
@@ -159,11 +172,6 @@ def _label(points: Sequence[Point]) -> str:
     if methods == {points[0].result.settings.metric}:
         return f"price ({points[0].method})"
     return "measured output divergence, nats"
-
-
-def _check_order(low_mb: float, high_mb: float) -> None:
-    if not 0 < low_mb < high_mb:
-        raise OmpqError(f"--sweep {low_mb} {high_mb}: give the smaller size first, both positive")
 
 
 def _with_limit(program: Program, limit: int) -> Program:

@@ -32,7 +32,7 @@ from ompq.quantizers import QuantParams
 from ompq.runtime import versions
 from ompq.zoo import Network, rebuild
 
-FORMAT = "ompq-quantized/1"
+FORMAT = "ompq-quantized/2"
 FILE = "quantized.safetensors"
 _KEY = "ompq"
 
@@ -87,6 +87,7 @@ def save(
         "model_size_mb": assignment.size_mb,
         "bits": list(assignment.widths),
         "act_bits": assignment.act_bits,
+        "activation_bits": list(assignment.activations),
         "groups": [list(group.layers) for group in assignment.groups],
         "weights": source.source,
         "versions": versions(),
@@ -147,11 +148,11 @@ def load(path: str | Path) -> Artifact:
 
 
 def _float_tensors(quantized: QuantizedNetwork) -> dict[str, Tensor]:
-    """Everything in the network's state that no integers stand for; shared tensors once."""
+    """Everything in the network's state that no integers stand for."""
     quantized_names = {f"{layer}.weight" for layer in quantized.weights}
     state = quantized.module.state_dict()
     return {
-        name: value.clone()
+        name: value
         for name, value in state.items()
         if name not in quantized_names and not name.startswith(f"{ACTIVATIONS}.")
     }

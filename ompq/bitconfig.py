@@ -56,6 +56,10 @@ class Assignment:
     published_ops: Mapping[str, int] = field(default_factory=dict)
     group_act_bits: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        check_widths(self.widths, "weight bits")
+        check_widths([self.act_bits, *self.activations], "activation bits")
+
     @property
     def bits(self) -> list[int]:
         """The bit list: widths of the groups that take part."""
@@ -119,7 +123,6 @@ def assign(
             f"{len(names)}, one for each of: {', '.join(names)}"
         )
     check_widths(bits, "bit list")
-    check_widths([act_bits], "activation bits")
     remaining = iter(bits)
     widths = tuple(next(remaining) if part else PINNED_BITS for part in listed)
     return Assignment(tuple(groups), widths, listed, act_bits)
@@ -149,11 +152,12 @@ def resolve(
     """
     stripped = text.strip()
     if stripped.startswith(("[", "(")):
-        return assign(groups, quant_type, _parse_list(stripped), act_bits or DEFAULT_ACT_BITS)
+        chosen = DEFAULT_ACT_BITS if act_bits is None else act_bits
+        return assign(groups, quant_type, _parse_list(stripped), chosen)
     if stripped.endswith(".json") or Path(stripped).is_file():
         return load(stripped).assignment(groups, act_bits)
     scheme = bit_config.lookup(stripped)
-    chosen = act_bits or scheme.act_bits or DEFAULT_ACT_BITS
+    chosen = act_bits if act_bits is not None else scheme.act_bits or DEFAULT_ACT_BITS
     if isinstance(scheme, bit_config.Uniform):
         return uniform(groups, scheme.width, chosen)
     rule = QUANT_TYPES[scheme.quant_type]
@@ -247,7 +251,8 @@ class BitConfig:
         listed = tuple(in_list[key] for key in keys)
         bits = tuple(widths[key] for key in keys)
         check_widths(bits, f"bit configuration of {self.model}")
-        plain = Assignment(tuple(groups), bits, listed, act_bits or self.act_bits)
+        chosen_act_bits = self.act_bits if act_bits is None else act_bits
+        plain = Assignment(tuple(groups), bits, listed, chosen_act_bits)
         if act_bits is not None or not self.details.get("act_candidates"):
             return plain
         chosen = {frozenset(entry["layers"]): entry["act_bits"] for entry in self.groups}

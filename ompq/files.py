@@ -41,11 +41,30 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise OmpqError(
-            f"cannot write {path}: {error.strerror or error}; nothing was changed"
+            f"cannot write {path}: {error.strerror or error}; what stood there is as it was"
         ) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def check_writable(folder: str | Path) -> None:
+    """Create a folder and try it, so that long work does not find out at its end.
+
+    Raises:
+        OmpqError: it cannot be created or written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
+    except FileExistsError as error:
+        raise OmpqError(f"{folder} is a file; give --output_dir a folder") from error
+    except OSError as error:
+        raise OmpqError(
+            f"cannot write to {folder}: {error.strerror}; give another folder"
+        ) from error
 
 
 def write_text(path: str | Path, text: str) -> None:

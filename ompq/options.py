@@ -63,9 +63,16 @@ def add_data_options(
     group = parser.add_argument_group(title)
     group.add_argument("--dataset", choices=list(DATASETS), default="imagenet", help="data set")
     group.add_argument(*folder_flags, dest="data", type=Path, help="folder of the data set")
-    group.add_argument("--input_size", type=int, help="side of the images (default: the network's)")
+    add_input_size(group)
     group.add_argument("--loader", choices=BACKENDS, default="auto", help="who decodes the images")
     return group
+
+
+def add_input_size(group: argparse._ArgumentGroup) -> None:
+    """`--input_size`."""
+    group.add_argument(
+        "--input_size", type=positive, help="side of the images (default: the network's)"
+    )
 
 
 def add_configuration_choice(
@@ -95,7 +102,7 @@ def add_run_options(
     `output_flags` are further names of `--output_dir`.
     """
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=seed, help="seed of everything random")
+    group.add_argument("--seed", type=seed_number, default=seed, help="seed of everything random")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument(
         "--workers", "-j", type=int, default=workers, help="threads that decode images"
@@ -169,12 +176,29 @@ def json_ready(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def positive(text: str) -> int:
+    """Parse a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def seed_number(text: str) -> int:
+    """Parse a seed: a whole number that every generator takes."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
 def int_list(text: str) -> tuple[int, ...]:
-    """Parse `4,8` (or `4 8`) into integers."""
+    """Parse `4,8` (or `4 8`) into integers, one at least."""
     try:
-        return tuple(int(part) for part in text.replace(",", " ").split())
+        numbers = tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 4,8") from error
+    if not numbers:
+        raise argparse.ArgumentTypeError("an empty list; give one such as 4,8")
+    return numbers
 
 
 def float_list(text: str) -> tuple[float, ...]:

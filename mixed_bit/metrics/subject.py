@@ -32,6 +32,11 @@ class Prices:
     log_scale: NDArray[np.float64]
     passes: float
 
+    @property
+    def relative_scale(self) -> NDArray[np.float64]:
+        """`log_scale` beside the largest: comparisons need no more, and nothing vanishes."""
+        return np.asarray(self.log_scale - self.log_scale.max())
+
 
 @dataclass(frozen=True)
 class Subject:

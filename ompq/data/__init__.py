@@ -12,7 +12,7 @@ calibration, calibration_file                          a handful of images
 from ompq.data.calibration import CalibrationImages, calibration_batches, calibration_images
 from ompq.data.calibration_file import load_calibration_file
 from ompq.data.decoding import BACKENDS
-from ompq.data.loader import Loader, make_loader
+from ompq.data.loader import Loader, make_loader, unreadable_note
 from ompq.data.registry import DATASETS, DatasetInfo, preprocess_for
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "load_calibration_file",
     "make_loader",
     "preprocess_for",
+    "unreadable_note",
 ]

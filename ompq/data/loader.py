@@ -210,6 +210,14 @@ def make_loader(
     return loader
 
 
+def unreadable_note(skipped: Sequence[str]) -> list[str]:
+    """A sentence on the files that were left out; none where there are none."""
+    if not skipped:
+        return []
+    shown = ", ".join(skipped[:3]) + (", …" if len(skipped) > 3 else "")
+    return [f"{len(skipped)} unreadable image(s) skipped: {shown}"]
+
+
 def check_positive(**values: int | None) -> None:
     """Refuse values below 1, by the name of their option.
 

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ompq.fixed_point.grids import ActivationGrid, LearnedActivationGrid, RangeRule, WeightGrid
 from ompq.fixed_point.modules import Exact, Joint, Origin, QuantizedLayer, Requantizer
+from ompq.fixed_point.norms import FreeNorm
 from ompq.graph import NetworkGraph
 from ompq.graph.operations import (
     ADDITIONS,
@@ -92,8 +93,9 @@ class IntegerNetwork:
 
     def freeze_norms(self) -> None:
         """From now on batch norms keep their statistics."""
-        for layer in self.layers().values():
-            layer.freeze_norm = True
+        for module in _called(self.module).values():
+            if isinstance(module, QuantizedLayer | FreeNorm):
+                module.freeze_norm = True
 
 
 def to_integers(
@@ -119,6 +121,7 @@ def to_integers(
     rewriting = _Rewriting(module, scheme, act_bits)
     for node in list(module.graph.nodes):
         rewriting.visit(node)
+    _swap_free_norms(module)
     module.delete_all_unused_submodules()
     module.requires_grad_(True)
     module.graph.lint()
@@ -144,9 +147,8 @@ def _swap_layers(
         norm = None
         if layer.batch_norm is not None:
             found = module.get_submodule(layer.batch_norm)
-            if isinstance(found, _BatchNorm) and found.running_var is not None:
-                norm = found
-                norms[layer.batch_norm] = name
+            norm = found if isinstance(found, _BatchNorm) else None
+            norms[layer.batch_norm] = name
         float_layer = layer_of(module, name)
         grid = WeightGrid(bits[name], scheme.rule).to(float_layer.weight.device)
         module.set_submodule(name, QuantizedLayer(float_layer, norm, grid, scheme.bias_bits))
@@ -154,6 +156,13 @@ def _swap_layers(
         if node.op == "call_module" and node.target in norms:
             node.replace_all_uses_with(node.all_input_nodes[0])
             module.graph.erase_node(node)
+
+
+def _swap_free_norms(module: GraphModule) -> None:
+    """Batch norms that follow no layer are trained like those that do: over all ranks."""
+    for path, found in _called(module).items():
+        if isinstance(found, _BatchNorm):
+            module.set_submodule(path, FreeNorm(found))
 
 
 class _Rewriting:
@@ -201,7 +210,10 @@ class _Rewriting:
         name = operation(node, self.module)
         if name not in ADDITIONS | _CONCATENATIONS or node.op == "call_module":
             return node
-        given: Any = node.args[0] if name in _CONCATENATIONS else node.args
+        if name in ADDITIONS:
+            given: Any = node.args
+        else:
+            given = node.args[0] if node.args else node.kwargs["tensors"]
         parts = [part for part in given if isinstance(part, Node)]
         origins = [self.origins.get(part) for part in parts]
         if len(parts) < len(given) or None in origins or node.kwargs.get("alpha", 1) != 1:

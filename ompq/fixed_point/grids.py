@@ -7,11 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
-from ompq.quantizers import QuantParams, fake_quantize, learned_step_quantize, lp_scale, round_to
+from ompq.quantizers import (
+    QuantParams,
+    fake_quantize,
+    learned_step_quantize,
+    lp_scale,
+    round_to,
+    some_values,
+)
 
 _SMALLEST_SCALE = 1e-12
-# Values that a percentile looks at.
-_SAMPLED = 2**17
+# An activation whose whole range is smaller than this is dead, and any scale will do.
+_DEAD_RANGE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -108,14 +115,13 @@ class LearnedWeightGrid(FixedWeightGrid):
 
     def params(self, weight: Tensor) -> QuantParams:
         """With the step size as it is now."""
-        scale = self.scale.detach().abs().clamp_min(_SMALLEST_SCALE)
-        return QuantParams(scale, self.zero_point, self.low, self.high)
+        return QuantParams(_positive(self.scale.detach()), self.zero_point, self.low, self.high)
 
     def forward(self, weight: Tensor, params: QuantParams) -> Tensor:
         """channels × … → the same, on the grid."""
         shape = (-1,) + (1,) * (weight.dim() - 1) if self.scale.dim() else ()
         count = weight.numel() / max(1, self.scale.numel())
-        scale = _slowed(self.scale, count, self.high).view(shape)
+        scale = _slowed(_positive(self.scale), count, self.high).view(shape)
         zero_point = self.zero_point.view(shape)
         return learned_step_quantize(weight, scale, zero_point, self.low, self.high)
 
@@ -170,8 +176,7 @@ class ActivationGrid(nn.Module):
         if not self.rule.act_percentile:
             low, high = torch.aminmax(x.detach())
             return low.float(), high.float()
-        flat = x.detach().flatten().float()
-        flat = flat[:: -(-flat.numel() // _SAMPLED)]
+        flat = some_values(x.detach().float())
         rank = _rank(self.rule.act_percentile, flat.numel())
         return flat.kthvalue(flat.numel() + 1 - rank).values, flat.kthvalue(rank).values
 
@@ -181,7 +186,7 @@ class ActivationGrid(nn.Module):
         signed_span = torch.maximum(-low, high) / (2 ** (self.bits - 1) - 1)
         span = (high - low) / (2**self.bits - 1)
         scale = torch.where((low < 0) & symmetric, signed_span, span)
-        self.scale.copy_(scale.clamp_min(_SMALLEST_SCALE))
+        self.scale.copy_(torch.where(high - low < _DEAD_RANGE, 1.0, scale))
         start = torch.round(low / self.scale).clamp(-(2**self.bits - 1), 0)
         signed_start = torch.full_like(start, -(2 ** (self.bits - 1)))
         first = torch.where((low < 0) & symmetric, signed_start, start)
@@ -199,6 +204,10 @@ class ActivationGrid(nn.Module):
             x = x.clamp(*clip)
         params = QuantParams(self.scale, self.zero_point, self.low, self.high)
         return fake_quantize(x.float(), params)
+
+    def step(self) -> Tensor:
+        """The scale that is in force, without a gradient."""
+        return self.scale.detach()
 
     @torch.no_grad()
     def set(self, params: QuantParams) -> None:
@@ -224,8 +233,17 @@ class LearnedActivationGrid(ActivationGrid):
             x = x.clamp(*clip)
         if self.observing:
             self.observe(x)
-        scale = _slowed(self.scale, x[0].numel(), 2**self.bits - 1)
+        scale = _slowed(_positive(self.scale), x[0].numel(), 2**self.bits - 1)
         return learned_step_quantize(x.float(), scale, self.zero_point, self.low, self.high)
+
+    def step(self) -> Tensor:
+        """The scale that is in force, without a gradient."""
+        return _positive(self.scale.detach())
+
+
+def _positive(scale: Tensor) -> Tensor:
+    """What a learned scale stands for, should a step of the optimizer have taken it below zero."""
+    return scale.abs().clamp_min(_SMALLEST_SCALE)
 
 
 def _slowed(scale: Tensor, count: float, levels: int) -> Tensor:

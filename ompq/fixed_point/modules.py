@@ -309,7 +309,7 @@ class Requantizer(nn.Module):
 
     def step(self) -> Tensor:
         """Scale of the grid, float64 scalar."""
-        return self.grid.scale.detach().double()
+        return self.grid.step().double()
 
     def factor(self, origin: Origin) -> Dyadic:
         """What takes integers of another grid to this one."""

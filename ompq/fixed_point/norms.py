@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+class FreeNorm(nn.Module):
+    """A batch norm that follows no layer, and so stays in float (DenseNet, pre-activation)."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.norm = norm
+        self.freeze_norm = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """n × channels × … → the same."""
+        return normalise(x, self.norm, self.freeze_norm)
+
+
 def normalise(x: Tensor, norm: _BatchNorm, frozen: bool) -> Tensor:
     """`norm(x)`; with its running statistics where `frozen`, else with those of all ranks' batches.
 
-    Every rank has equally many images.
+    Every rank has equally many images. A norm without running statistics has but its batch's.
     """
-    training = norm.training and not frozen
-    if training and distributed.is_available() and distributed.is_initialized():
+    training = norm.running_mean is None or (norm.training and not frozen)
+    if training and norm.training and distributed.is_available() and distributed.is_initialized():
         return _over_all_ranks(x, norm)
     mean, variance = norm.running_mean, norm.running_var
     momentum = 0.1 if norm.momentum is None else norm.momentum

@@ -42,7 +42,7 @@ def to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict[str, An
             tensors[f"{name}.bias"] = bias
         widths[name] = {"bits": layer.grid.bits, "low": params.low, "high": params.high}
     for path, requantizer in requantizers.items():
-        tensors[f"{path}.scale"] = requantizer.grid.scale.detach()
+        tensors[f"{path}.scale"] = requantizer.grid.step()
         tensors[f"{path}.zero_point"] = requantizer.grid.zero_point
     runs_on_integers = network.runs_on_integers
     if runs_on_integers:

@@ -84,7 +84,7 @@ class NetworkGraph:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """Single-entry single-exit parts that hold every layer once, in execution order."""
+        """Single-entry single-exit parts, in execution order; every call of a layer is in one."""
         return find_blocks(self.module, [n for layer in self.layers.values() for n in layer.nodes])
 
     @property
@@ -157,14 +157,19 @@ def _describe(traced: GraphModule, name: str, nodes: list[Node]) -> Layer:
 
 
 def _following_batch_norm(traced: GraphModule, nodes: list[Node]) -> str | None:
-    """Path of the batch norm that reads this layer alone, if it has one of its own."""
+    """Path of the batch norm that reads this layer alone, if it has one of its own.
+
+    One without running statistics cannot become part of the layer.
+    """
     users = tensor_users(nodes[0])
     if len(nodes) > 1 or len(users) != 1 or users[0].op != "call_module":
         return None
     norm = users[0]
     calls = [n for n in traced.graph.nodes if n.op == "call_module" and n.target == norm.target]
-    is_norm = operation(norm, traced) in BATCH_NORMS
-    return str(norm.target) if is_norm and len(calls) == 1 else None
+    if operation(norm, traced) not in BATCH_NORMS or len(calls) > 1:
+        return None
+    target = str(norm.target)
+    return None if traced.get_submodule(target).running_var is None else target
 
 
 def _tied_groups(traced: GraphModule, layers: dict[str, Layer]) -> tuple[Group, ...]:
@@ -229,13 +234,22 @@ def _left_in_float(traced: GraphModule, layers: dict[str, Layer]) -> dict[str, s
         if node.op == "call_module" and node.target not in layers:
             module = traced.get_submodule(node.target)
             if any(parameter.dim() > 1 for parameter in module.parameters()):
-                left[str(node.target)] = f"{type(module).__name__} is not quantized"
+                left[str(node.target)] = _reason(module)
         elif node.op == "get_attr":
             user = _multiplying_user(node, traced)
             if user is not None:
                 owner = str(node.target).rpartition(".")[0] or str(node.target)
                 left[owner] = f"its weight goes into the function {operation(user, traced)}"
     return left
+
+
+def _reason(module: nn.Module) -> str:
+    name = type(module).__name__
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        return f"{name} is not quantized"
+    if "weight" not in module._parameters:
+        return f"{name} computes its weight anew at every call"
+    return f"{name} computes otherwise than its base class"
 
 
 def _multiplying_user(parameter: Node, traced: GraphModule) -> Node | None:

@@ -17,9 +17,12 @@ NORMS = BATCH_NORMS | frozenset(
 )
 IDENTITIES = frozenset(
     "identity dropout dropout2d alphadropout feature_dropout stochastic_depth drop_path "
-    "contiguous clone detach to type_as float activationquantizer".split()
+    "contiguous clone detach to type_as float".split()
 )
-LAYOUTS = frozenset("flatten unflatten reshape view permute transpose squeeze unsqueeze".split())
+# Zeros that pad are on every grid.
+LAYOUTS = frozenset(
+    "flatten unflatten reshape view permute transpose squeeze unsqueeze same_padding".split()
+)
 MAX_POOLS = frozenset("maxpool2d max_pool2d adaptivemaxpool2d adaptive_max_pool2d amax".split())
 ADDITIONS = frozenset("add iadd".split())
 PARAMETER_PLUMBING = frozenset(
@@ -29,8 +32,19 @@ ARITHMETIC = ADDITIONS | frozenset("mul imul sub isub div truediv itruediv".spli
 
 
 def quantizable(module: nn.Module) -> bool:
-    """Whether the toolkit can quantize the weights of `module`."""
-    return isinstance(module, nn.Conv2d | nn.Linear)
+    """Whether the toolkit can quantize the weights of `module`: a plain layer with a plain weight.
+
+    A subclass that computes otherwise, or a weight that is computed anew at every call (weight
+    norm, spectral norm, standardisation), would not do what its weight says.
+    """
+    is_layer = isinstance(module, nn.Conv2d | nn.Linear)
+    return is_layer and plain_forward(module) and "weight" in module._parameters
+
+
+def plain_forward(module: nn.Module) -> bool:
+    """Whether a layer runs the forward pass of torch.nn's own class, and no hook before it."""
+    own = type(module).forward in (nn.Conv2d.forward, nn.Linear.forward)
+    return own and not module._forward_pre_hooks
 
 
 def layer_of(network: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
@@ -53,7 +67,11 @@ def operation(node: Node, network: GraphModule) -> str:
     """
     if node.op == "call_module":
         module_type = type(network.get_submodule(str(node.target)))
-        bases = [base for base in module_type.__mro__ if base.__module__.startswith("torch.nn")]
+        bases = [
+            base
+            for base in module_type.__mro__
+            if base.__module__.startswith("torch.nn") and base is not nn.Module
+        ]
         return (bases or [module_type])[0].__name__.lower()
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name.strip("_").lower()

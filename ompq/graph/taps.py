@@ -50,11 +50,17 @@ def _carries(user: Node, node: Node, traced: GraphModule, behind_images: set[Nod
         return False
     name = operation(user, traced)
     if name in _CARRIED:
-        return user.args[:1] == (node,)
+        return user.args[:1] == (node,) and _images_first(user, node)
     if name not in ARITHMETIC or tensor_shape(user) != tensor_shape(node):
         return False
     others = [source for source in user.all_input_nodes if source is not node]
     return name in ADDITIONS or not any(other in behind_images for other in others)
+
+
+def _images_first(user: Node, node: Node) -> bool:
+    """Whether the images are still the first dimension (attention puts queries and keys there)."""
+    before, after = tensor_shape(node), tensor_shape(user)
+    return before is None or after is None or before[:1] == after[:1]
 
 
 def _gate(node: Node, users: list[Node], traced: GraphModule) -> Node | None:

@@ -17,10 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ompq.errors import OmpqError
 from ompq.graph.network import NetworkGraph, analyse
-from ompq.graph.operations import quantizable
+from ompq.graph.plain import follow_changes_in_place, make_layers_plain
 
 _OWN_FOLDER = str(Path(__file__).parent)
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
+_LAYERS = (nn.Conv2d, nn.Linear)
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 # What a network's own code raises where tracing, or an image of this size, does not suit it.
 _UNSUITED = (
@@ -52,6 +53,8 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> NetworkGraph
     _split_fused_activations(root)
     traced = fx.GraphModule(root, _trace(root), type(network).__name__)
     _record_shapes(traced, input_shape)
+    make_layers_plain(traced)
+    follow_changes_in_place(traced)
     return analyse(traced, input_shape)
 
 
@@ -63,7 +66,7 @@ class _Tracer(fx.Tracer):
         self._opaque = opaque
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if quantizable(m) or isinstance(m, (*_NORMS, *self._opaque)):
+        if isinstance(m, (*_LAYERS, *_NORMS, *self._opaque)):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from ompq.quantizers.affine import QuantParams, fake_quantize
 from ompq.quantizers.learned_step import learned_step_quantize
+from ompq.quantizers.sample import some_values
 from ompq.quantizers.scale import lp_scale
-
-# Values that a scale search looks at; more change it by less than its step.
-_SEARCHED = 2**17
 
 
 class ActivationQuantizer(nn.Module):
@@ -47,9 +45,8 @@ class ActivationQuantizer(nn.Module):
 
     def fit(self, x: Tensor) -> None:
         """Choose scale and zero point for values like `x` by L_2.4 search."""
-        flat = x.detach().flatten()
-        stride = -(-flat.numel() // _SEARCHED)
-        sample = torch.cat([flat[::stride], flat.amin()[None], flat.amax()[None]])
+        values = x.detach()
+        sample = torch.cat([some_values(values), values.amin()[None], values.amax()[None]])
         self.set(lp_scale(sample, self.bits, per_channel=False))
 
     def forward(self, x: Tensor) -> Tensor:

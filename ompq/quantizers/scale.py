@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from ompq.quantizers.affine import QuantParams
+from ompq.quantizers.contenders import contenders
 
 _SMALLEST_SCALE = 1e-12
 # Values that are searched at once: enough to outweigh the calls, few enough for the cache.
 _PIECE = 2**20
-# Bounds and errors are rounded sums; a bound this much above the least error may still win.
-_CAUTION = 1 - 1e-4
 
 
 def min_max_scale(
@@ -40,10 +39,9 @@ def lp_scale(
 ) -> QuantParams:
     """Parameters with the least Σ|w − ŵ|^p among `steps` shrunken ranges; the widest of equals.
 
-    The range shrinks by a hundredth a step, as in BRECQ (arXiv:2102.05426, p = 2.4). Powers are
-    slow and squares are fast: by Hölder's inequality Σ|e|^p ≥ n (Σe²/n)^(p/2) for p ≥ 2, so that
-    most candidates are ruled out by their squared error alone. The result is that of evaluating
-    them all.
+    The range shrinks by a hundredth a step, as in BRECQ (arXiv:2102.05426, p = 2.4). A histogram
+    of every row bounds the errors of all its candidates (see `contenders`); only those that it
+    cannot tell apart are evaluated. The result is that of evaluating them all.
 
     Args:
         values: channels × …, float.
@@ -59,54 +57,28 @@ def lp_scale(
     low, high = _ranges(flat, symmetric)
     shrink = 1.0 - 0.01 * torch.arange(steps, device=flat.device)
     grids = _params(low[:, None] * shrink, high[:, None] * shrink, bits, symmetric)
+    alive = contenders(flat, grids, shrink, p)
     per_piece = max(1, _PIECE // flat.shape[1])
     pieces = [slice(start, start + per_piece) for start in range(0, len(flat), per_piece)]
-    best = torch.cat([_search(flat[piece], _select(grids, piece), p) for piece in pieces])
+    best = torch.cat([_best(flat[part], _select(grids, part), alive[part], p) for part in pieces])
     chosen = torch.arange(len(flat), device=flat.device), best
     params = QuantParams(grids.scale[chosen], grids.zero_point[chosen], grids.low, grids.high)
     return _shaped(params, per_channel)
 
 
-def _search(rows: Tensor, grids: QuantParams, p: float) -> Tensor:
-    """Per row (c × n), the index of the best of its candidates (`grids`: c × steps)."""
-    count, steps = rows.shape[1], grids.scale.shape[1]
-    low, high = float(grids.low), float(grids.high)
-    inverse, zero_point = 1 / grids.scale, grids.zero_point.float()
-    position, rounded = torch.empty_like(rows), torch.empty_like(rows)
-
-    def errors(values: Tensor, inverse: Tensor, zero_point: Tensor) -> Tensor:
-        """Rounding errors in units of the scales, in the first rows of `rounded`."""
-        where, error = position[: len(values)], rounded[: len(values)]
-        torch.mul(values, inverse, out=where).add_(zero_point)
-        return torch.round(where, out=error).clamp_(low, high).sub_(where)
-
-    def powers(error: Tensor) -> Tensor:
-        """Σ|e|^p by way of logarithms, which are faster than powers."""
-        return error.abs_().log2_().mul_(p).exp2_().sum(dim=1)
-
-    columns = list(zip(_columns(inverse), _columns(zero_point), strict=True))
-    squares = [errors(rows, *column).square_().sum(dim=1) for column in columns]
-    unit = grids.scale**p
-    bound = count * (torch.stack(squares, dim=1) / count) ** (p / 2) * unit
-    everywhere = torch.arange(len(rows), device=rows.device)
-    first = bound.argmin(dim=1)
-    chosen = everywhere, first
-    least = powers(errors(rows, inverse[chosen][:, None], zero_point[chosen][:, None]))
-    least *= unit[chosen]
-    exact = torch.full_like(bound, torch.inf)
-    for step in range(steps):
-        (alive,) = torch.where(bound[:, step] * _CAUTION <= least)
-        if len(alive):
-            scale_of, zero_of = columns[step]
-            error = powers(errors(rows[alive], scale_of[alive], zero_of[alive]))
-            exact[alive, step] = error * unit[alive, step]
-            least[alive] = torch.minimum(least[alive], exact[alive, step])
-    return exact.argmin(dim=1)
-
-
-def _columns(values: Tensor) -> tuple[Tensor, ...]:
-    """c × steps → per step a c × 1."""
-    return values.t().contiguous().unsqueeze(2).unbind(0)
+def _best(rows: Tensor, grids: QuantParams, alive: Tensor, p: float) -> Tensor:
+    """Per row (c × n), the index of the best of its candidates that are `alive` (c × steps)."""
+    errors = torch.where(alive, 0.0, torch.inf)
+    contested = alive & (alive.sum(dim=1, keepdim=True) > 1)
+    for step in contested.any(dim=0).nonzero().flatten().tolist():
+        (which,) = torch.where(contested[:, step])
+        scale = grids.scale[which, step]
+        position = torch.mul(rows[which], 1 / scale[:, None])
+        position.add_(grids.zero_point[which, step, None])
+        error = position.round().clamp_(grids.low, grids.high).sub_(position).abs_()
+        # Powers by way of logarithms, which are faster.
+        errors[which, step] = error.log2_().mul_(p).exp2_().sum(dim=1) * scale**p
+    return errors.argmin(dim=1)
 
 
 def _rows(values: Tensor, per_channel: bool) -> Tensor:

@@ -1,0 +1,109 @@
+"""Which of many grids can be the best for a row of values, told from a histogram of the row.
+
+In units of a row's widest scale, all rows with the same zero point share their candidate grids. So
+the error f(v) = |v − v̂|^p of every candidate is tabled once, at the nodes of a fine mesh. A row is
+then two counts per cell of the mesh: its values, and how far these lie into the cell. They give the
+sum of the piecewise linear interpolant of f over the row, for all candidates by one matrix product.
+Between two nodes f is convex and differs from the interpolant by at most h²/8 · max f'', except
+where rounding jumps, by at most h · max |f'| there. Both bounds are added up the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ompq.quantizers.affine import QuantParams
+
+# Cells per widest scale, and at most in all on either side of zero.
+_CELLS, _MOST_CELLS = 128, 4096
+# Table entries at once.
+_PIECE = 2**20
+# Sums are rounded; a candidate this close above the least is not ruled out.
+_CAUTION = 1e-3
+
+
+@torch.no_grad()
+def contenders(rows: Tensor, grids: QuantParams, shrink: Tensor, p: float) -> Tensor:
+    """Candidates of every row that may have the least Σ|w − ŵ|^p; the best is always among them.
+
+    Args:
+        rows: c × n, float32.
+        grids: the candidates, c × steps; the scale of step k is `shrink[k]` times that of step 0.
+        shrink: steps; 1 at first, then smaller.
+        p: exponent, at least 2.
+
+    Returns:
+        bool, c × steps.
+    """
+    alive = torch.ones_like(grids.scale, dtype=torch.bool)
+    unit = grids.scale[:, 0]
+    # Scales at the smallest there is, and zero points that rounding moved, fit no common table.
+    regular = (grids.zero_point == grids.zero_point[:, :1]).all(dim=1)
+    regular &= (grids.scale[:, -1] / unit - shrink[-1]).abs() < _CAUTION
+    zero_points = grids.zero_point[:, 0]
+    reach = grids.high - grids.low
+    half = min(_MOST_CELLS, _CELLS * (reach + 1))
+    known = zero_points[regular].unique().tolist()
+    # With few values, or many zero points, the tables would cost more than they save.
+    if 2 * (2 * half + 1) * len(known) > rows.numel():
+        return alive
+    mesh = _Mesh(half, half / reach)
+    per_piece = max(1, _PIECE // (2 * half))
+    for zero_point in known:
+        nodes, slack = _tables(mesh, shrink, grids.low - zero_point, grids.high - zero_point, p)
+        (which,) = torch.where(regular & (zero_points == zero_point))
+        for some in which.split(per_piece):
+            weights, counts = _histogram(rows[some] / unit[some, None], mesh)
+            estimate, doubt = weights @ nodes, counts @ slack
+            least = (estimate + doubt).amin(dim=1, keepdim=True)
+            alive[some] = estimate - doubt <= least * (1 + _CAUTION)
+    return alive
+
+
+@dataclass(frozen=True)
+class _Mesh:
+    """2 · `half` cells around zero, `density` to the unit."""
+
+    half: int
+    density: float
+
+
+def _tables(
+    mesh: _Mesh, shrink: Tensor, lowest: int, highest: int, p: float
+) -> tuple[Tensor, Tensor]:
+    """f at the nodes, and the most that the interpolant errs by in every cell: each … × steps.
+
+    `lowest` and `highest` bound the multiples of the scale that a value may be rounded to.
+    """
+    nodes = torch.arange(-mesh.half, mesh.half + 1, device=shrink.device) / mesh.density
+    scale = shrink[:, None]
+    position = nodes / scale
+    rounded = position.round().clamp_(lowest, highest)
+    distance = position.sub_(rounded).abs_()
+    error = distance.log2().mul_(p).exp2_()
+    largest = torch.maximum(distance[:, 1:], distance[:, :-1])
+    width = 1 / mesh.density / scale
+    curved = largest.pow(p - 2).mul_(p * width)
+    jumps = rounded[:, 1:] != rounded[:, :-1]
+    slack = torch.where(jumps, curved * largest, curved * ((p - 1) / 8 * width))
+    unit = scale**p
+    return error.mul_(unit).t().contiguous(), slack.mul_(unit).t().contiguous()
+
+
+def _histogram(rows: Tensor, mesh: _Mesh) -> tuple[Tensor, Tensor]:
+    """Weights of the nodes and counts of the cells, of c × n values in units: c × …, float32."""
+    count, cells = len(rows), 2 * mesh.half
+    position = rows.mul_(mesh.density).add_(mesh.half).nan_to_num_()
+    cell = position.floor().clamp_(0, cells - 1)
+    into = position.sub_(cell).flatten()
+    offset = torch.arange(count, device=rows.device)[:, None] * cells
+    index = (cell.int() + offset.int()).flatten()
+    counts = torch.bincount(index, minlength=count * cells).view(count, cells).float()
+    right = torch.bincount(index, into, minlength=count * cells).view(count, cells).float()
+    weights = torch.zeros(count, cells + 1, device=rows.device)
+    weights[:, :-1] += counts - right
+    weights[:, 1:] += right
+    return weights, counts
