@@ -18,7 +18,7 @@ from ompq import artifact
 from ompq.bitconfig import Assignment, assign, resolve, uniform
 from ompq.data import calibration_images, load_calibration_file, unreadable_note
 from ompq.errors import OmpqError
-from ompq.files import write_json
+from ompq.files import check_writable, write_json
 from ompq.graph import NetworkGraph, trace
 from ompq.metrics import predict
 from ompq.options import (
@@ -84,7 +84,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "--calibration_data",
         type=Path,
         metavar="FILE",
-        help=".pt or .npy of normalised images n×3×H×W to calibrate with",
+        help=".pt or .npy of normalised images n×3×H×W to calibrate with, all of them",
     )
     group.add_argument("--batch_size", type=int, default=64, help="images per evaluation batch")
     group.add_argument(
@@ -164,7 +164,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 def assignment_of(arguments: argparse.Namespace, graph: NetworkGraph) -> Assignment:
     """The widths that the command line asks for."""
-    given = arguments.bit_cfg or arguments.quant_scheme
+    given = arguments.quant_scheme if arguments.bit_cfg is None else arguments.bit_cfg
     act_bits = arguments.n_bits_a
     if given is not None and arguments.disable_8bit_head_stem:
         raise OmpqError(
@@ -227,6 +227,7 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     start = time.perf_counter()
     settings = settings_of(arguments)
+    check_writable(arguments.output_dir)
     device = resolve_device(arguments.device)
     network, preprocess = network_of(arguments)
     images, skipped = _calibration(arguments, preprocess)
@@ -234,6 +235,7 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     test = labelled_images_of(arguments, preprocess, arguments.batch_size)
     side = preprocess.input_size
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
+    _check_classes(test.num_classes, graph.num_outputs)
     assignment = assignment_of(arguments, graph)
     task = Task(graph, images, test, settings, arguments.output_dir, arguments.resume)
     _print_task(network, graph, assignment, settings, len(images), skipped)
@@ -253,6 +255,17 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     return content
 
 
+def _check_classes(labelled: int, told: int) -> None:
+    """Labels of other classes than the network's would make the accuracy meaningless."""
+    if labelled > told:
+        raise OmpqError(
+            f"the images are of {labelled} classes, the network tells {told}; give a checkpoint "
+            "for these images"
+        )
+    if 0 < labelled < told:
+        print(f"note: the images are of {labelled} classes, the network tells {told}")
+
+
 def _control(
     arguments: argparse.Namespace, task: Task, assignment: Assignment, first: Row
 ) -> Row | None:
@@ -260,7 +273,7 @@ def _control(
         return None
     chosen = control_assignment(assignment)
     if chosen is None:
-        print("note: no uniform configuration is as large; there is no control")
+        print("note: there is no other uniform configuration as large, and so no control")
         return None
     return control_row(task, chosen, first)
 
@@ -324,6 +337,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Print the accuracy of a quantized network that was written before."""
     device = resolve_device(arguments.device)
     read = artifact.load(arguments.evaluate)
+    told = {"--arch": arguments.model, "--path": arguments.path, "--bit_cfg": arguments.bit_cfg}
+    told |= {"--quant_scheme": arguments.quant_scheme, "--input_size": arguments.input_size}
+    unused = [option for option, value in told.items() if value is not None]
+    if unused:
+        print(f"note: the folder tells the network; not used: {', '.join(unused)}")
     test = labelled_images_of(arguments, read.preprocess, arguments.batch_size)
     print(f"{read.title}: {predict(read.network.module, test, device).accuracy()}")
     _print_notes(unreadable_note(test.skipped))

@@ -143,11 +143,11 @@ def post_training_quantization(
 
 
 def control_assignment(assignment: Assignment) -> Assignment | None:
-    """The narrowest uniform configuration of at least the same size; None if there is none."""
+    """The narrowest uniform configuration of at least the same size; None if there is no other."""
     for width in range(2, 9):
         candidate = uniform(assignment.groups, width, assignment.act_bits)
         if candidate.size_mb >= assignment.size_mb:
-            return candidate
+            return None if candidate.widths == assignment.widths else candidate
     return None
 
 

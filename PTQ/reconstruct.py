@@ -33,6 +33,8 @@ _ROUNDING_LR, _PUBLISHED_ITERATIONS = 1e-3, 20000
 # Images whose activations give the scales that learning starts from.
 _FITTED_IMAGES = 128
 _FORWARD_BATCH = 128
+# Learning leaves an activation's scale at least this share of the searched one.
+_LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,8 @@ def _learn_steps(
     if not scales or not steps:
         return True
     optimizer = torch.optim.Adam(scales, lr=settings.act_lr)
+    # Adam's steps are as long for a small scale as for a large one, and would take it below zero.
+    least = [float(scale) * _LEAST_SHARE for scale in scales]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     with _requiring_grad(scales):
         bar = progress(range(steps), f"{title}: activations", steps)
@@ -226,10 +230,13 @@ def _learn_steps(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            with torch.no_grad():
+                for scale, bound in zip(scales, least, strict=True):
+                    scale.clamp_(min=bound)
             schedule.step()
             if _due(step, steps) and not _shown(bar, loss):
                 return False
-    return all(bool(s.isfinite()) and float(s) > 0 for s in scales)
+    return all(bool(scale.isfinite()) for scale in scales)
 
 
 @torch.no_grad()

@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ompq.errors import OmpqError
-from ompq.files import atomic_path, write_json
+from ompq.files import load_tensors, save_tensors, write_json
 from ompq.quantizers import QuantParams
 from PTQ.results import PartReport, PartResult
 
@@ -50,10 +48,8 @@ class Recovery:
         if not file.is_file():
             return None
         try:
-            with safe_open(file, framework="pt") as opened:
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-                described = json.loads(opened.metadata()["part"])
-        except (SafetensorError, KeyError, ValueError):
+            tensors, described = load_tensors(file)
+        except OmpqError:
             return None
         return PartResult(
             PartReport.from_json(described["report"]),
@@ -64,15 +60,14 @@ class Recovery:
 
     def save(self, number: int, result: PartResult) -> None:
         """Remember a finished part."""
-        tensors = {f"integers {n}": v.cpu().contiguous() for n, v in result.integers.items()}
+        tensors = {f"integers {name}": value for name, value in result.integers.items()}
         tensors |= _tensors("weight", result.weights) | _tensors("activation", result.activations)
         described = {
             "report": result.report.to_json(),
             "weights": {name: [g.low, g.high] for name, g in result.weights.items()},
             "activations": {name: [g.low, g.high] for name, g in result.activations.items()},
         }
-        with atomic_path(self._file(number)) as temporary:
-            save_file(tensors, temporary, metadata={"part": json.dumps(described)})
+        save_tensors(self._file(number), tensors, described)
 
     def _file(self, number: int) -> Path:
         return self._folder / f"part-{number:03d}.safetensors"
@@ -90,8 +85,8 @@ def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
 
 
 def _tensors(kind: str, grids: dict[str, QuantParams]) -> dict[str, Tensor]:
-    named = {f"{kind} scale {name}": grid.scale.cpu() for name, grid in grids.items()}
-    return named | {f"{kind} zero {name}": g.zero_point.cpu() for name, g in grids.items()}
+    named = {f"{kind} scale {name}": grid.scale for name, grid in grids.items()}
+    return named | {f"{kind} zero {name}": grid.zero_point for name, grid in grids.items()}
 
 
 def _grids(

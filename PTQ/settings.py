@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ompq.errors import OmpqError
@@ -66,8 +67,8 @@ class Settings:
         _at_least("--b_start", self.b_start, 1)
         _at_least("--b_end", self.b_end, 1)
         _at_least("--p", self.act_power, 1)
-        if self.act_lr <= 0:
-            raise OmpqError(f"--lr is {self.act_lr}; it must be positive")
+        if not 0 < self.act_lr < math.inf:
+            raise OmpqError(f"--lr is {self.act_lr}; it must be a positive number")
         for name, share in (("--warmup", self.warmup), ("--drop_prob", self.drop_probability)):
             if share is not None and not 0 <= share <= 1:
                 raise OmpqError(f"{name} is {share}; it must lie between 0 and 1")
@@ -81,5 +82,5 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
-        raise OmpqError(f"{name} is {value}; it must be at least {least}")
+    if not least <= value < math.inf:
+        raise OmpqError(f"{name} is {value}; it must be a number, at least {least}")

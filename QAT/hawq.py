@@ -91,8 +91,9 @@ def assignment_of_names(named: Mapping[str, int], graph: NetworkGraph) -> Assign
         expected = {"sum": SUM_BITS, "input": PIXEL_BITS}.get(kind)
         if expected is not None and width != expected:
             raise OmpqError(f"{name} is {width} bits; sums have {SUM_BITS}, images {PIXEL_BITS}")
+        if kind != "sum":
+            check_widths([width], f"{name} of the dictionary")
         (weights if kind == "weight" else reads).update(dict.fromkeys(layers, width))
-    check_widths([*weights.values(), *reads.values()], "HAWQ dictionary")
     return _assignment(graph, weights, reads)
 
 

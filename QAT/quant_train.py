@@ -24,7 +24,7 @@ from ompq.artifact import Artifact
 from ompq.bitconfig import Assignment, assign, resolve
 from ompq.data import Loader, calibration_images, make_loader, unreadable_note
 from ompq.errors import OmpqError
-from ompq.files import write_json
+from ompq.files import check_writable, write_json
 from ompq.fixed_point import IntegerNetwork, RangeRule, Scheme
 from ompq.graph import NetworkGraph, trace
 from ompq.metrics import predict
@@ -42,6 +42,13 @@ from QAT.training import LAST, Progress, Task, apex_parallel, evaluate_all_ranks
 
 CALIBRATION_IMAGES = 512
 DEFAULT_SCHEME = "uniform8"
+# Options that a resumed run must repeat.
+_BINDING = """
+model seed dataset input_size init_from batch_size data_percentage epochs start_epoch lr momentum wd
+fix_BN fix_BN_threshold quantizer quant_mode channel_wise act_range_momentum act_percentile
+weight_percentile bias_bit fixed_point_quantization distill_method teacher_arch teacher_path
+distill_alpha temperature evaluate_times amp
+""".split()
 
 
 def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> dict[str, Any]:
@@ -58,6 +65,7 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     start = time.perf_counter()
     settings = settings_of(arguments)
     resume = _resume(arguments)
+    check_writable(arguments.output_dir)
     if settings.apex:
         apex_parallel()
         if ranks.world_size == 1:
@@ -125,6 +133,8 @@ def _resume(arguments: argparse.Namespace) -> bool:
             raise OmpqError("--resume_quantize goes with --resume FILE")
         return False
     if not arguments.resume:
+        if arguments.resume_quantize and not (arguments.output_dir / LAST).is_file():
+            raise OmpqError(f"--resume_quantize: {arguments.output_dir} holds no checkpoint")
         return True
     file = Path(arguments.resume)
     if is_checkpoint(file):
@@ -183,18 +193,30 @@ def _check_labels(arguments: argparse.Namespace, training: Loader, num_classes: 
 def _assignment(
     arguments: argparse.Namespace, graph: NetworkGraph, source: Artifact | None
 ) -> Assignment:
-    given = arguments.bit_cfg or arguments.quant_scheme
+    given = arguments.quant_scheme if arguments.bit_cfg is None else arguments.bit_cfg
+    if source is not None:
+        _check_same_network(source, graph)
     if given is None and source is not None:
         held = source.description
         if arguments.act_bits is not None:
             return assign(graph.groups, "PTQ", held["bits"], arguments.act_bits)
         plain = assign(graph.groups, "PTQ", held["bits"], held["act_bits"])
         return replace(plain, group_act_bits=tuple(held["activation_bits"]))
-    given = given or DEFAULT_SCHEME
+    given = DEFAULT_SCHEME if given is None else given
     named = read_dictionary(given)
     if named is not None:
+        if arguments.act_bits is not None:
+            raise OmpqError("a HAWQ dictionary tells the activations' widths; leave --act_bits out")
         return assignment_of_names(named, graph)
     return resolve(given, graph.groups, "QAT", act_bits=arguments.act_bits)
+
+
+def _check_same_network(source: Artifact, graph: NetworkGraph) -> None:
+    if source.description["groups"] != [list(group.layers) for group in graph.groups]:
+        raise OmpqError(
+            f"--init_from is of another network ({source.description['architecture']['name']}); "
+            "its layers are not those of --arch"
+        )
 
 
 def _converted(
@@ -253,14 +275,8 @@ def _fingerprint(
     arguments: argparse.Namespace, assignment: Assignment, steps: int
 ) -> dict[str, Any]:
     """What a resumed run must have in common with the one that was killed."""
-    names = (
-        "model seed dataset input_size init_from teacher_path batch_size data_percentage epochs lr "
-        "momentum wd fix_BN fix_BN_threshold quantizer quant_mode channel_wise act_range_momentum "
-        "act_percentile weight_percentile bias_bit fixed_point_quantization distill_method "
-        "teacher_arch distill_alpha temperature evaluate_times amp"
-    )
     ready = json_ready(arguments)
-    given = {name: ready[name] for name in names.split()}
+    given = {name: ready[name] for name in _BINDING}
     return given | {
         "weight bits": list(assignment.widths),
         "activation bits": list(assignment.activations),
@@ -343,6 +359,7 @@ def run() -> None:
     arguments = build_parser().parse_args()
     if arguments.gpu is not None:
         arguments.device = f"cuda:{arguments.gpu}"
+    _check_processes(arguments)
     if arguments.integer_only and arguments.evaluate is None:
         raise OmpqError("--integer_only goes with --evaluate DIR")
     ranks = Ranks.from_environment()
@@ -355,6 +372,23 @@ def run() -> None:
     seed_everything(arguments.seed)
     with process_group(ranks, device, arguments.dist_backend):
         train(arguments, ranks, device)
+
+
+def _check_processes(arguments: argparse.Namespace) -> None:
+    """Options that say how processes are started, where none is to be started."""
+    if arguments.multiprocessing_distributed:
+        return
+    given = {
+        "--world_size": arguments.world_size != 1,
+        "--rank": arguments.rank != 0,
+        "--dist_url": arguments.dist_url is not None,
+    }
+    unused = [option for option, told in given.items() if told]
+    if unused:
+        raise OmpqError(
+            f"{', '.join(unused)}: only with --multiprocessing_distributed; torchrun takes these "
+            "itself"
+        )
 
 
 def _start_processes(arguments: argparse.Namespace, device: torch.device) -> None:

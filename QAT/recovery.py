@@ -10,15 +10,14 @@ from typing import Any
 import torch
 
 from ompq.errors import OmpqError
-from ompq.files import atomic_path
+from ompq.files import save_state
 
 FORMAT = "ompq-qat-checkpoint/1"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], fingerprint: dict[str, Any]) -> None:
     """Write a state, beside and renamed."""
-    with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, "fingerprint": fingerprint, **state}, temporary)
+    save_state(path, {"format": FORMAT, "fingerprint": fingerprint, **state})
 
 
 def load_checkpoint(path: Path, fingerprint: dict[str, Any] | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ompq.errors import OmpqError
@@ -48,10 +49,13 @@ class TrainingSettings:
             ("--momentum", self.momentum, 0),
             ("--wd", self.weight_decay, 0),
             ("--evaluate_times", self.evaluations, 1),
+            ("--fix_BN_threshold", self.fix_norms or 0, 0),
+            ("--checkpoint_iter", self.checkpoint_steps, 0),
+            ("--print_freq", self.print_steps, 0),
         ):
-            if value < least:
-                raise OmpqError(f"{option} is {value}; it must be at least {least}")
-        if self.temperature <= 0:
-            raise OmpqError(f"--temperature is {self.temperature}; it must be positive")
+            if not least <= value < math.inf:
+                raise OmpqError(f"{option} is {value}; it must be a number, at least {least}")
+        if not 0 < self.temperature < math.inf:
+            raise OmpqError(f"--temperature is {self.temperature}; it must be a positive number")
         if not 0 <= self.distill_alpha <= 1:
             raise OmpqError(f"--distill_alpha is {self.distill_alpha}; it is a share from 0 to 1")

@@ -81,10 +81,13 @@ def fine_tune(task: Task, resume: bool, start_epoch: int = 0) -> Progress:
     Raises:
         OmpqError: the loss is not finite, or the checkpoint is of another run.
     """
+    if not 0 <= start_epoch <= task.settings.epochs:
+        raise OmpqError(
+            f"--start_epoch is {start_epoch}; with --epochs {task.settings.epochs} it is one of "
+            f"0 to {task.settings.epochs}"
+        )
     run = _Run(task)
-    if resume:
-        run.restore()
-    elif start_epoch:
+    if not (resume and run.restore()):
         run.progress.step = start_epoch * run.steps_per_epoch
     if not run.progress.history:
         run.begin()
@@ -160,13 +163,12 @@ class _Run:
             stepping = _sharing_gradients(module, settings.apex)
         self.forward: Any = torch.compile(stepping) if settings.compile else stepping
 
-    def restore(self) -> None:
-        """Go on from the last checkpoint, if there is one."""
+    def restore(self) -> bool:
+        """Go on from the last checkpoint; tells whether there is one."""
         file = self.task.folder / LAST
         if not file.is_file():
-            if self.task.ranks.is_main:
-                self.task.say(f"note: {self.task.folder} holds no checkpoint; starting anew")
-            return
+            self._tell(f"note: {self.task.folder} holds no checkpoint; starting anew")
+            return False
         state = load_checkpoint(file, self.task.fingerprint)
         self.task.network.module.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -175,6 +177,7 @@ class _Run:
         torch.set_rng_state(state["rng"])
         if self.task.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.task.device)
+        return True
 
     def begin(self) -> None:
         """Evaluate and keep the network as it is before any step."""
@@ -195,10 +198,12 @@ class _Run:
             self.progress.counted += 1
             done = self.progress.step - epoch * count
             if settings.print_steps and done % settings.print_steps == 0:
-                self._tell(f"epoch {epoch + 1} step {done}/{count}, loss {self._mean_loss():.4f}")
-                bar.set_postfix_str(f"loss {self._mean_loss():.4f}", refresh=False)
+                loss = self._mean_loss()
+                self._tell(f"epoch {epoch + 1} step {done}/{count}, loss {loss:.4f}")
+                bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             due = settings.checkpoint_steps and self.progress.step % settings.checkpoint_steps == 0
             if done in evaluations or due:
+                self._check_finite()
                 self.progress.seconds += time.perf_counter() - start
                 if done in evaluations:
                     self._evaluate(epoch)
@@ -206,7 +211,23 @@ class _Run:
                 start = time.perf_counter()
 
     def _mean_loss(self) -> float:
+        """Of the steps since the last evaluation, over all ranks (all of which must ask)."""
+        if self.task.ranks.world_size > 1:
+            distributed.all_reduce(self.losses)
+            self.losses /= self.task.ranks.world_size
         return float(self.losses) / max(1, self.progress.counted)
+
+    def _check_finite(self) -> None:
+        """Stop before a state that is lost replaces one that is not."""
+        loss = self._mean_loss()
+        module = self.task.network.module
+        if math.isfinite(loss) and all(bool(p.isfinite().all()) for p in module.parameters()):
+            return
+        raise OmpqError(
+            f"training diverged by step {self.progress.step} (loss {loss:.4g}); lower --lr (it is "
+            f"{self.task.settings.learning_rate}) or give more bits, and start anew: with another "
+            f"--save_path, or after deleting {self.task.folder / LAST}"
+        )
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         self.task.train.set_epoch(epoch)
@@ -246,11 +267,6 @@ class _Run:
 
     def _evaluate(self, epoch: int) -> None:
         loss = self._mean_loss()
-        if not math.isfinite(loss):
-            raise OmpqError(
-                f"the loss became {loss} in epoch {epoch + 1}; lower --lr (it is "
-                f"{self.task.settings.learning_rate}), or give more bits"
-            )
         accuracy = self._record(epoch + 1, loss)
         self._tell(f"epoch {epoch + 1}: loss {loss:.4f}, top-1 {accuracy.top1:.2f} %")
         if self.task.log is not None:
@@ -275,6 +291,7 @@ class _Run:
 
     def _save(self, name: str) -> None:
         """The whole state, from rank 0; the other ranks wait for it."""
+        self._mean_loss()
         self.progress.losses = float(self.losses)
         if self.task.ranks.is_main:
             cuda = self.task.device.type == "cuda"

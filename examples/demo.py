@@ -35,7 +35,7 @@ from ompq.data import (
     make_loader,
     preprocess_for,
 )
-from ompq.files import atomic_path
+from ompq.files import save_state
 from ompq.fixed_point import Scheme
 from ompq.graph import NetworkGraph, trace
 from ompq.metrics import Accuracy, evaluate
@@ -111,8 +111,7 @@ def float_network(arguments: argparse.Namespace, device: torch.device) -> Networ
     seed_everything(arguments.seed)
     network = load_network(arguments.model, num_classes=loader.num_classes)
     module = train_float(network.module, loader, epochs, device)
-    with atomic_path(file) as temporary:
-        torch.save(module.state_dict(), temporary)
+    save_state(file, module.state_dict())
     return network
 
 

@@ -10,10 +10,8 @@ if __name__ == "__main__":  # started by its path: see the repository, not this 
 
 import argparse
 
-import torch
-
 from ompq.data import DATASETS, make_loader, preprocess_for
-from ompq.files import atomic_path, check_writable
+from ompq.files import check_writable, save_state
 from ompq.graph import trace
 from ompq.metrics import evaluate
 from ompq.options import Parser, add_run_options
@@ -61,8 +59,7 @@ def run() -> None:
     accuracy = evaluate(module, test, device)
     name = arguments.model.replace(":", "_").replace("/", "_")
     file = arguments.output_dir / f"{name}.pth"
-    with atomic_path(file) as temporary:
-        torch.save(module.state_dict(), temporary)
+    save_state(file, module.state_dict())
     print(f"top-1 {accuracy.top1:.2f} % of {accuracy.count} images; written to {file}")
 
 

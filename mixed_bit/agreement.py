@@ -51,17 +51,18 @@ def solve_in_agreement(
     values, clusters = exact_values(program), _clusters(readers)
     root = allocate.solve(program, solver, rounding)
     branches = [_Branch((0, 0, 0), 0, program, root)]
-    solved = 1
+    solved, proven = 1, root.optimal
     while branches:
         branch = heappop(branches)
         torn = [c for c in clusters if len({branch.found.act_bits[group] for group in c}) > 1]
         if not torn:
-            return replace(branch.found, optimal=branch.found.optimal and solved < _LIMIT)
+            return replace(branch.found, optimal=proven and solved < _LIMIT)
         for act in sorted(set(program.act_widths)):
             held = _held(branch.program, torn[0], act)
             found = _solved(held, solver, rounding) if held else None
             if held is None or found is None:
                 continue
+            proven &= found.optimal  # else its value bounds nothing
             value = sum(row[k] for row, k in zip(values, held.choice(found), strict=True))
             key = (0, 0, -value) if solved < _LIMIT else (-1, len(torn), -value)
             heappush(branches, _Branch(key, solved, held, found))

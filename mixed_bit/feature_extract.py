@@ -38,6 +38,7 @@ from mixed_bit.sweep import (
     POINTS,
     Point,
     auto_sweep,
+    check_order,
     draw_sweep,
     knee,
     sweep,
@@ -196,9 +197,8 @@ def settings_of(arguments: argparse.Namespace) -> SearchSettings:
         raise OmpqError("--labels: a file of calibration images has none; give a data set")
     if arguments.sweep and arguments.model_size is not None:
         raise OmpqError("--sweep LOW HIGH takes the place of --model_size; give one of them")
-    if arguments.sweep and not 0 < arguments.sweep[0] < arguments.sweep[1]:
-        low, high = arguments.sweep
-        raise OmpqError(f"--sweep {low} {high}: give the smaller size first, both positive")
+    if arguments.sweep:
+        check_order(*arguments.sweep)
     if arguments.auto and arguments.sweep_points is not None and arguments.sweep_points < 2:
         raise OmpqError("--sweep_points with --auto is 2 or more: it tries out every budget")
     if arguments.sweep_points is not None and (not arguments.sweep or arguments.sweep_points < 0):

@@ -61,8 +61,10 @@ def sweep(
         points: budgets to solve at the most.
 
     Raises:
-        OmpqError: not even the largest size is feasible, or nothing lies between the two.
+        OmpqError: not even the largest size is feasible, nothing lies between the two, or they are
+            in the wrong order.
     """
+    check_order(low_mb, high_mb)
     # Measured once, and with it everything of the result but the widths.
     first = price_and_solve(pricer, replace(settings, size_mb=high_mb))
     program = program_of(pricer, first.prices, first.settings)
@@ -102,6 +104,7 @@ def auto_sweep(
     seed: int,
 ) -> Iterator[Point]:
     """At evenly spaced sizes, the allocation of least measured divergence among all methods."""
+    check_order(low_mb, high_mb)
     check_feasible(pricer.graph.groups, replace(settings, size_mb=low_mb))
     for size in np.linspace(high_mb, low_mb, max(points, 2)):
         result, tried = best(pricer, truth, replace(settings, size_mb=float(size)), seed=seed)
@@ -172,6 +175,16 @@ def _label(points: Sequence[Point]) -> str:
     if methods == {points[0].result.settings.metric}:
         return f"price ({points[0].method})"
     return "measured output divergence, nats"
+
+
+def check_order(low_mb: float, high_mb: float) -> None:
+    """Refuse ends of a sweep that are not positive and ascending.
+
+    Raises:
+        OmpqError: they are not.
+    """
+    if not 0 < low_mb < high_mb:
+        raise OmpqError(f"--sweep {low_mb} {high_mb}: give the smaller size first, both positive")
 
 
 def _with_limit(program: Program, limit: int) -> Program:

@@ -10,20 +10,17 @@ which network this is, what its images go through, and the bits of every layer a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ompq.bitconfig import Assignment
 from ompq.errors import OmpqError
-from ompq.files import atomic_path
+from ompq.files import load_tensors, save_tensors
 from ompq.fixed_point import IntegerNetwork, from_tensors, integers_of, to_tensors
 from ompq.graph import NetworkGraph, activation_sites, fold_batch_norm, trace
 from ompq.preprocess import Preprocess
@@ -34,7 +31,6 @@ from ompq.zoo import Network, rebuild
 
 FORMAT = "ompq-quantized/2"
 FILE = "quantized.safetensors"
-_KEY = "ompq"
 
 
 @dataclass(frozen=True)
@@ -92,10 +88,7 @@ def save(
         "weights": source.source,
         "versions": versions(),
     }
-    # Copies: the file format does not know of tensors that share memory.
-    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(copies, temporary, metadata={_KEY: json.dumps(description)})
+    save_tensors(path, tensors, description)
 
 
 def _simulated(quantized: QuantizedNetwork) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -133,6 +126,17 @@ def load(path: str | Path) -> Artifact:
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     description, tensors = _read(file)
+    try:
+        return _build(description, tensors, file)
+    except KeyError as error:
+        raise OmpqError(f"{file} is damaged: it does not hold {error}") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise OmpqError(f"{file} does not fit the network that it names: {reason}") from error
+
+
+def _build(description: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Artifact:
+    _check_numbers(tensors, file)
     module = rebuild(description["architecture"], tensors)
     channels, height, width = description["input_shape"]
     folded = fold_batch_norm(trace(module, (channels, height, width)))
@@ -161,16 +165,20 @@ def _float_tensors(quantized: QuantizedNetwork) -> dict[str, Tensor]:
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not file.is_file():
         raise OmpqError(f"{file} does not exist; give the output folder of a finished run")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            description = json.loads(metadata.get(_KEY, "{}"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise OmpqError(f"{file} is damaged or no safetensors file: {error}") from error
-    if description.get("format") != FORMAT:
+    tensors, description = load_tensors(file)
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise OmpqError(f"{file} is not a quantized network of format {FORMAT}")
     return description, tensors
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse numbers that no quantized network has."""
+    for name, value in tensors.items():
+        bad = value.is_floating_point() and not bool(value.isfinite().all())
+        bad |= name.endswith("scale") and not bool((value > 0).all())
+        bad |= name.endswith("zero_point") and bool((value.abs() > 2**16).any())
+        if bad:
+            raise OmpqError(f"{file} is damaged: {name} holds values that cannot be")
 
 
 def _with_quantizers(graph: NetworkGraph, described: Mapping[str, Any]) -> NetworkGraph:

@@ -58,7 +58,8 @@ class Assignment:
 
     def __post_init__(self) -> None:
         check_widths(self.widths, "weight bits")
-        check_widths([self.act_bits, *self.activations], "activation bits")
+        check_widths([self.act_bits], "activation bits")
+        check_widths(self.activations, "activation bits")
 
     @property
     def bits(self) -> list[int]:
@@ -151,6 +152,8 @@ def resolve(
         OmpqError: not parsable, not found, wrong length, or widths outside 2..8.
     """
     stripped = text.strip()
+    if not stripped:
+        raise OmpqError("the bit configuration is empty; give a list, a file, a scheme or uniformN")
     if stripped.startswith(("[", "(")):
         chosen = DEFAULT_ACT_BITS if act_bits is None else act_bits
         return assign(groups, quant_type, _parse_list(stripped), chosen)

@@ -44,7 +44,7 @@ def check_widths(bits: Sequence[object], where: str, lowest: int = 2, highest: i
     """
     for position, width in enumerate(bits):
         if type(width) is not int or not lowest <= width <= highest:
+            entry = f"{where}: entry {position + 1}" if len(bits) > 1 else where
             raise OmpqError(
-                f"{where}: entry {position} is {width!r}; "
-                f"bit widths are whole numbers from {lowest} to {highest}"
+                f"{entry} is {width!r}; bit widths are whole numbers from {lowest} to {highest}"
             )

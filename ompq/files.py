@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 from ompq.errors import OmpqError
+
+DESCRIPTION = "ompq"
 
 
 @contextmanager
@@ -27,8 +36,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_orphans(path)
         descriptor, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+            dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=path.suffix
         )
     except OSError as error:
         raise OmpqError(f"cannot write {path}: {error.strerror}; choose another folder") from error
@@ -46,6 +56,71 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _prefix(path: Path) -> str:
+    """How the temporaries of `path` begin that processes of this machine write."""
+    return f".{path.stem}-{platform.node()}-"
+
+
+def _clear_orphans(path: Path) -> None:
+    """Remove the temporaries that killed processes of this machine left beside `path`."""
+    prefix = _prefix(path)
+    for file in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(path.suffix)}"):
+        process = file.name.removeprefix(prefix).partition("-")[0]
+        if process.isdecimal() and not _is_running(int(process)):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def save_state(path: str | Path, state: Any) -> None:
+    """Write what `torch.load(…, weights_only=True)` reads, all of it or nothing."""
+    with atomic_path(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # what torch.save makes of a full disk
+            raise OSError(str(error).split("\n")[0]) from error
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], description: Any) -> None:
+    """Write a safetensors file, all of it or nothing.
+
+    Args:
+        path: of the file.
+        tensors: on any device.
+        description: JSON-ready; the file's metadata holds it under `DESCRIPTION`.
+    """
+    # Copies: the format does not know of tensors that share memory.
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(copies, temporary, metadata={DESCRIPTION: json.dumps(description)})
+        except SafetensorError as error:  # among others of a full disk
+            raise OSError(str(error)) from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Tensors and description of a file of `save_tensors`; the latter None where there is none.
+
+    Raises:
+        OmpqError: damaged, or no such file.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            description = json.loads((opened.metadata() or {}).get(DESCRIPTION, "null"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise OmpqError(f"{path} is damaged or no safetensors file: {error}") from error
+    return tensors, description
 
 
 def check_writable(folder: str | Path) -> None:

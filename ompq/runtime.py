@@ -99,7 +99,11 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise OmpqError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from error
-    if device.type != "cuda":
+    if device.type not in ("cpu", "cuda"):
+        raise OmpqError(
+            f"--device {name}: this runs on cpu and cuda; use auto, cpu, cuda or cuda:N"
+        )
+    if device.type == "cpu":
         return device
     if not torch.cuda.is_available():
         raise OmpqError(f"--device {name}: PyTorch sees no CUDA device here; use --device cpu")

@@ -64,8 +64,8 @@ def calibration_images(
     ((images, labels),) = rebatch(chosen.pieces(skipped), [chosen.wanted])
     if len(labels) < 2:
         raise OmpqError(
-            f"{root or dataset} has a single readable image ({len(skipped)} unreadable); "
-            "calibration needs two or more"
+            f"calibration needs two images or more; {root or dataset} gave one ({num_images} asked "
+            f"for, {len(skipped)} unreadable)"
         )
     size, extra = divmod(len(labels), world_size)
     start = rank * size + min(rank, extra)

@@ -31,7 +31,7 @@ def open_cifar10(root: Path | None, split: str) -> TensorSplit:
     if not (where / _FOLDER).is_dir():
         advice = (
             f"CIFAR-10 is not in {where} and cannot be downloaded; give the folder that holds "
-            f"{_FOLDER}/ with --save_path (or --data)"
+            f"{_FOLDER}/ with --data"
         )
         download(CIFAR10, where, _FOLDER, advice)
     try:

@@ -98,7 +98,7 @@ def existing(root: Path | None) -> Path:
         OmpqError: it is not, or none is given.
     """
     if root is None:
-        raise OmpqError("this data set needs its folder; give it with --save_path (or --data)")
+        raise OmpqError("this data set needs its folder; give it with --data")
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise OmpqError(f"data folder {root} {what}")

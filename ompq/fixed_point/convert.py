@@ -12,6 +12,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ompq.errors import OmpqError
 from ompq.fixed_point.grids import ActivationGrid, LearnedActivationGrid, RangeRule, WeightGrid
 from ompq.fixed_point.modules import Exact, Joint, Origin, QuantizedLayer, Requantizer
 from ompq.fixed_point.norms import FreeNorm
@@ -54,6 +55,10 @@ class Scheme:
     bias_bits: int = 32
     dyadic: bool = True
     learned: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bias_bits and not 2 <= self.bias_bits <= 32:
+            raise OmpqError(f"--bias_bit is {self.bias_bits}; it is 2 to 32, or 0 for float")
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
+from ompq.errors import OmpqError
 from ompq.quantizers import (
     QuantParams,
     fake_quantize,
@@ -38,6 +39,18 @@ class RangeRule:
     act_percentile: float = 0.0
     momentum: float = 0.95
     asymmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.momentum <= 1 or self.momentum == -1):
+            raise OmpqError(
+                f"--act_range_momentum is {self.momentum}; it is a share from 0 to 1, or -1"
+            )
+        for option, value in (
+            ("--act_percentile", self.act_percentile),
+            ("--weight_percentile", self.weight_percentile),
+        ):
+            if not 0 <= value <= 100:
+                raise OmpqError(f"{option} is {value}; it lies between 0 and 100 per cent")
 
 
 class WeightGrid(nn.Module):

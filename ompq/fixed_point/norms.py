@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -35,13 +37,35 @@ def normalise(x: Tensor, norm: _BatchNorm, frozen: bool) -> Tensor:
     return batch_norm(x, mean, variance, norm.weight, norm.bias, training, momentum, norm.eps)
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all ranks; whoever added to it gets the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    result: Tensor = _Sum.apply(x)
+    return result
+
+
 def _over_all_ranks(x: Tensor, norm: _BatchNorm) -> Tensor:
     dims = [0, *range(2, x.dim())]
     shape = (1, -1) + (1,) * (x.dim() - 2)
     count = x.numel() // x.shape[1] * distributed.get_world_size()
-    mean = all_reduce(x.sum(dims)) / count
+    mean = _sum_over_ranks(x.sum(dims)) / count
     centred = x - mean.view(shape)
-    variance = all_reduce(centred.square().sum(dims)) / count
+    variance = _sum_over_ranks(centred.square().sum(dims)) / count
     if norm.running_mean is not None and norm.running_var is not None:
         momentum = 0.1 if norm.momentum is None else norm.momentum
         with torch.no_grad():

@@ -53,6 +53,7 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> NetworkGraph
     _split_fused_activations(root)
     traced = fx.GraphModule(root, _trace(root), type(network).__name__)
     _record_shapes(traced, input_shape)
+    _check_output(traced)
     make_layers_plain(traced)
     follow_changes_in_place(traced)
     return analyse(traced, input_shape)
@@ -121,6 +122,16 @@ def _untraceable(root: nn.Module, error: Exception) -> str:
         "make that line independent of tensor values, or move it into a function marked with "
         "torch.fx.wrap"
     )
+
+
+def _check_output(traced: fx.GraphModule) -> None:
+    output = next(node for node in traced.graph.nodes if node.op == "output")
+    (given,) = output.args
+    if not isinstance(given, fx.Node) or "shape" not in given.meta:
+        raise OmpqError(
+            "the network gives more than one tensor; wrap it in a module whose forward gives the "
+            "logits alone"
+        )
 
 
 def _drop_fixed_arguments(graph: fx.Graph) -> None:

@@ -203,6 +203,46 @@ def test_the_file_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     assert read.preprocess == Preprocess(32, 32)
 
 
+class Twice(nn.Module):
+    """One layer, called in two blocks that a residual add keeps apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 4)
+        self.shared = nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = x + self.shared(x).relu()
+        x = x + self.shared(x).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_layer_called_in_two_parts_keeps_what_the_first_decided(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    graph = trace(Twice(), (3, 16, 16))
+    settings = replace(QUICK, granularity="layer")
+    network, reports = run(graph, settings, tmp_path)
+    first, *later = [report for report in reports if "shared" in report.layers]
+    assert first.iterations == settings.weight_iterations
+    assert later
+    assert all(report.iterations == 0 for report in later)
+    state = Recovery(tmp_path / "state", {}, resume=True)
+    number = reports.index(first)
+    kept = state.load(number)
+    assert kept is not None
+    assert torch.equal(network.weights["shared"].integers.int(), kept.integers["shared"].int())
+    again, _ = run(graph, settings, tmp_path)
+    assert distance(network.module, again.module) == 0
+
+
+def test_a_part_whose_loss_was_not_finite_is_remembered() -> None:
+    report = PartReport("p", ("a",), 3, math.nan, math.nan, "rounding", 0, None, None, "", 1.0)
+    again = PartReport.from_json(report.to_json())
+    assert math.isnan(again.loss_before)
+    assert again.line() == report.line()
+
+
 def test_what_is_no_quantized_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "quantized.safetensors").write_bytes(b"nonsense")
     with pytest.raises(OmpqError, match="damaged"):

@@ -16,12 +16,19 @@ import torch
 from support import ENVIRONMENT, ROOT, lively, run_command
 
 from ompq import artifact
+from ompq.artifact import Artifact
+from ompq.bitconfig import uniform
 from ompq.errors import OmpqError
-from ompq.fixed_point import IntegerNetwork
+from ompq.fixed_point import IntegerNetwork, Scheme, to_integers
+from ompq.graph import fold_batch_norm, trace
+from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks, seed_everything
 from ompq.zoo import load_network
+from PTQ.settings import Settings
+from PTQ.sweep import rounded
 from QAT.options import build_parser, settings_of
 from QAT.quant_train import run, train
+from QAT.start import take_over
 from QAT.training import distillation_loss
 
 SCRIPT = "QAT/quant_train.py"
@@ -204,6 +211,23 @@ def test_it_starts_where_ptq_ended(options: list[str], trained: Path, tmp_path: 
     assert content["bits"] == found["bits"]
     assert content["top1_before"] == pytest.approx(found["top1"], abs=0.6)
     assert content["top1"] >= found["top1"] - 0.3
+    assert content["bops_g"] == found["bops_g"]
+    with pytest.raises(OmpqError, match="holds weights of"):
+        result([*rest, "--quant_scheme", "uniform4", "--init_from", str(tmp_path / "ptq")])
+    with pytest.raises(OmpqError, match="holds activations of"):
+        result([*rest, "--act_bits", "4", "--init_from", str(tmp_path / "ptq")])
+
+
+def test_grids_of_ptq_go_where_the_network_is() -> None:
+    graph = trace(load_network("small_resnet").module, (3, 16, 16))
+    widths = uniform(graph.groups, 4)
+    rounded_network = rounded(graph, widths, Settings())
+    network = to_integers(
+        fold_batch_norm(graph), widths.layer_bits(), widths.layer_act_bits(), Scheme()
+    )
+    network.module.to("meta")
+    take_over(network, Artifact(rounded_network, Preprocess(16, 16), {}, {}))
+    assert {buffer.device.type for buffer in network.module.buffers()} == {"meta"}
 
 
 def test_networks_without_integer_form_train_and_say_which(photos: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_metric_from_the_command_line(script, common, tmp_path: Path) -> None:
     options = ["--quant_type", "PTQ", "--model_size", 0.06, "--metric", "fisher"]
     run = script(FIND, *common, *options)
     assert run.returncode == 0, run.stderr
-    assert "metric fisher: the work of 3.0 forward passes" in run.stdout
+    assert "prices by fisher; the work of 3.0 forward passes" in run.stdout
     assert "Bit configuration (PTQ): [" in run.stdout
 
 

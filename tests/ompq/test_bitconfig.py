@@ -123,3 +123,10 @@ def test_a_file_for_another_network(networks, tmp_path) -> None:
 def test_assign_counts_pinned_activations_at_eight(networks) -> None:
     assignment = assign(networks["resnet18"], "QAT", [4] * 16, 5)
     assert assignment.activations == (8, *[5] * 16, 8)
+
+
+@pytest.mark.parametrize("act_bits", [0, 1, 9, 16, -3])
+@pytest.mark.parametrize("given", ["uniform4", "resnet18_4.5"])
+def test_activation_widths_that_no_quantizer_knows(given: str, act_bits: int, networks) -> None:
+    with pytest.raises(OmpqError, match="whole numbers from 2 to 8"):
+        resolve(given, networks["resnet18"], "PTQ", act_bits=act_bits)

@@ -25,10 +25,11 @@ from ompq.fixed_point import (
     to_integers,
 )
 from ompq.fixed_point.dyadic import Dyadic
-from ompq.fixed_point.grids import ActivationGrid, WeightGrid
+from ompq.fixed_point.grids import ActivationGrid, LearnedActivationGrid, WeightGrid
 from ompq.graph import trace
 from ompq.quantizers import QuantParams
 from ompq.zoo import load_network
+from QAT.start import calibrate
 
 NETWORKS = """small_resnet resnet18 mobilenet_v2 squeezenet1_1 googlenet regnet_x_400mf
 shufflenet_v2_x0_5 efficientnet_lite0""".split()
@@ -87,7 +88,10 @@ def test_evaluation_equals_integer_arithmetic_to_the_bit(name: str) -> None:
     assert simulated.std() > 0
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "mobilenet_v2", "densenet121", "timm:convnext_atto", "timm:resnetv2_50d_gn"],
+)
 def test_without_quantization_it_is_the_float_network(name: str) -> None:
     module = lively(load_network(name, num_classes=7).module)
     network = converted(module)
@@ -95,6 +99,53 @@ def test_without_quantization_it_is_the_float_network(name: str) -> None:
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(network.module.eval()(images), module(images))
+
+
+def test_norms_that_follow_no_layer_keep_their_statistics_when_told() -> None:
+    torch.manual_seed(0)
+    module = lively(load_network("densenet121", num_classes=7).module)
+    network = converted(module)
+    images = torch.randn(4, 3, 32, 32)
+
+    def statistics() -> list[Tensor]:
+        state = network.module.state_dict()
+        return [value.clone() for name, value in state.items() if "running_" in name]
+
+    before = statistics()
+    calibrate(network, [images], torch.device("cpu"))
+    assert all(map(torch.equal, before, statistics()))
+    network.module.train()(images)
+    assert not any(map(torch.equal, before, statistics()))
+    moved = statistics()
+    network.freeze_norms()
+    network.module.train()(images)
+    assert all(map(torch.equal, moved, statistics()))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_an_activation_that_is_always_zero_does_no_harm(learned: bool) -> None:
+    torch.manual_seed(0)
+    module = lively(load_network("small_resnet").module)
+    first = next(m for m in module.modules() if isinstance(m, nn.BatchNorm2d))
+    with torch.no_grad():
+        first.weight.zero_()
+        first.bias.fill_(-1)
+    network = calibrated(converted(module, 16, learned=learned), torch.randn(8, 3, 16, 16))
+    images = torch.randn(3, 3, 16, 16)
+    executed = IntegerExecution(network, export_integers(network)).logits(images)
+    assert torch.equal(executed, network.module(images))
+
+
+def test_a_learned_step_that_crosses_zero_is_its_magnitude() -> None:
+    grid = LearnedActivationGrid(4, RangeRule())
+    grid.observe(torch.linspace(0, 3, 31))
+    grid.observing = False
+    values = torch.rand(2, 50) * 3
+    with torch.no_grad():
+        expected = grid(values)
+        grid.scale.neg_()
+        assert torch.allclose(grid(values), expected)
+    assert grid.step() > 0
 
 
 def test_more_bits_come_closer_to_the_float_network() -> None:

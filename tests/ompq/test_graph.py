@@ -11,6 +11,7 @@ from torch import nn
 
 from ompq.errors import OmpqError
 from ompq.graph import fold_batch_norm, run_with_taps, trace
+from ompq.zoo import load_network
 
 BUILT = {"inception_v3": {"init_weights": False, "aux_logits": False}}
 
@@ -197,3 +198,10 @@ def test_tracing_leaves_the_network_alone() -> None:
     assert network.training
     assert [name for name, _ in network.named_modules()] == before
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_features_keep_the_images_in_front() -> None:
+    graph = trace(load_network("timm:deit_tiny_patch16_224").module, (3, 224, 224))
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    shapes = [nodes[group.tap].meta["shape"] for group in graph.groups]
+    assert all(shape[0] == 1 for shape in shapes)

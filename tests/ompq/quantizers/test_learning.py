@@ -12,6 +12,7 @@ from ompq.quantizers import (
     AdaRound,
     dequantize,
     enabled,
+    fake_quantize,
     learned_step_quantize,
     lp_scale,
     quantize,
@@ -132,6 +133,19 @@ def test_a_quantizer_rounds_only_while_enabled() -> None:
         )
         assert torch.allclose(quantizer(x), learned, atol=1e-6)
     assert torch.equal(quantizer(x), x)
+
+
+def test_a_grid_is_chosen_by_all_columns_of_an_image() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16, 32, 28, 28, generator=generator)
+    x[..., 0] *= 0.01  # what every k-th value would see, with k a multiple of the width
+    quantizer = ActivationQuantizer(4)
+    quantizer.fit(x)
+    best = lp_scale(x.flatten(), 4, per_channel=False)
+    with enabled(quantizer):
+        error = (quantizer(x) - x).abs().pow(2.4).sum()
+    least = (fake_quantize(x, best) - x).abs().pow(2.4).sum()
+    assert error <= least * 1.02
 
 
 def test_dropping_leaves_a_share_in_float() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ompq.quantizers import fake_quantize, lp_scale, min_max_scale
+from ompq.quantizers import QuantParams, fake_quantize, lp_scale, min_max_scale
+from ompq.quantizers.contenders import contenders
 
 
 def literal_scale(channel: Tensor, bits: int, symmetric: bool, p: float) -> tuple[float, int]:
@@ -49,6 +50,66 @@ def test_the_search_is_the_literal_one(
         expected, expected_zero = literal_scale(channel, bits, symmetric, p)
         assert float(scale) == pytest.approx(expected, rel=1e-6)
         assert int(zero) == expected_zero
+
+
+def literal_scales(rows: Tensor, bits: int, symmetric: bool) -> Tensor:
+    """The errors of all candidates of all rows in float64, c × 80, by the definition."""
+    low = rows.amin(1).clamp_max(0).double()
+    high = rows.amax(1).clamp_min(0).double()
+    errors = []
+    for step in range(80):
+        shrink = 1 - 0.01 * step
+        if symmetric:
+            smallest, largest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+            scale = torch.maximum(-low, high) * shrink / largest
+            zero = torch.zeros_like(scale)
+        else:
+            smallest, largest = 0, 2**bits - 1
+            scale = (high - low) * shrink / largest
+            zero = torch.round(-low * shrink / scale)
+        values = rows.double()
+        grid = torch.clamp(torch.round(values / scale[:, None]) + zero[:, None], smallest, largest)
+        error = values - (grid - zero[:, None]) * scale[:, None]
+        errors.append(error.abs().pow(2.4).sum(1))
+    return torch.stack(errors, dim=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    bits=st.integers(2, 6),
+    symmetric=st.booleans(),
+    kind=st.sampled_from(["normal", "heavy tails", "positive", "few values", "one outlier"]),
+)
+def test_long_rows_keep_the_best_candidate(
+    seed: int, bits: int, symmetric: bool, kind: str
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(24, 3000, generator=generator)
+    if kind == "heavy tails":
+        rows = rows**3
+    elif kind == "positive":
+        rows = rows.abs()
+    elif kind == "few values":
+        rows = (rows * 3).round()
+    elif kind == "one outlier":
+        rows[:, 0] = 40.0
+    found = lp_scale(rows, bits, symmetric=symmetric)
+    errors = literal_scales(rows, bits, symmetric)
+    widest = lp_scale(rows, bits, symmetric=symmetric, steps=1).scale
+    step = torch.round((1 - found.scale / widest) * 100).long()
+    chosen = errors.gather(1, step[:, None]).flatten()
+    assert (chosen <= errors.amin(1) * (1 + 1e-5)).all()
+
+
+def test_most_candidates_of_long_rows_are_ruled_out() -> None:
+    rows = torch.randn(64, 4608, generator=torch.Generator().manual_seed(0))
+    shrink = 1 - 0.01 * torch.arange(80)
+    scale = (rows.amax(1) - rows.amin(1))[:, None] / 7 * shrink
+    zero_point = torch.round(-rows.amin(1)[:, None] * shrink / scale).int()
+    alive = contenders(rows, QuantParams(scale, zero_point, 0, 7), shrink, 2.4)
+    assert alive.any(dim=1).all()
+    assert alive.sum(dim=1).float().mean() < 6
 
 
 def test_many_pieces_are_searched_as_one() -> None:
