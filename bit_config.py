@@ -118,18 +118,15 @@ def lookup(
         quant_type: where given, a published scheme must be of it.
 
     Raises:
-        OmpqError: no configuration has that name (the closest ones are named),
+        OmpqError: no configuration has that name (those that exist are named, the closest first),
             or it is for another network or quantization type.
     """
     if match := _UNIFORM_WITH_ACTIVATIONS.fullmatch(scheme):
         return replace(UNIFORM[match[1]], name=scheme, act_bits=int(match[2]))
     schemes: dict[str, Published | Uniform] = {**PUBLISHED, **UNIFORM}
     if scheme not in schemes:
-        close = difflib.get_close_matches(scheme, schemes, n=3, cutoff=0.4)
-        meant = f"perhaps {' or '.join(close)}" if close else "bit_config.py holds their names"
-        raise OmpqError(
-            f"no configuration is called {scheme!r} ({meant}); a list is written [8, 4, 8]"
-        )
+        known = difflib.get_close_matches(scheme, schemes, n=len(schemes), cutoff=0.0)
+        raise OmpqError(f"no configuration is called {scheme!r}; there are {', '.join(known)}")
     found = schemes[scheme]
     if isinstance(found, Published):
         _check_meant_for(found, network, quant_type)

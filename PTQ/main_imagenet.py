@@ -246,7 +246,7 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
         nearest = rounded_row(task, assignment)
         _print_row("rounded to nearest, before reconstruction", nearest)
     outcome = post_training_quantization(task, assignment, first, nearest)
-    control = _control(arguments, task, assignment, first)
+    control = _control(arguments, task, assignment)
     skipped += test.skipped
     content = _write(arguments, outcome, control, network, preprocess, assignment, skipped, start)
     _print_notes(unreadable_note(test.skipped))
@@ -266,16 +266,14 @@ def _check_classes(labelled: int, told: int) -> None:
         print(f"note: the images are of {labelled} classes, the network tells {told}")
 
 
-def _control(
-    arguments: argparse.Namespace, task: Task, assignment: Assignment, first: Row
-) -> Row | None:
+def _control(arguments: argparse.Namespace, task: Task, assignment: Assignment) -> Row | None:
     if not arguments.control:
         return None
     chosen = control_assignment(assignment)
     if chosen is None:
         print("note: there is no other uniform configuration as large, and so no control")
         return None
-    return control_row(task, chosen, first)
+    return control_row(task, chosen)
 
 
 def _write(

@@ -6,7 +6,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from ompq.metrics import Predictions, predict
 from ompq.quantized import QuantizedNetwork
 from ompq.quantizers import enabled
 from ompq.runtime import say
+from ompq.widths import FLOAT_BITS
 from PTQ.cache import Cache
 from PTQ.recovery import Recovery
 from PTQ.results import PartReport
 from PTQ.settings import Settings
 from PTQ.sweep import quantize_network, rounded
 
-FLOAT_BITS = 32
 _STATE = ".ptq_state"
 
 
@@ -120,13 +120,7 @@ def post_training_quantization(
         state: name under which finished parts are remembered in `task.folder`.
     """
     start = time.perf_counter()
-    device = next(task.graph.module.parameters()).device
-    folder = task.folder / _STATE
-    recovery = Recovery(folder / state, fingerprint(task, assignment), task.resume)
-    cache = Cache(task.settings.cache_device, device, folder)
-    network, reports = quantize_network(
-        task.graph, assignment, task.images, task.settings, cache, recovery, task.say
-    )
+    network, reports = _reconstructed(task, assignment, state)
     nearest = nearest or rounded_row(task, assignment)
     spent = sum(report.seconds for report in reports)
     size = assignment.size_mb
@@ -142,6 +136,19 @@ def post_training_quantization(
     return Outcome(network, reports, first, nearest, weights, final, seconds)
 
 
+def _reconstructed(
+    task: Task, assignment: Assignment, state: str
+) -> tuple[QuantizedNetwork, list[PartReport]]:
+    """The quantized network; its finished parts are remembered as `state`."""
+    device = next(task.graph.module.parameters()).device
+    folder = task.folder / _STATE
+    recovery = Recovery(folder / state, fingerprint(task, assignment), task.resume)
+    cache = Cache(task.settings.cache_device, device, folder)
+    return quantize_network(
+        task.graph, assignment, task.images, task.settings, cache, recovery, task.say
+    )
+
+
 def control_assignment(assignment: Assignment) -> Assignment | None:
     """The narrowest uniform configuration of at least the same size; None if there is no other."""
     for width in range(2, 9):
@@ -151,10 +158,16 @@ def control_assignment(assignment: Assignment) -> Assignment | None:
     return None
 
 
-def control_row(task: Task, assignment: Assignment, first: Row) -> Row:
+def control_row(task: Task, assignment: Assignment) -> Row:
     """A uniform configuration, treated like the one that it is compared with."""
-    outcome = post_training_quantization(task, assignment, first, first, state="control")
-    return replace(outcome.final_row, name=f"control: uniform {assignment.bits[0]}")
+    network, reports = _reconstructed(task, assignment, "control")
+    return Row(
+        f"control: uniform {assignment.bits[0]}",
+        assignment.size_mb,
+        bit_operations(assignment, task.settings.act_quant),
+        task.predictions(network.module),
+        sum(report.seconds for report in reports),
+    )
 
 
 def forget(folder: Path) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ompq.bitconfig import Assignment
-from ompq.cost import check_widths
 from ompq.errors import OmpqError
 from ompq.graph import Group, NetworkGraph
+from ompq.widths import PIXEL_BITS, SUM_BITS, check_widths
 
-DEFAULT_BITS, SUM_BITS, PIXEL_BITS = 8, 16, 8
+DEFAULT_BITS = 8
 _UNIT = re.compile(r"(stage(\d+)\.unit(\d+))\.(quant_\w+)")
 _STEM = re.compile(r"quant_init\w*convbn")
 _FINAL = re.compile(r"quant_final\w*convbn")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ompq.bitconfig import Assignment
-from ompq.files import atomic_path
 from ompq.fixed_point import IntegerNetwork
 from ompq.metrics import Accuracy
+from ompq.plots import ACCENT, INK, SOFT, figure
 from ompq.runtime import versions
 from QAT.training import Progress
 
@@ -68,18 +68,14 @@ def to_json(
 
 def draw(progress: Progress, float_top1: float, path: Path) -> None:
     """Loss and accuracy over the steps, beside the float network's accuracy."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
     steps = [entry["step"] for entry in progress.history]
     losses = [entry["loss"] for entry in progress.history[1:]]
-    left.plot(steps[1:], losses, marker="o", color="tab:blue")
-    left.set(xlabel="step", ylabel="training loss")
     top1 = [entry["top1"] for entry in progress.history]
-    right.plot(steps, top1, marker="o", color="tab:orange", label="integers")
-    right.axhline(float_top1, linestyle="--", color="tab:gray", label="float")
-    right.set(xlabel="step", ylabel="top-1 %")
-    right.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    with figure(path, 8, 3.2) as drawn:
+        left, right = drawn.subplots(1, 2)
+        left.plot(steps[1:], losses, marker="o", color=INK)
+        left.set(xlabel="step", ylabel="training loss")
+        right.plot(steps, top1, marker="o", color=ACCENT, label="integers")
+        right.axhline(float_top1, linestyle="--", color=SOFT, label="float")
+        right.set(xlabel="step", ylabel="top-1 %")
+        right.legend()

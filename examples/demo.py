@@ -41,12 +41,12 @@ from ompq.graph import NetworkGraph, trace
 from ompq.metrics import Accuracy, evaluate
 from ompq.options import Parser, add_run_options
 from ompq.preprocess import Preprocess
-from ompq.quantizers import round_weights
 from ompq.runtime import Ranks, resolve_device, run_script, seed_everything
 from ompq.training import train_float
 from ompq.zoo import Network, load_network
 from PTQ.pipeline import Task, float_row, forget, post_training_quantization
 from PTQ.settings import Settings
+from PTQ.sweep import rounded
 from QAT.proof import compare_with_integers
 from QAT.settings import TrainingSettings
 from QAT.start import begin
@@ -145,8 +145,8 @@ def run() -> None:
     images = images.to(device)
 
     def row(name: str, assignment: Assignment) -> Row:
-        rounded = round_weights(module, assignment.layer_bits())
-        return Row(name, assignment.size_mb, assignment.bops_g, evaluate(rounded, test, device))
+        network = rounded(graph, assignment, Settings()).module
+        return Row(name, assignment.size_mb, assignment.bops_g, evaluate(network, test, device))
 
     eight = uniform(graph.groups, 8)
     float_bops = sum(group.ops for group in graph.groups) * 32 * 32 / 1e9

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from ompq.errors import OmpqError
 from ompq.graph import Layer, NetworkGraph
 from ompq.graph.operations import tensor_shape
+from ompq.widths import FLOAT_BITS
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-FLOAT_BITS, INTEGER_BITS = 32, 8
+INTEGER_BITS = 8
 Shape = tuple[int, ...]
 _OPSET, _IR_VERSION, _WARM_UP, _ERRORS_ONLY = 17, 10, 2, 3
 # ONNX Runtime's convolutions have layouts of their own, which a network's layers pass on.

@@ -10,12 +10,13 @@ if __name__ == "__main__":  # started by its path: see the repository, not this 
 
 import argparse
 
-from mixed_bit.layer_times import FLOAT_BITS, INTEGER_BITS, LayerTime, layer_times, require_onnx
+from mixed_bit.layer_times import INTEGER_BITS, LayerTime, layer_times, require_onnx
 from ompq.errors import OmpqError
 from ompq.files import write_json
 from ompq.graph import trace
 from ompq.options import Parser, add_input_size, add_network_options
 from ompq.runtime import progress, run_script
+from ompq.widths import FLOAT_BITS
 from ompq.zoo import load_network
 
 

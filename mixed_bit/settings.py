@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from mixed_bit.latency import LatencyTable
 from mixed_bit.metrics import METRICS
 from ompq.bitconfig import DEFAULT_ACT_BITS, QUANT_TYPES
-from ompq.cost import check_widths
 from ompq.errors import OmpqError
+from ompq.widths import check_widths
 
 # Whole numbers of bits, bit operations and nanoseconds stay within 63 bits.
 _LARGEST_BUDGET = 1e9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,23 +79,13 @@ class Truth:
     def _share(classes: Tensor, wanted: Tensor | None) -> float | None:
         return None if wanted is None else 100 * int((classes == wanted).sum()) / len(classes)
 
-    @contextmanager
-    def _weights(self, layer_bits: Mapping[str, int]) -> Iterator[None]:
-        graph = self._subject.network.graph
-        weights = {layer: graph.layer_module(layer).weight for layer in layer_bits}
-        before = {layer: weight.clone() for layer, weight in weights.items()}
-        with torch.no_grad():
-            for layer, width in layer_bits.items():
-                weights[layer].copy_(self._round(layer, before[layer], width))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for layer, weight in weights.items():
-                    weight.copy_(before[layer])
+    def _weights(self, layer_bits: Mapping[str, int]) -> AbstractContextManager[None]:
+        pairs = layer_bits.items()
+        return self._subject.holding({layer: self._round(layer, width) for layer, width in pairs})
 
-    def _round(self, layer: str, weight: Tensor, width: int) -> Tensor:
+    def _round(self, layer: str, width: int) -> Tensor:
         if (layer, width) not in self._rounded:
+            weight = self._subject.network.graph.layer_module(layer).weight
             self._rounded[layer, width] = rounded_weights(weight, [width])[0]
         return self._rounded[layer, width]
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import bit_config
-from ompq.cost import bops, check_widths, float_size_mb, size_mb
+from ompq.cost import bops, float_size_mb, size_mb
 from ompq.errors import OmpqError
 from ompq.files import write_json
 from ompq.graph import Group
+from ompq.widths import check_widths
 
 FORMAT = "ompq-bit-config/1"
 PINNED_BITS = 8

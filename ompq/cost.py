@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ompq.errors import OmpqError
 from ompq.graph import Group
+from ompq.widths import FLOAT_BITS
 
 BITS_PER_MB = 8 * 2**20
-FLOAT_BITS = 32
 
 
 def size_bits(groups: Sequence[Group], bits: Sequence[int]) -> int:
@@ -34,17 +33,3 @@ def float_size_mb(groups: Sequence[Group]) -> float:
 def bops(groups: Sequence[Group], bits: Sequence[int], act_bits: Sequence[int]) -> int:
     """Bit operations for one image at one weight and one activation width per group."""
     return sum(g.ops * w * a for g, w, a in zip(groups, bits, act_bits, strict=True))
-
-
-def check_widths(bits: Sequence[object], where: str, lowest: int = 2, highest: int = 8) -> None:
-    """Refuse anything but whole numbers of bits that the quantizers know.
-
-    Raises:
-        OmpqError: names the first entry that is not an integer from `lowest` to `highest`.
-    """
-    for position, width in enumerate(bits):
-        if type(width) is not int or not lowest <= width <= highest:
-            entry = f"{where}: entry {position + 1}" if len(bits) > 1 else where
-            raise OmpqError(
-                f"{entry} is {width!r}; bit widths are whole numbers from {lowest} to {highest}"
-            )

@@ -13,10 +13,10 @@ from torch.fx import GraphModule
 from ompq.bitconfig import Assignment
 from ompq.graph import NetworkGraph, activation_sites, fold_batch_norm
 from ompq.quantizers import ActivationQuantizer, QuantParams, dequantize
+from ompq.widths import PIXEL_BITS
 
 # Path of the quantizers in the traced network; each is called after the node whose value it takes.
 ACTIVATIONS = "activation_quantizers"
-PIXEL_BITS = 8
 
 
 @dataclass(frozen=True)

@@ -100,18 +100,10 @@ def _try_activations(
             stage.trials.append(_Trial(table, row, column, change))
 
 
-@contextmanager
-def _rounded(subject: Subject, layers: Sequence[str], width: int) -> Iterator[None]:
+def _rounded(subject: Subject, layers: Sequence[str], width: int) -> AbstractContextManager[None]:
     """The layers' weights rounded while the body runs."""
-    weights = [subject.network.graph.layer_module(layer).weight for layer in layers]
-    before = [weight.clone() for weight in weights]
-    for weight in weights:
-        weight.copy_(rounded_weights(weight, [width])[0])
-    try:
-        yield
-    finally:
-        for weight, values in zip(weights, before, strict=True):
-            weight.copy_(values)
+    weights = {layer: subject.network.graph.layer_module(layer).weight for layer in layers}
+    return subject.holding({n: rounded_weights(w, [width])[0] for n, w in weights.items()})
 
 
 @contextmanager

@@ -131,6 +131,21 @@ class Subject:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def holding(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """While the body runs, some layers have other weights (layer → tensor)."""
+        weights = {layer: self.network.graph.layer_module(layer).weight for layer in values}
+        before = {layer: weight.detach().clone() for layer, weight in weights.items()}
+        with torch.no_grad():
+            for layer, weight in weights.items():
+                weight.copy_(values[layer])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for layer, weight in weights.items():
+                    weight.copy_(before[layer])
+
     def sum_over_layers(self, of_layer: Callable[[str], Sequence[float]]) -> NDArray[np.float64]:
         """Prices of layers as prices of groups, L × K."""
         rows = [np.sum([of_layer(layer) for layer in g.layers], axis=0) for g in self.groups]

@@ -27,10 +27,10 @@ from ompq.graph.operations import (
     operation,
     tensor_shape,
 )
+from ompq.widths import PIXEL_BITS, SUM_BITS
 
 # Paths of what is set into the traced network.
 READ, JOINED = "requantizers", "joints"
-PIXEL_BITS, JOINT_BITS = 8, 16
 CLIPS = frozenset("relu relu6 hardtanh clamp clip clamp_min clamp_max".split())
 # These hand on integers of their input's grid, whatever it is.
 _KEEPING = CLIPS | MAX_POOLS | (IDENTITIES - {"to", "type_as", "float"})
@@ -230,7 +230,7 @@ class _Rewriting:
             "dim", node.args[1] if name in _CONCATENATIONS and node.args[1:] else 0
         )
         kind = "cat" if name in _CONCATENATIONS else "add"
-        joint = Joint(self._grid(JOINT_BITS), self.scheme.dyadic, kind, int(dim or 0))  # type: ignore[arg-type]
+        joint = Joint(self._grid(SUM_BITS), self.scheme.dyadic, kind, int(dim or 0))  # type: ignore[arg-type]
         joint.origins = tuple(origin for origin in origins if origin is not None)
         call = self._insert(node, f"{JOINED}.{node.name}", joint, tuple(parts))
         node.replace_all_uses_with(call)
@@ -268,7 +268,7 @@ class _Rewriting:
     def _average(self, node: Node, source: Node, origin: Origin, divisor: int) -> Origin:
         """Sums of a layer's wide integers would overflow: they are requantized first."""
         if origin.per_channel:
-            requantizer = Requantizer(self._grid(JOINT_BITS), self.scheme.dyadic)
+            requantizer = Requantizer(self._grid(SUM_BITS), self.scheme.dyadic)
             requantizer.origin = origin
             call = self._insert(source, f"{JOINED}.{source.name}", requantizer, (source,))
             node.replace_input_with(source, call)
@@ -323,7 +323,7 @@ class _Rewriting:
 
     def _grid(self, bits: int) -> ActivationGrid:
         kind: Callable[[int, RangeRule], ActivationGrid] = ActivationGrid
-        if self.scheme.learned and bits < JOINT_BITS:
+        if self.scheme.learned and bits < SUM_BITS:
             kind = LearnedActivationGrid
         device = next(self.module.parameters()).device
         return kind(bits, self.scheme.rule).to(device)

@@ -4,7 +4,6 @@ from ompq.quantizers.activation import ActivationQuantizer, activation_quantizer
 from ompq.quantizers.adaround import AdaRound
 from ompq.quantizers.affine import QuantParams, dequantize, fake_quantize, quantize, round_to
 from ompq.quantizers.learned_step import learned_step_quantize
-from ompq.quantizers.rounding import round_weights
 from ompq.quantizers.sample import some_values
 from ompq.quantizers.scale import lp_scale, min_max_scale
 
@@ -21,6 +20,5 @@ __all__ = [
     "min_max_scale",
     "quantize",
     "round_to",
-    "round_weights",
     "some_values",
 ]

@@ -1,4 +1,4 @@
-"""Which of many grids can be the best for a row of values, told from a histogram of the row.
+"""Which of many grids can be the best for a row of values, by bounds that cost less than powers.
 
 In units of a row's widest scale, all rows with the same zero point share their candidate grids. So
 the error f(v) = |v − v̂|^p of every candidate is tabled once, at the nodes of a fine mesh. A row is
@@ -6,6 +6,9 @@ then two counts per cell of the mesh: its values, and how far these lie into the
 sum of the piecewise linear interpolant of f over the row, for all candidates by one matrix product.
 Between two nodes f is convex and differs from the interpolant by at most h²/8 · max f'', except
 where rounding jumps, by at most h · max |f'| there. Both bounds are added up the same way.
+
+With few values, or many zero points, these tables would cost more than they save. Then squares
+decide: by Hölder's inequality Σ|e|^p ≥ n (Σe²/n)^(p/2) for p ≥ 2.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from ompq.quantizers.affine import QuantParams
 
 # Cells per widest scale, and at most in all on either side of zero.
 _CELLS, _MOST_CELLS = 128, 4096
-# Table entries at once.
+# A node of a table costs as much as so many values that squares are taken of.
+_NODE_COST = 16
+# Table entries, or values, at once.
 _PIECE = 2**20
 # Sums are rounded; a candidate this close above the least is not ruled out.
 _CAUTION = 1e-3
@@ -38,7 +43,6 @@ def contenders(rows: Tensor, grids: QuantParams, shrink: Tensor, p: float) -> Te
     Returns:
         bool, c × steps.
     """
-    alive = torch.ones_like(grids.scale, dtype=torch.bool)
     unit = grids.scale[:, 0]
     # Scales at the smallest there is, and zero points that rounding moved, fit no common table.
     regular = (grids.zero_point == grids.zero_point[:, :1]).all(dim=1)
@@ -47,9 +51,9 @@ def contenders(rows: Tensor, grids: QuantParams, shrink: Tensor, p: float) -> Te
     reach = grids.high - grids.low
     half = min(_MOST_CELLS, _CELLS * (reach + 1))
     known = zero_points[regular].unique().tolist()
-    # With few values, or many zero points, the tables would cost more than they save.
-    if 2 * (2 * half + 1) * len(known) > rows.numel():
-        return alive
+    if _NODE_COST * (2 * half + 1) * len(known) > rows.numel():
+        return _by_squares(rows, grids, p)
+    alive = torch.ones_like(grids.scale, dtype=torch.bool)
     mesh = _Mesh(half, half / reach)
     per_piece = max(1, _PIECE // (2 * half))
     for zero_point in known:
@@ -60,6 +64,51 @@ def contenders(rows: Tensor, grids: QuantParams, shrink: Tensor, p: float) -> Te
             estimate, doubt = weights @ nodes, counts @ slack
             least = (estimate + doubt).amin(dim=1, keepdim=True)
             alive[some] = estimate - doubt <= least * (1 + _CAUTION)
+    return alive
+
+
+class RoundingErrors:
+    """What rounding changes values by, in units of the scales.
+
+    Works in two buffers of its own: fresh memory would cost more than the arithmetic.
+
+    Args:
+        rows: c × n, the most that is rounded at once.
+        low: smallest integer.
+        high: largest integer.
+    """
+
+    def __init__(self, rows: Tensor, low: int, high: int) -> None:
+        self._position, self._error = torch.empty_like(rows), torch.empty_like(rows)
+        self._low, self._high = float(low), float(high)
+
+    def __call__(self, rows: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """c' × n values and c' scales and zero points → c' × n, valid until the next call."""
+        position, error = self._position[: len(rows)], self._error[: len(rows)]
+        torch.mul(rows, (1 / scale)[:, None], out=position).add_(zero_point[:, None])
+        return torch.round(position, out=error).clamp_(self._low, self._high).sub_(position)
+
+
+def sum_of_powers(errors: Tensor, p: float) -> Tensor:
+    """Σ|e|^p of every row, by way of logarithms, which are faster than powers; spoils `errors`."""
+    return errors.abs_().log2_().mul_(p).exp2_().sum(dim=1)
+
+
+def _by_squares(rows: Tensor, grids: QuantParams, p: float) -> Tensor:
+    alive = torch.empty_like(grids.scale, dtype=torch.bool)
+    count = rows.shape[1]
+    for some in torch.arange(len(rows), device=rows.device).split(max(1, _PIECE // count)):
+        values, scale, zero_point = rows[some], grids.scale[some], grids.zero_point[some].float()
+        errors_of = RoundingErrors(values, grids.low, grids.high)
+        squares = [
+            errors_of(values, scale[:, step], zero_point[:, step]).square_().sum(dim=1)
+            for step in range(scale.shape[1])
+        ]
+        bound = count * (torch.stack(squares, dim=1) / count) ** (p / 2) * scale**p
+        first = torch.arange(len(some), device=rows.device), bound.argmin(dim=1)
+        errors = errors_of(values, scale[first], zero_point[first])
+        least = sum_of_powers(errors, p) * scale[first] ** p
+        alive[some] = bound <= least[:, None] * (1 + _CAUTION)
     return alive
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ompq.quantizers.affine import QuantParams
-from ompq.quantizers.contenders import contenders
+from ompq.quantizers.contenders import RoundingErrors, contenders, sum_of_powers
 
 _SMALLEST_SCALE = 1e-12
 # Values that are searched at once: enough to outweigh the calls, few enough for the cache.
@@ -39,9 +39,9 @@ def lp_scale(
 ) -> QuantParams:
     """Parameters with the least Σ|w − ŵ|^p among `steps` shrunken ranges; the widest of equals.
 
-    The range shrinks by a hundredth a step, as in BRECQ (arXiv:2102.05426, p = 2.4). A histogram
-    of every row bounds the errors of all its candidates (see `contenders`); only those that it
-    cannot tell apart are evaluated. The result is that of evaluating them all.
+    The range shrinks by a hundredth a step, as in BRECQ (arXiv:2102.05426, p = 2.4). Only the
+    candidates that bounds cannot tell apart (see `contenders`) are evaluated; the result is that of
+    evaluating them all.
 
     Args:
         values: channels × …, float.
@@ -70,14 +70,12 @@ def _best(rows: Tensor, grids: QuantParams, alive: Tensor, p: float) -> Tensor:
     """Per row (c × n), the index of the best of its candidates that are `alive` (c × steps)."""
     errors = torch.where(alive, 0.0, torch.inf)
     contested = alive & (alive.sum(dim=1, keepdim=True) > 1)
+    errors_of = RoundingErrors(rows, grids.low, grids.high)
     for step in contested.any(dim=0).nonzero().flatten().tolist():
         (which,) = torch.where(contested[:, step])
-        scale = grids.scale[which, step]
-        position = torch.mul(rows[which], 1 / scale[:, None])
-        position.add_(grids.zero_point[which, step, None])
-        error = position.round().clamp_(grids.low, grids.high).sub_(position).abs_()
-        # Powers by way of logarithms, which are faster.
-        errors[which, step] = error.log2_().mul_(p).exp2_().sum(dim=1) * scale**p
+        scale, zero_point = grids.scale[which, step], grids.zero_point[which, step]
+        found = errors_of(rows[which], scale, zero_point.float())
+        errors[which, step] = sum_of_powers(found, p) * scale**p
     return errors.argmin(dim=1)
 
 

@@ -91,7 +91,7 @@ def test_candidates_and_pins(graph: NetworkGraph, images: torch.Tensor) -> None:
         ({"size_mb": 1.0, "pins": {"nowhere": 4}}, "no such layer"),
         ({"size_mb": 1.0, "pins": {"classifier": 9}}, "whole numbers from 2 to 8"),
         ({"size_mb": 1.0, "candidates": (1, 4)}, "whole numbers from 2 to 8"),
-        ({"size_mb": float("nan")}, "positive number"),
+        ({"size_mb": float("nan")}, "a number above 0"),
         ({}, "no budget"),
         ({"size_mb": 1.0, "beta": -1.0}, "not negative"),
         ({"size_mb": 1.0, "act_bits": 16}, "activation|act_bits"),

@@ -77,9 +77,9 @@ def test_activation_bits_of_the_scheme_and_of_the_user(networks) -> None:
     ("text", "message"),
     [
         ("[4, 4]", "has 2 entries where PTQ of this network needs 18, one for each of: conv1"),
-        ("[" + "4," * 17 + "9]", "entry 17 is 9"),
-        ("[" + "4," * 17 + "4.0]", r"entry 17 is 4\.0"),
-        ("[" + "4," * 17 + "True]", "entry 17 is True"),
+        ("[" + "4," * 17 + "9]", "entry 18 is 9"),
+        ("[" + "4," * 17 + "4.0]", r"entry 18 is 4\.0"),
+        ("[" + "4," * 17 + "True]", "entry 18 is True"),
         ("[4, __import__('os')]", "is not a list"),
         ("[4, 3", "is not a list"),
         ("uniform1", "no configuration is called"),

@@ -106,7 +106,7 @@ def test_none_or_a_single_image_is_an_error(photographs: list[Path], tmp_path: P
     with pytest.raises(OmpqError, match=r"none of 1 images can be read \(the first: .*bad.jpg\)"):
         _of_folder(tmp_path, 8)
     shutil.copy(photographs[0], tmp_path)
-    with pytest.raises(OmpqError, match=r"has a single readable image \(1 unreadable\)"):
+    with pytest.raises(OmpqError, match=r"gave one \(8 asked for, 1 unreadable\)"):
         _of_folder(tmp_path, 8)
     with pytest.raises(OmpqError, match="num_images is 0"):
         _of_folder(tmp_path, 0)
