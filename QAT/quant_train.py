@@ -13,7 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from QAT.options import build_parser, settings_of
 from QAT.proof import compare_with_integers
 from QAT.recovery import is_checkpoint, refuse_unfinished
 from QAT.report import draw, print_table, to_json
+from QAT.settings import TrainingSettings
 from QAT.start import begin
 from QAT.training import LAST, Progress, Task, apex_parallel, evaluate_all_ranks, fine_tune
 
@@ -72,6 +73,47 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
             raise OmpqError("--apex shares gradients between processes, and there is one")
     if not resume:
         refuse_unfinished(arguments.output_dir / LAST)
+    begun = _begin(arguments, settings, ranks, device)
+    task, assignment = begun.task, begun.assignment
+    float_accuracy = evaluate_all_ranks(task, begun.network.module)
+    _say(ranks, f"float: top-1 {float_accuracy.top1:.2f} % of {float_accuracy.count} images")
+    progress = fine_tune(task, resume, arguments.start_epoch)
+    if task.log is not None:
+        task.log.close()
+    final = evaluate_all_ranks(task)
+    content = to_json(
+        float_accuracy,
+        final,
+        progress,
+        assignment,
+        task.network,
+        json_ready(arguments),
+        time.perf_counter() - start,
+    )
+    content["skipped_images"] = sorted({*task.train.skipped, *task.test.skipped})
+    for note in unreadable_note(content["skipped_images"]):
+        _say(ranks, f"note: {note}")
+    if ranks.is_main:
+        _write(begun, content, progress)
+        print_table(float_accuracy, final, assignment, progress)
+        print(f"written to {task.folder}/: {artifact.FILE} results.json training.png")
+    return content
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A fine-tuning before its first step."""
+
+    network: Network
+    preprocess: Preprocess
+    assignment: Assignment
+    task: Task
+
+
+def _begin(
+    arguments: argparse.Namespace, settings: TrainingSettings, ranks: Ranks, device: torch.device
+) -> _Begun:
+    """Load, read, convert what the command line names, and say what it is."""
     if arguments.path is not None:
         # The published command gives --pretrained; a checkpoint of one's own goes before it.
         arguments.pretrained = False
@@ -86,44 +128,19 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     converted = _converted(arguments, graph, assignment, preprocess, source)
     if converted.float_operations:
         _say(ranks, _left_in_float(converted.float_operations))
-    fingerprint = _fingerprint(arguments, assignment, len(training))
-    teacher = _teacher(arguments, graph.num_outputs, device)
     task = Task(
         converted,
-        teacher,
+        _teacher(arguments, graph.num_outputs, device),
         training,
         test,
         settings,
         device,
         ranks,
         arguments.output_dir,
-        fingerprint,
+        _fingerprint(arguments, assignment, len(training)),
         _log(arguments, ranks),
     )
-    float_accuracy = evaluate_all_ranks(task, network.module)
-    _say(ranks, f"float: top-1 {float_accuracy.top1:.2f} % of {float_accuracy.count} images")
-    progress = fine_tune(task, resume, arguments.start_epoch)
-    if task.log is not None:
-        task.log.close()
-    final = evaluate_all_ranks(task)
-    content = to_json(
-        float_accuracy,
-        final,
-        progress,
-        assignment,
-        converted,
-        json_ready(arguments),
-        time.perf_counter() - start,
-    )
-    unreadable = sorted({*training.skipped, *test.skipped})
-    content["skipped_images"] = unreadable
-    for note in unreadable_note(unreadable):
-        _say(ranks, f"note: {note}")
-    if ranks.is_main:
-        _write(arguments, content, converted, network, preprocess, assignment, progress)
-        print_table(float_accuracy, final, assignment, progress)
-        print(f"written to {arguments.output_dir}/: {artifact.FILE} results.json training.png")
-    return content
+    return _Begun(network, preprocess, assignment, task)
 
 
 def _resume(arguments: argparse.Namespace) -> bool:
@@ -297,17 +314,11 @@ def _log(arguments: argparse.Namespace, ranks: Ranks) -> Any:
     return SummaryWriter(arguments.output_dir / "tensorboard")
 
 
-def _write(
-    arguments: argparse.Namespace,
-    content: dict[str, Any],
-    converted: IntegerNetwork,
-    network: Network,
-    preprocess: Preprocess,
-    assignment: Assignment,
-    progress: Progress,
-) -> None:
-    folder = arguments.output_dir
-    artifact.save(folder / artifact.FILE, converted, network, preprocess, assignment)
+def _write(begun: _Begun, content: dict[str, Any], progress: Progress) -> None:
+    folder, network = begun.task.folder, begun.task.network
+    artifact.save(
+        folder / artifact.FILE, network, begun.network, begun.preprocess, begun.assignment
+    )
     write_json(folder / "results.json", content)
     draw(progress, content["top1_fp32"], folder / "training.png")
 

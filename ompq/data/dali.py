@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ompq.data.decoding import Decoded
+from ompq.data.decoded import Decoded
 from ompq.data.pillow import UNREADABLE, cut, in_threads, read_image, stack, view_of
 from ompq.data.views import View
 from ompq.errors import OmpqError

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from ompq.data.decoded import Decoded
 from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Some files decoded.
-
-    `images` is k × 3 × S × S, uint8; `readable` holds the k positions of its images in the list of
-    files, ascending; `unreadable` the positions of files that cannot be decoded.
-    """
-
-    images: Tensor
-    readable: tuple[int, ...]
-    unreadable: tuple[int, ...]
-
 
 Decoder = Callable[[Sequence[Path], Preprocess, Sequence[int] | None, int], Iterator[Decoded]]
 

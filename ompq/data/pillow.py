@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ompq.data.decoding import Decoded
+from ompq.data.decoded import Decoded
 from ompq.data.views import View, evaluation_view, random_view
 from ompq.preprocess import Preprocess
 

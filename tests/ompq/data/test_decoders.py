@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from ompq.data import make_loader
-from ompq.data.decoding import Decoded, choose_backend, decode
+from ompq.data.decoded import Decoded
+from ompq.data.decoding import choose_backend, decode
 from ompq.data.folders import images
 from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
