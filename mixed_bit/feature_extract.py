@@ -189,8 +189,6 @@ def settings_of(arguments: argparse.Namespace) -> SearchSettings:
         raise OmpqError(f"--num_images {arguments.num_images}: give 2 or more")
     if arguments.batch_size < 1 or arguments.workers < 0:
         raise OmpqError("--batch_size must be positive and --workers not negative")
-    if arguments.auto and arguments.metric != "orm":
-        raise OmpqError(f"--auto tries every metric; leave --metric {arguments.metric} out")
     if arguments.labels and not arguments.auto and arguments.metric not in USES_LABELS:
         raise OmpqError(f"--labels goes with --metric {' or '.join(USES_LABELS)}, no other asks")
     if arguments.labels and arguments.calibration_data is not None:
@@ -376,6 +374,8 @@ def run() -> None:
     check_writable(arguments.output_dir)
     found = extract(arguments)
     if Ranks.from_environment().is_main:
+        if arguments.auto and arguments.metric != "orm":
+            print(f"note: --auto tries every metric, not {arguments.metric} alone")
         if found.points:
             print_sweep(found.points)
         print_result(found.result, found.config)

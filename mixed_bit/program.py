@@ -140,7 +140,7 @@ def _refusal(program: Program, budget: Budget) -> str:
     needed = math.ceil(least / budget.per_unit * 1e4) / 1e4
     widths = sorted({program.widths[k] for k in cost.argmin(axis=1)})
     return (
-        f"a {budget.name} of {budget.limit / budget.per_unit:.6g} {budget.unit} cannot be "
+        f"a {budget.name} of {budget.limit / budget.per_unit:.5g} {budget.unit} cannot be "
         f"reached: the smallest feasible {budget.name} is {needed:.4f} {budget.unit}, "
         f"at {', '.join(map(str, widths))} bits"
     )
