@@ -49,14 +49,14 @@ class Recovery:
             return None
         try:
             tensors, described = load_tensors(file)
-        except OmpqError:
+            return PartResult(
+                PartReport.from_json(described["report"]),
+                {name: tensors[f"integers {name}"] for name in described["weights"]},
+                _grids("weight", described["weights"], tensors),
+                _grids("activation", described["activations"], tensors),
+            )
+        except (OmpqError, KeyError, TypeError):
             return None
-        return PartResult(
-            PartReport.from_json(described["report"]),
-            {name: tensors[f"integers {name}"] for name in described["weights"]},
-            _grids("weight", described["weights"], tensors),
-            _grids("activation", described["activations"], tensors),
-        )
 
     def save(self, number: int, result: PartResult) -> None:
         """Remember a finished part."""

@@ -50,7 +50,8 @@ def make_layers_plain(traced: GraphModule) -> None:
         shape = tensor_shape(node.all_input_nodes[0]) if node.all_input_nodes else None
         if plain is None or shape is None:
             continue
-        values = torch.randn(shape, device=plain.weight.device, dtype=plain.weight.dtype)
+        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        values = drawn.to(plain.weight)
         with torch.inference_mode():
             expected = module(values.clone())
             if _gives(expected, plain, values):
