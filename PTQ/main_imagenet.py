@@ -27,6 +27,7 @@ from ompq.options import (
     add_data_options,
     add_network_options,
     add_run_options,
+    check_classes,
     json_ready,
     labelled_images_of,
     network_of,
@@ -235,7 +236,7 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     test = labelled_images_of(arguments, preprocess, arguments.batch_size)
     side = preprocess.input_size
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
-    _check_classes(test.num_classes, graph.num_outputs)
+    _print_notes(check_classes(test.num_classes, graph.num_outputs))
     assignment = assignment_of(arguments, graph)
     task = Task(graph, images, test, settings, arguments.output_dir, arguments.resume)
     _print_task(network, graph, assignment, settings, len(images), skipped)
@@ -253,17 +254,6 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     print_table([*outcome.rows, *([control] if control else [])])
     print(f"written to {arguments.output_dir}/: {artifact.FILE} results.json")
     return content
-
-
-def _check_classes(labelled: int, told: int) -> None:
-    """Labels of other classes than the network's would make the accuracy meaningless."""
-    if labelled > told:
-        raise OmpqError(
-            f"the images are of {labelled} classes, the network tells {told}; give a checkpoint "
-            "for these images"
-        )
-    if 0 < labelled < told:
-        print(f"note: the images are of {labelled} classes, the network tells {told}")
 
 
 def _control(arguments: argparse.Namespace, task: Task, assignment: Assignment) -> Row | None:

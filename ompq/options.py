@@ -167,6 +167,26 @@ def labelled_images_of(
     )
 
 
+def check_classes(labelled: int, told: int) -> list[str]:
+    """What a user should know of labels that are not those of the network.
+
+    Args:
+        labelled: classes of the images; 0 without labels.
+        told: classes that the network tells.
+
+    Raises:
+        OmpqError: labels that the network cannot tell.
+    """
+    if labelled > told:
+        raise OmpqError(
+            f"the images are of {labelled} classes, the network tells {told}; give a checkpoint "
+            "for these images, or --num_classes"
+        )
+    if 0 < labelled < told:
+        return [f"the images are of {labelled} classes, the network tells {told}"]
+    return []
+
+
 def json_ready(arguments: argparse.Namespace) -> dict[str, Any]:
     """The command line as a result file keeps it."""
     return {

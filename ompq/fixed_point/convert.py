@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import inf, prod
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ompq.errors import OmpqError
 from ompq.fixed_point.grids import ActivationGrid, LearnedActivationGrid, RangeRule, WeightGrid
 from ompq.fixed_point.modules import Exact, Joint, Origin, QuantizedLayer, Requantizer
+from ompq.fixed_point.nodes import AVERAGES, CLIPS, clip_bounds, pooling_window
 from ompq.fixed_point.norms import FreeNorm
 from ompq.graph import NetworkGraph
 from ompq.graph.operations import (
@@ -31,13 +32,11 @@ from ompq.widths import PIXEL_BITS, SUM_BITS
 
 # Paths of what is set into the traced network.
 READ, JOINED = "requantizers", "joints"
-CLIPS = frozenset("relu relu6 hardtanh clamp clip clamp_min clamp_max".split())
 # These hand on integers of their input's grid, whatever it is.
 _KEEPING = CLIPS | MAX_POOLS | (IDENTITIES - {"to", "type_as", "float"})
 # These take integers apart, or arrange them anew; they need one grid for all channels.
 _ARRANGING = LAYOUTS | frozenset("chunk split unbind getitem".split())
 _CONCATENATIONS = frozenset("cat concat".split())
-AVERAGES = frozenset("avgpool2d avg_pool2d adaptiveavgpool2d adaptive_avg_pool2d mean".split())
 
 
 @dataclass(frozen=True)
@@ -345,69 +344,3 @@ class _Rewriting:
                 cast = self.module.graph.call_method("float", (source,))
             cast.meta["shape"] = source.meta.get("shape")
             node.replace_input_with(source, cast)
-
-
-def clip_bounds(node: Node, module: GraphModule) -> tuple[float, float]:
-    """Least and largest value that a clipping activation lets pass."""
-    name = operation(node, module)
-    if name == "relu":
-        return 0.0, inf
-    if name == "relu6":
-        return 0.0, 6.0
-    if node.op == "call_module":
-        found = module.get_submodule(str(node.target))
-        return float(found.min_val), float(found.max_val)  # type: ignore[arg-type]
-    given = dict(zip(("min", "max"), node.args[1:], strict=False)) | dict(node.kwargs)
-    if name == "hardtanh":
-        given = {"min": given.get("min_val", given.get("min", -1.0)), **given}
-        given = {"max": given.get("max_val", given.get("max", 1.0)), **given}
-    if name == "clamp_max":
-        given = {"max": given.get("max", given.get("min"))}
-    low, high = given.get("min"), given.get("max")
-    return (-inf if low is None else float(low)), (inf if high is None else float(high))  # type: ignore[arg-type]
-
-
-def pooling_window(
-    node: Node, module: GraphModule
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
-    """Kernel, stride and padding of an average over height and width.
-
-    None where not every output divides by the size of the kernel, or other dimensions are averaged.
-    """
-    before, after = tensor_shape(node.all_input_nodes[0]), tensor_shape(node)
-    if before is None or after is None or len(before) != 4 or before[:2] != after[:2]:
-        return None
-    name = operation(node, module)
-    if name == "mean" or name.startswith("adaptive"):
-        rows, columns = after[2:] if len(after) == 4 else (1, 1)
-        if before[2] % rows or before[3] % columns:
-            return None
-        kernel = before[2] // rows, before[3] // columns
-        return kernel, kernel, (0, 0)
-    return _given_window(node, module)
-
-
-def _given_window(
-    node: Node, module: GraphModule
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
-    if node.op == "call_module":
-        pool = module.get_submodule(str(node.target))
-        values = {key: getattr(pool, key) for key in (*names, "divisor_override")}
-    else:
-        values = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-    kernel = _pair(values["kernel_size"])
-    stride = _pair(values.get("stride") or kernel)
-    padding = _pair(values.get("padding", 0))
-    if values.get("ceil_mode") or values.get("divisor_override"):
-        return None
-    if padding != (0, 0) and not values.get("count_include_pad", True):
-        return None
-    return kernel, stride, padding
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    first, *rest = value
-    return int(first), int(rest[0] if rest else first)

@@ -13,15 +13,10 @@ from torch.fx import Interpreter, Node
 from torch.nn.functional import pad
 
 from ompq.errors import OmpqError
-from ompq.fixed_point.convert import (
-    AVERAGES,
-    CLIPS,
-    IntegerNetwork,
-    clip_bounds,
-    pooling_window,
-)
+from ompq.fixed_point.convert import IntegerNetwork
 from ompq.fixed_point.dyadic import ACCUMULATOR_LIMIT, Dyadic
 from ompq.fixed_point.modules import Exact, Joint, Origin, QuantizedLayer, Requantizer
+from ompq.fixed_point.nodes import AVERAGES, CLIPS, clip_bounds, pooling_window
 from ompq.graph.operations import operation
 
 _WIDEST = 2**62
