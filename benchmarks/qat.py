@@ -65,8 +65,9 @@ def stepping(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> C
 def measure(name: str, side: int, count: int, steps: int, device: torch.device) -> dict[str, Any]:
     """Medians of the three kinds of step, and their ratios."""
     images = torch.randn(count, 3, side, side, device=device)
-    labels = torch.randint(1000, (count,), device=device)
-    float_network = load_network(name).module.to(device).train()
+    loaded = load_network(name)
+    labels = torch.randint(loaded.num_classes, (count,), device=device)
+    float_network = loaded.module.to(device).train()
     kinds = {"float": stepping(float_network, images, labels)}
     for kind in ("quantized", "frozen"):
         graph = trace(load_network(name).module.to(device), (3, side, side))
