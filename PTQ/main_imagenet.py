@@ -18,7 +18,7 @@ from ompq import artifact
 from ompq.bitconfig import Assignment, assign, resolve, uniform
 from ompq.data import calibration_images, load_calibration_file, unreadable_note
 from ompq.errors import OmpqError
-from ompq.files import check_writable, write_json
+from ompq.files import check_writable, set_aside, write_json
 from ompq.graph import NetworkGraph, trace
 from ompq.metrics import predict
 from ompq.options import (
@@ -281,6 +281,9 @@ def _write(
     content["skipped_images"] = skipped
     content["groups"] = [list(group.layers) for group in assignment.groups]
     folder = arguments.output_dir
+    earlier = set_aside(folder, [artifact.FILE, "results.json"])
+    if earlier is not None:
+        _print_notes([f"the result that was in {folder}/ is now in {earlier}/"])
     artifact.save(folder / artifact.FILE, outcome.network, network, preprocess, assignment)
     write_json(folder / "results.json", content)
     forget(folder)

@@ -18,7 +18,7 @@ import torch
 from ompq import artifact
 from ompq.data import unreadable_note
 from ompq.errors import OmpqError
-from ompq.files import check_writable, write_json
+from ompq.files import check_writable, set_aside, write_json
 from ompq.metrics import predict
 from ompq.options import json_ready, labelled_images_of
 from ompq.runtime import Ranks, process_group, resolve_device, run_script, seed_everything
@@ -27,7 +27,9 @@ from QAT.proof import compare_with_integers
 from QAT.recovery import is_checkpoint, refuse_unfinished
 from QAT.report import draw, print_table, to_json
 from QAT.setup import Begun, begin_run, say_once
-from QAT.training import LAST, Progress, apex_parallel, evaluate_all_ranks, fine_tune
+from QAT.training import BEST, LAST, Progress, apex_parallel, evaluate_all_ranks, fine_tune
+
+RESULTS = (artifact.FILE, "results.json", "training.png")
 
 
 def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> dict[str, Any]:
@@ -55,6 +57,10 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     task, assignment = begun.task, begun.assignment
     float_accuracy = evaluate_all_ranks(task, begun.network.module)
     say_once(ranks, f"float: top-1 {float_accuracy.top1:.2f} % of {float_accuracy.count} images")
+    if ranks.is_main and not resume:
+        earlier = set_aside(task.folder, [LAST, BEST, *RESULTS])
+        if earlier is not None:
+            print(f"note: the run that was in {task.folder}/ is now in {earlier}/")
     progress = fine_tune(task, resume, arguments.start_epoch)
     if task.log is not None:
         task.log.close()
@@ -74,7 +80,7 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     if ranks.is_main:
         _write(begun, content, progress)
         print_table(float_accuracy, final, assignment, progress)
-        print(f"written to {task.folder}/: {artifact.FILE} results.json training.png")
+        print(f"written to {task.folder}/: {' '.join(RESULTS)}")
     return content
 
 

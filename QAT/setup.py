@@ -198,12 +198,16 @@ def _teacher(
 ) -> nn.Module | None:
     if arguments.distill_method == "None":
         return None
-    teacher = load_network(
-        arguments.teacher_arch,
-        path=arguments.teacher_path,
-        pretrained=arguments.teacher_path is None,
-        num_classes=None if arguments.teacher_path else num_classes,
-    )
+    try:
+        teacher = load_network(
+            arguments.teacher_arch,
+            path=arguments.teacher_path,
+            pretrained=arguments.teacher_path is None,
+            num_classes=None if arguments.teacher_path else num_classes,
+        )
+    except OmpqError as error:
+        told = str(error).replace("--path", "--teacher_path")
+        raise OmpqError(f"--teacher_arch {arguments.teacher_arch}: {told}") from error
     if teacher.num_classes != num_classes:
         raise OmpqError(
             f"the teacher {arguments.teacher_arch} has {teacher.num_classes} classes, the network "

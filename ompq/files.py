@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,38 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     except (SafetensorError, OSError, ValueError) as error:
         raise OmpqError(f"{path} is damaged or no safetensors file: {error}") from error
     return tensors, description
+
+
+def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
+    """Move what an earlier run left out of the way of a new one, into `folder`/earlier-N.
+
+    Args:
+        folder: of the run.
+        names: of files that the new run will write; those that exist are moved together.
+
+    Returns:
+        where they are now; None if there were none.
+
+    Raises:
+        OmpqError: they cannot be moved.
+    """
+    existing = [folder / name for name in names if (folder / name).exists()]
+    if not existing:
+        return None
+    number = 1
+    while (folder / f"earlier-{number}").exists():
+        number += 1
+    aside = folder / f"earlier-{number}"
+    try:
+        aside.mkdir()
+        for file in existing:
+            file.rename(aside / file.name)
+    except OSError as error:
+        raise OmpqError(
+            f"cannot move the earlier result of {folder} into {aside.name}: {error.strerror}; "
+            "give another folder"
+        ) from error
+    return aside
 
 
 def check_writable(folder: str | Path) -> None:

@@ -108,6 +108,23 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_up(
     assert len(result["blocks"]) == 8
 
 
+def test_an_earlier_result_is_moved_and_not_lost(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "output"
+    kept = []
+    for number, width in enumerate(("2", "3", "4")):
+        quantize(build_parser().parse_args([*options, "--iters_w", "0", "--n_bits_w", width]))
+        said = f"the result that was in {folder}/ is now in {folder}/earlier-{number}/"
+        assert (said in capsys.readouterr().out) == (number > 0)
+        kept.append((folder / "results.json").read_text())
+    for number in (1, 2):
+        aside = folder / f"earlier-{number}"
+        assert (aside / "results.json").read_text() == kept[number - 1]
+        assert artifact.load(aside).network.weights
+    assert (folder / "results.json").read_text() == kept[2]
+
+
 def test_images_without_labels_are_judged_by_agreement(photos: Path, tmp_path: Path) -> None:
     file = tmp_path / "resnet18.pth"
     torch.manual_seed(0)

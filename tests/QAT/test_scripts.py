@@ -287,6 +287,7 @@ def test_a_network_of_the_users_own_with_a_shared_layer(
         (["--resume_quantize"], "goes with --resume"),
         (["--init_from", "/nowhere"], "does not exist"),
         (["--distill_method", "KD_naive", "--teacher_path", "/nowhere"], "does not exist"),
+        (["--distill_method", "KD_naive", "--teacher_arch", "small_resnet"], "with --teacher_path"),
         (["--lr", "1e30"], "training diverged by step 6"),
         (["--world_size", "2", "--multiprocessing_distributed"], "--dist_url"),
     ],
@@ -316,6 +317,18 @@ def test_an_unfinished_run_is_not_overwritten(
     with pytest.raises(OmpqError, match=r"unfinished run \(0 of 12 steps\); add --resume"):
         result(options)
     assert result([*options, "--resume"])["steps"] == 12
+
+
+def test_an_earlier_run_is_moved_and_not_lost(options: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "output"
+    result([*options, "--epochs", "1"])
+    made = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    assert {"checkpoint.pth.tar", "model_best.pth.tar", "results.json"} < set(made)
+    result([*options, "--lr", "0.02"])
+    aside = {file.name: file.read_bytes() for file in (folder / "earlier-1").iterdir()}
+    assert aside == made
+    result([*options, "--lr", "0.02", "--resume"])
+    assert not (folder / "earlier-2").exists()
 
 
 def test_every_training_option_reaches_the_settings() -> None:
