@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.nn.functional import cross_entropy
 
 from ompq.graph import Part
+from ompq.metrics import drawn_labels
 from PTQ.cache import Cache
 
 _BATCH = 32
@@ -61,8 +62,7 @@ def output_importances(
     for index in torch.arange(len(images)).split(_BATCH):
         run = _Watching(module, names)
         logits = run.run(images[index].to(device))
-        shares = logits.detach().float().softmax(dim=1).cpu()
-        labels = torch.multinomial(shares, 1, generator=generator).flatten().to(device)
+        labels = drawn_labels(logits, generator)
         cross_entropy(logits, labels, reduction="sum").backward()
         for name, value in run.values.items():
             squares = torch.zeros_like(value) if value.grad is None else value.grad.square()

@@ -76,6 +76,22 @@ def kl_divergence(expected: Tensor, logits: Tensor) -> float:
     return float((target.exp() * (target - found)).sum())
 
 
+def drawn_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One class per image, drawn from the network's own prediction.
+
+    The squared gradients of their log-likelihood have the Fisher information as expectation.
+
+    Args:
+        logits: n × classes.
+        generator: on the CPU, so that every device draws the same.
+
+    Returns:
+        n classes, on the device of `logits`.
+    """
+    shares = logits.detach().float().softmax(dim=1).cpu()
+    return torch.multinomial(shares, 1, generator=generator).flatten().to(logits.device)
+
+
 @torch.inference_mode()
 def predict(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mixed_bit.metrics.subject import Prices, Subject, rounded_weights
+from ompq.metrics import drawn_labels
 
 # (squared gradients, squared errors), rows × n each → what each row's rounding costs.
 Weigh = Callable[[Tensor, Tensor], Tensor]
@@ -79,15 +80,9 @@ def _collect(subject: Subject, weigh: Weigh) -> tuple[dict[str, Tensor], dict[st
         for images, labels in subject.split(size):
             logits = subject.network.module(images)
             if labels is None:
-                labels = _draw(logits, generator)
+                labels = drawn_labels(logits, generator)
             cross_entropy(logits, labels, reduction="sum").backward()
     return squares, of_site
-
-
-def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One label per image from the prediction."""
-    shares = logits.detach().float().softmax(dim=1).cpu()
-    return torch.multinomial(shares, 1, generator=generator).flatten().to(logits.device)
 
 
 @contextmanager

@@ -158,8 +158,11 @@ def test_every_choice_changes_the_result_and_beats_rounding(change: dict, tmp_pa
 
 def test_one_scale_per_layer_is_coarser(tmp_path: Path) -> None:
     graph = small()
-    network, _ = run(graph, replace(QUICK, per_channel=False), tmp_path)
+    one = replace(QUICK, per_channel=False)
+    network, _ = run(graph, one, tmp_path)
     assert all(weight.params.scale.dim() == 0 for weight in network.weights.values())
+    coarse, fine = (rounded(graph, uniform(graph.groups, 3), choice) for choice in (one, QUICK))
+    assert distance(coarse.module, graph.module) > distance(fine.module, graph.module)
 
 
 def test_a_loss_that_is_not_finite_falls_back_to_rounding(tmp_path: Path) -> None:
