@@ -28,8 +28,8 @@ from PTQ.losses import reconstruction_loss
 from PTQ.settings import Settings
 
 # Adam's step for the rounding variables: BRECQ's own for the published number of iterations; with
-# fewer, larger, for they have the same way to go.
-_ROUNDING_LR, _PUBLISHED_ITERATIONS = 1e-3, 20000
+# fewer, larger, for they have the same way to go; up to where larger ones stop helping.
+_ROUNDING_LR, _PUBLISHED_ITERATIONS, _MOST_FASTER = 1e-3, 20000, 40
 # Images whose activations give the scales that learning starts from.
 _FITTED_IMAGES = 128
 _FORWARD_BATCH = 128
@@ -143,7 +143,8 @@ def _learn_rounding(
 ) -> bool:
     """Run AdaRound in place; tells whether the loss stayed finite."""
     steps = settings.weight_iterations
-    rate = _ROUNDING_LR * max(1.0, math.sqrt(_PUBLISHED_ITERATIONS / max(1, steps)))
+    faster = min(max(1.0, _PUBLISHED_ITERATIONS / max(1, steps)), _MOST_FASTER)
+    rate = _ROUNDING_LR * faster
     optimizer = torch.optim.Adam([r.logit for r in roundings.values()], lr=rate, fused=True)
     warm = round(steps * settings.warmup)
     bar = progress(range(steps), f"{title}: weights", steps)
