@@ -51,6 +51,8 @@ from PTQ.settings import CACHE_DEVICES, LOSSES, Settings
 
 DEFAULT_ACT_BITS = 4
 
+RESULTS = (artifact.FILE, "results.json")
+
 
 def build_parser() -> argparse.ArgumentParser:
     """All options of the script."""
@@ -252,7 +254,7 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     content = _write(arguments, outcome, control, network, preprocess, assignment, skipped, start)
     _print_notes(unreadable_note(test.skipped))
     print_table([*outcome.rows, *([control] if control else [])])
-    print(f"written to {arguments.output_dir}/: {artifact.FILE} results.json")
+    print(f"written to {arguments.output_dir}/: {' '.join(RESULTS)}")
     return content
 
 
@@ -281,7 +283,7 @@ def _write(
     content["skipped_images"] = skipped
     content["groups"] = [list(group.layers) for group in assignment.groups]
     folder = arguments.output_dir
-    earlier = set_aside(folder, [artifact.FILE, "results.json"])
+    earlier = set_aside(folder, RESULTS)
     if earlier is not None:
         _print_notes([f"the result that was in {folder}/ is now in {earlier}/"])
     artifact.save(folder / artifact.FILE, outcome.network, network, preprocess, assignment)

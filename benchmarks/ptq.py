@@ -28,7 +28,7 @@ from torch.fx import GraphModule
 
 from benchmarks.measuring import peak_memory, seconds_of
 from benchmarks.rerunning import quantize_rerunning
-from ompq.bitconfig import uniform
+from ompq.bitconfig import Assignment, uniform
 from ompq.files import write_json
 from ompq.graph import NetworkGraph, extract, parts_of, trace
 from ompq.options import Parser, add_run_options
@@ -175,12 +175,13 @@ def delivery(network: QuantizedNetwork, images: Tensor, device: torch.device) ->
     return {"one pass": one, "a pass per block": many, "ratio": many / one}
 
 
-def quantize(graph: NetworkGraph, images: Tensor, settings: Settings, device: torch.device) -> None:
+def quantize(
+    graph: NetworkGraph, assignment: Assignment, images: Tensor, settings: Settings
+) -> None:
     """A whole quantization, activations included, with a folder of its own."""
     with TemporaryDirectory() as folder:
-        cache = Cache("auto", device, Path(folder))
+        cache = Cache("auto", images.device, Path(folder))
         recovery = Recovery(Path(folder) / "state", {}, resume=False)
-        assignment = uniform(graph.groups, WIDTH)
         quantize_network(graph, assignment, images, settings, cache, recovery, say=lambda _: None)
 
 
@@ -191,9 +192,9 @@ def whole_runs(name: str, arguments: argparse.Namespace, device: torch.device) -
     settings = Settings(weight_iterations=weight_steps, act_iterations=act_steps, batch_size=BATCH)
     graph = trace(load_network(name).module.to(device), (3, size, size))
     images = torch.randn(count, 3, size, size, device=device)
-    assignment = uniform(graph.groups, WIDTH)
-    one_pass = seconds_of(partial(quantize, graph, images, settings, device), device)
-    anew = seconds_of(partial(quantize_rerunning, graph, assignment, images, settings), device)
+    task = graph, uniform(graph.groups, WIDTH), images, settings
+    one_pass = seconds_of(partial(quantize, *task), device)
+    anew = seconds_of(partial(quantize_rerunning, *task), device)
     return {"total": one_pass, "total anew": anew, "total ratio": anew / one_pass}
 
 
@@ -201,7 +202,8 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
     """All figures of one network."""
     size = arguments.input_size
     graph = trace(load_network(name).module.to(device), (3, size, size))
-    network = prepare(graph, uniform(graph.groups, WIDTH))
+    assignment = uniform(graph.groups, WIDTH)
+    network = prepare(graph, assignment)
     images = torch.randn(arguments.num_images, 3, size, size, device=device)
     steps = arguments.steps
     few = Settings(weight_iterations=steps, act_iterations=steps, batch_size=BATCH)
@@ -211,7 +213,7 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
         "network": name,
         **scales,
         **delivery(network, images, device),
-        "peak memory MB": peak_memory(partial(quantize, graph, images, few, device), device),
+        "peak memory MB": peak_memory(partial(quantize, graph, assignment, images, few), device),
         **whole_runs(name, arguments, device),
         "step / plain": sum(b["ours"] for b in blocks) / sum(b["plain"] for b in blocks),
         "blocks": blocks,
