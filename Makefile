@@ -10,9 +10,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BASE := $(VENV)/.installed
 FULL := $(VENV)/.installed-dev
-SOURCES := ompq mixed_bit PTQ QAT bit_config.py examples benchmarks tests
+SOURCES := ompq mixed_bit PTQ QAT bit_config.py examples benchmarks docs tests
 
-.PHONY: help install demo test test-fast lint format bench clean
+.PHONY: help install demo test test-fast lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to make
@@ -57,6 +57,9 @@ lint: $(FULL) ## ruff and mypy
 format: $(FULL) ## put the sources into their format
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+
+docs: $(BASE) ## docs/options.md from the parsers of the scripts
+	$(BIN)/python docs/build_options.py
 
 bench: $(BASE) ## measure the bit search, the reconstruction and the fine-tuning (minutes)
 	$(BIN)/python benchmarks/bit_search.py $(ARGS)

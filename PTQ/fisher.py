@@ -1,4 +1,9 @@
-"""Diagonal Fisher information of the values between blocks."""
+"""Diagonal Fisher information of the values between blocks.
+
+With g the gradient of the log-likelihood of a label that is drawn from the network's own
+prediction, E[g²] of a value is its entry on the diagonal of the Fisher information matrix; BRECQ
+(arXiv:2102.05426), equation 10, weights the error of a block's output with it.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +14,15 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn.functional import cross_entropy
 
-from ompq.graph import Part
-from ompq.metrics import drawn_labels
-from PTQ.cache import Cache
+from ompq.evaluation import draw_labels
+from ompq.graph import Subgraph
+from PTQ.activation_cache import ActivationCache
 
 _BATCH = 32
 
 
-class _Watching(Interpreter):
-    """Runs a network and keeps the gradients of some values."""
+class _GradientRecorder(Interpreter):
+    """An interpreter of a network that keeps the gradients of some values."""
 
     def __init__(self, module: GraphModule, watched: Sequence[str]) -> None:
         super().__init__(module)
@@ -28,6 +33,7 @@ class _Watching(Interpreter):
     def run_node(self, n: Node) -> object:
         value = super().run_node(n)
         if n.name in self._watched and isinstance(value, Tensor):
+            # The first watched value starts the autograd graph: no parameter requires a gradient.
             if not value.requires_grad:
                 value = value.detach().requires_grad_(True)
             value.retain_grad()
@@ -37,34 +43,39 @@ class _Watching(Interpreter):
         return value
 
 
-def output_importances(
-    module: GraphModule, parts: Sequence[Part], images: Tensor, cache: Cache, seed: int
+def measure_output_importances(
+    module: GraphModule,
+    blocks: Sequence[Subgraph],
+    images: Tensor,
+    cache: ActivationCache,
+    seed: int,
 ) -> dict[str, Tensor]:
-    """E[g²] of every value that leaves a part, scaled to mean 1, from one backward pass per batch.
+    """Measure E[g²] of every value that leaves a block, by one backward pass per batch.
 
-    g is the gradient of the log-likelihood of a label drawn from the network's own prediction, so
-    that E[g²] is the diagonal Fisher information (BRECQ equation 10, arXiv:2102.05426).
+    Every tensor of importances is scaled to mean 1.
 
     Args:
-        module: the float network.
-        parts: of that network.
-        images: n × channels × height × width.
-        cache: gives the room.
-        seed: of the labels.
+        module: Float network.
+        blocks: Blocks of that network.
+        images: Calibration images, n × channels × height × width, normalised.
+        cache: Source of room for the importances.
+        seed: Seed of the labels that are drawn.
 
     Returns:
-        output name → importances, n × the value's shape. The network's output is among them.
+        Output name → importances, n × the value's shape, float32. The network's output is among
+        them.
     """
     device = next(module.parameters()).device
-    names = [name for part in parts for name in part.outputs]
+    names = [name for block in blocks for name in block.outputs]
     generator = torch.Generator().manual_seed(seed)
     kept: dict[str, Tensor] = {}
     for index in torch.arange(len(images)).split(_BATCH):
-        run = _Watching(module, names)
-        logits = run.run(images[index].to(device))
-        labels = drawn_labels(logits, generator)
+        recorder = _GradientRecorder(module, names)
+        logits = recorder.run(images[index].to(device))
+        labels = draw_labels(logits, generator)
+        # A sum keeps the gradients of the images apart; a mean would divide them by the batch.
         cross_entropy(logits, labels, reduction="sum").backward()
-        for name, value in run.values.items():
+        for name, value in recorder.values.items():
             squares = torch.zeros_like(value) if value.grad is None else value.grad.square()
             if name not in kept:
                 kept[name] = cache.allocate((len(images), *squares.shape[1:]))

@@ -1,4 +1,4 @@
-"""Post-training quantization from a float network to its figures."""
+"""Post-training quantization from a float network to the figures of every stage."""
 
 from __future__ import annotations
 
@@ -6,33 +6,40 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from ompq.bitconfig import Assignment, uniform
-from ompq.cost import bops
+from ompq.assignment import Assignment, uniform
+from ompq.cost import FLOAT_BITS, bops
 from ompq.data import Loader
+from ompq.evaluation import Predictions, predict
 from ompq.graph import NetworkGraph
-from ompq.metrics import Predictions, predict
 from ompq.quantized import QuantizedNetwork
 from ompq.quantizers import enabled
 from ompq.runtime import say
-from ompq.widths import FLOAT_BITS
-from PTQ.cache import Cache
-from PTQ.recovery import Recovery
-from PTQ.results import PartReport
+from PTQ.activation_cache import ActivationCache
+from PTQ.block_result import BlockReport
+from PTQ.quantize import quantize_network, round_to_nearest
+from PTQ.resume import FinishedBlocks
 from PTQ.settings import Settings
-from PTQ.sweep import quantize_network, rounded
 
 _STATE = ".ptq_state"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One network of the final table: what it weighs, what it says, what it took to make."""
+class StageRow:
+    """One network of the final table.
+
+    Attributes:
+        name: Name of the network.
+        size_mb: Model size in MB (2²⁰ bytes).
+        bops_g: Bit operations for one image, in units of 10⁹.
+        predictions: Predictions for the test images.
+        seconds: Wall-clock seconds that it took to make the network.
+    """
 
     name: str
     size_mb: float
@@ -42,115 +49,182 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A quantized network, how its parts were learned, and the networks it is compared with.
+class QuantizationResult:
+    """A quantized network, and the networks that it is compared with.
 
-    `rows` are float, rounded, weights, quantized (the last only with quantized activations).
+    Attributes:
+        network: Quantized network.
+        reports: Reports of its blocks, in execution order.
+        float_row: Row of the float network.
+        rounded_row: Row of the network with weights rounded to nearest, activations in float.
+        weights_row: Row of the network with reconstructed weights, activations in float.
+        final_row: Row of the quantized network; `weights_row` itself where activations stay in
+            float.
+        seconds: Wall-clock seconds of reconstruction and measurement.
     """
 
     network: QuantizedNetwork
-    reports: Sequence[PartReport]
-    float_row: Row
-    rounded_row: Row
-    weights_row: Row
-    final_row: Row
+    reports: Sequence[BlockReport]
+    float_row: StageRow
+    rounded_row: StageRow
+    weights_row: StageRow
+    final_row: StageRow
     seconds: float
 
     @property
-    def rows(self) -> list[Row]:
-        """Every network once."""
+    def rows(self) -> list[StageRow]:
+        """Return the row of every network once, the float one first."""
         rows = [self.float_row, self.rounded_row, self.weights_row, self.final_row]
         return rows if self.final_row is not self.weights_row else rows[:-1]
 
 
 @dataclass(frozen=True)
-class Task:
-    """A float network, the images that it is quantized with, and those that it is judged by."""
+class QuantizationTask:
+    """A float network, what it is quantized with, and the images that it is judged by.
+
+    Attributes:
+        graph: Float network, on the device to compute on.
+        images: Calibration images, n × channels × height × width, normalised.
+        test: Test images, with or without labels.
+        settings: Settings of the reconstruction.
+        folder: Folder in which finished blocks are remembered while a run lasts.
+        resume: Whether to go on from the finished blocks that the folder holds.
+        say: Function that is told what a user should know.
+    """
 
     graph: NetworkGraph
     images: Tensor
     test: Loader
     settings: Settings
     folder: Path
+    _: KW_ONLY
     resume: bool = False
     say: Callable[[str], None] = say
 
-    def predictions(self, module: nn.Module) -> Predictions:
-        """What a network says to the images of the test."""
+    def predict(self, module: nn.Module) -> Predictions:
+        """Return the predictions of a network for the test images."""
         return predict(module, self.test, next(self.graph.module.parameters()).device)
 
 
-def bit_operations(assignment: Assignment, act_quant: bool) -> float:
-    """BOPs in 10⁹; activations in float count with 32 bits."""
+def count_bit_operations(assignment: Assignment, act_quant: bool) -> float:
+    """Count the bit operations for one image in 10⁹; float activations count with 32 bits.
+
+    >>> from ompq.graph import Group
+    >>> layer = Group(("fc",), tap="fc", role="body", params=0, ops=10**9)
+    >>> assignment = uniform([layer], width=4, act_bits=8)
+    >>> count_bit_operations(assignment, act_quant=True)
+    32.0
+    >>> count_bit_operations(assignment, act_quant=False)
+    128.0
+    """
     if act_quant:
         return assignment.bops_g
     groups = assignment.groups
     return bops(groups, assignment.widths, [FLOAT_BITS] * len(groups)) / 1e9
 
 
-def float_row(task: Task, assignment: Assignment) -> Row:
-    """The float network."""
-    start = time.perf_counter()
-    ops = sum(group.ops for group in assignment.groups)
-    predictions = task.predictions(task.graph.module)
-    seconds = time.perf_counter() - start
-    return Row("float", assignment.float_size_mb, ops * FLOAT_BITS**2 / 1e9, predictions, seconds)
-
-
-def rounded_row(task: Task, assignment: Assignment) -> Row:
-    """Weights rounded to nearest, activations in float."""
-    start = time.perf_counter()
-    network = rounded(task.graph, assignment, task.settings)
-    seconds = time.perf_counter() - start
-    predictions = task.predictions(network.module)
-    operations = bit_operations(assignment, act_quant=False)
-    return Row("rounded to nearest", assignment.size_mb, operations, predictions, seconds)
-
-
-def post_training_quantization(
-    task: Task, assignment: Assignment, first: Row, nearest: Row | None = None, state: str = "main"
-) -> Outcome:
-    """Reconstruct a network and measure every stage of it.
+def measure_float(task: QuantizationTask, assignment: Assignment) -> StageRow:
+    """Measure the float network.
 
     Args:
-        task: what to quantize, with what, and how.
-        assignment: the widths.
-        first: the float network's row.
-        nearest: the rounded network's row, if it is known already.
-        state: name under which finished parts are remembered in `task.folder`.
+        task: Network and test images.
+        assignment: Any assignment of the network; its groups tell size and operations.
     """
     start = time.perf_counter()
-    network, reports = _reconstructed(task, assignment, state)
-    nearest = nearest or rounded_row(task, assignment)
-    spent = sum(report.seconds for report in reports)
-    size = assignment.size_mb
-    with enabled(network.module, False):
-        operations = bit_operations(assignment, act_quant=False)
-        said = task.predictions(network.module)
-        weights = Row("weights reconstructed", size, operations, said, spent)
-    final = weights
-    if task.settings.act_quant:
-        said = task.predictions(network.module)
-        final = Row("fully quantized", size, assignment.bops_g, said, spent)
+    ops = sum(group.ops for group in assignment.groups)
+    predictions = task.predict(task.graph.module)
     seconds = time.perf_counter() - start
-    return Outcome(network, reports, first, nearest, weights, final, seconds)
-
-
-def _reconstructed(
-    task: Task, assignment: Assignment, state: str
-) -> tuple[QuantizedNetwork, list[PartReport]]:
-    """The quantized network; its finished parts are remembered as `state`."""
-    device = next(task.graph.module.parameters()).device
-    folder = task.folder / _STATE
-    recovery = Recovery(folder / state, fingerprint(task, assignment), task.resume)
-    cache = Cache(task.settings.cache_device, device, folder)
-    return quantize_network(
-        task.graph, assignment, task.images, task.settings, cache, recovery, task.say
+    return StageRow(
+        "float", assignment.float_size_mb, ops * FLOAT_BITS**2 / 1e9, predictions, seconds
     )
 
 
-def control_assignment(assignment: Assignment) -> Assignment | None:
-    """The narrowest uniform configuration of at least the same size; None if there is no other."""
+def measure_rounded(task: QuantizationTask, assignment: Assignment) -> StageRow:
+    """Measure the network with weights rounded to nearest and activations in float.
+
+    Args:
+        task: Network, test images and settings.
+        assignment: Widths of the network's groups.
+    """
+    start = time.perf_counter()
+    network = round_to_nearest(task.graph, assignment, task.settings)
+    seconds = time.perf_counter() - start
+    predictions = task.predict(network.module)
+    operations = count_bit_operations(assignment, act_quant=False)
+    return StageRow("rounded to nearest", assignment.size_mb, operations, predictions, seconds)
+
+
+def quantize_and_measure(
+    task: QuantizationTask,
+    assignment: Assignment,
+    float_row: StageRow,
+    rounded_row: StageRow | None = None,
+    state: str = "main",
+) -> QuantizationResult:
+    """Quantize a network by reconstruction, and measure it at every stage.
+
+    Args:
+        task: Network, images and settings.
+        assignment: Widths of the network's groups.
+        float_row: Row of the float network.
+        rounded_row: Row of the network rounded to nearest; None to measure it here.
+        state: Name under which finished blocks are remembered in the task's folder.
+
+    Raises:
+        OmpqError: Unusable images, no room for the values between blocks, or an unfinished run in
+            the folder that this one cannot go on from.
+    """
+    start = time.perf_counter()
+    network, reports = _reconstruct(task, assignment, state)
+    rounded_row = rounded_row or measure_rounded(task, assignment)
+    spent = sum(report.seconds for report in reports)
+    size = assignment.size_mb
+    with enabled(network.module, False):
+        operations = count_bit_operations(assignment, act_quant=False)
+        predictions = task.predict(network.module)
+        weights_row = StageRow("weights reconstructed", size, operations, predictions, spent)
+    final_row = weights_row
+    if task.settings.act_quant:
+        predictions = task.predict(network.module)
+        final_row = StageRow("fully quantized", size, assignment.bops_g, predictions, spent)
+    return QuantizationResult(
+        network=network,
+        reports=reports,
+        float_row=float_row,
+        rounded_row=rounded_row,
+        weights_row=weights_row,
+        final_row=final_row,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _reconstruct(
+    task: QuantizationTask, assignment: Assignment, state: str
+) -> tuple[QuantizedNetwork, list[BlockReport]]:
+    """Quantize the network of a task; its finished blocks are remembered under the name `state`."""
+    device = next(task.graph.module.parameters()).device
+    folder = task.folder / _STATE
+    fingerprint = compute_fingerprint(task, assignment)
+    return quantize_network(
+        task.graph,
+        assignment,
+        task.images,
+        task.settings,
+        cache=ActivationCache(task.settings.cache_device, device, folder),
+        finished=FinishedBlocks(folder / state, fingerprint, task.resume),
+        say=task.say,
+    )
+
+
+def choose_control(assignment: Assignment) -> Assignment | None:
+    """Choose the narrowest uniform assignment that is at least as large; None without another one.
+
+    >>> from ompq.assignment import assign
+    >>> from ompq.graph import Group
+    >>> layers = [Group((n,), tap=n, role="body", params=64, ops=1) for n in ("conv1", "conv2")]
+    >>> choose_control(assign(layers, "PTQ", [2, 4], act_bits=8)).bits
+    [3, 3]
+    """
     for width in range(2, 9):
         candidate = uniform(assignment.groups, width, assignment.act_bits)
         if candidate.size_mb >= assignment.size_mb:
@@ -158,26 +232,37 @@ def control_assignment(assignment: Assignment) -> Assignment | None:
     return None
 
 
-def control_row(task: Task, assignment: Assignment) -> Row:
-    """A uniform configuration, treated like the one that it is compared with."""
-    network, reports = _reconstructed(task, assignment, "control")
-    return Row(
+def measure_control(task: QuantizationTask, assignment: Assignment) -> StageRow:
+    """Reconstruct and measure a uniform assignment, for comparison with the chosen one.
+
+    Args:
+        task: Network, images and settings.
+        assignment: Uniform widths of the network's groups.
+    """
+    network, reports = _reconstruct(task, assignment, "control")
+    return StageRow(
         f"control: uniform {assignment.bits[0]}",
         assignment.size_mb,
-        bit_operations(assignment, task.settings.act_quant),
-        task.predictions(network.module),
+        count_bit_operations(assignment, task.settings.act_quant),
+        task.predict(network.module),
         sum(report.seconds for report in reports),
     )
 
 
-def forget(folder: Path) -> None:
-    """Remove what only a resumed run needs."""
+def remove_state(folder: Path) -> None:
+    """Remove the finished blocks that only a resumed run needs."""
     shutil.rmtree(folder / _STATE, ignore_errors=True)
 
 
-def fingerprint(task: Task, assignment: Assignment) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that was killed."""
+def compute_fingerprint(task: QuantizationTask, assignment: Assignment) -> dict[str, Any]:
+    """Compute what a resumed run must have in common with the one that was killed.
+
+    Returns:
+        JSON-ready settings, widths, and checksums of weights and calibration images. The keys are
+        compared with those of earlier versions' unfinished runs.
+    """
     settings = asdict(task.settings)
+    # Where values are kept changes nothing of the result: a run may go on with another place.
     del settings["cache_device"]
     weights = 0
     for value in task.graph.module.state_dict().values():

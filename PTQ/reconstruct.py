@@ -1,4 +1,14 @@
-"""One part of a network, made to compute what the float network computes there."""
+"""Reconstruction of one block: made to compute what the float network computes there.
+
+BRECQ (arXiv:2102.05426) learns the rounding of a block's weights W by AdaRound (arXiv:2004.10568),
+
+    min over V of E[Σ |ŷ(V) − y|²] + λ Σ (1 − |2h(V) − 1|^b),
+
+with y what the float network's block gives, ŷ what the block gives with the softly rounded weights
+s · (floor(W / s) + h(V)), and b falling from step to step; then the scales of its activations, by
+the loss Σ |ŷ − y|^p. QDrop (arXiv:2203.05740) quantizes the activations already while weights are
+learned, but for a random share of their values.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter
+from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 from ompq.quantizers import (
@@ -24,12 +35,13 @@ from ompq.quantizers import (
     quantize,
 )
 from ompq.runtime import progress
-from PTQ.losses import reconstruction_loss
 from PTQ.settings import Settings
 
 # Adam's step for the rounding variables: BRECQ's own for the published number of iterations; with
 # fewer, larger, for they have the same way to go; up to where larger ones stop helping.
-_ROUNDING_LR, _PUBLISHED_ITERATIONS, _MOST_FASTER = 1e-3, 20000, 40
+_ROUNDING_LR = 1e-3
+_PUBLISHED_ITERATIONS = 20000
+_MOST_FASTER = 40
 # Images whose activations give the scales that learning starts from.
 _FITTED_IMAGES = 128
 _FORWARD_BATCH = 128
@@ -39,11 +51,14 @@ _LEAST_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Examples:
-    """What goes into a part and what should come out, for n images, wherever they are kept.
+    """Inputs and targets of a block for n images, wherever they are kept.
 
-    `inputs` come from the quantized network before this part, `float_inputs` and `targets` from the
-    float network; `importances` weight the targets' values, None for 1. `device` is where the part
-    computes.
+    Attributes:
+        inputs: Values that the quantized network before this block hands it, each n × ….
+        float_inputs: Values that the float network hands the block, each n × ….
+        targets: Values that the float network's block gives, each n × ….
+        importances: Weights of the targets' values, of their shapes; None for 1.
+        device: Device that the block computes on.
     """
 
     inputs: Sequence[Tensor]
@@ -55,27 +70,36 @@ class Examples:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    def take(self, values: Sequence[Tensor | None], index: Tensor) -> list[Tensor]:
-        """Copies of some images' values, on the device."""
-        return [self._pick(value, index) for value in values if value is not None]
+    def take(self, values: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+        """Copy the values of some images to the device."""
+        return [self._pick(value, index) for value in values]
 
-    def importance(self, index: Tensor) -> list[Tensor | None]:
-        """Some images' importances."""
+    def take_importances(self, index: Tensor) -> list[Tensor | None]:
+        """Copy the importances of some images to the device."""
         return [None if v is None else self._pick(v, index) for v in self.importances]
 
     def _pick(self, value: Tensor, index: Tensor) -> Tensor:
         return value[index.to(value.device)].to(self.device, non_blocking=True)
 
-    def batches(self) -> Iterator[Tensor]:
-        """Indices of all images in order."""
+    def draw(self, count: int) -> Tensor:
+        """Draw the indices of `count` images from PyTorch's generator, none twice."""
+        return torch.randperm(len(self))[:count]
+
+    def iterate_batches(self) -> Iterator[Tensor]:
+        """Yield the indices of all images in order, batch by batch."""
         yield from torch.arange(len(self)).split(_FORWARD_BATCH)
 
 
 @dataclass(frozen=True)
 class WeightResult:
-    """Integers of every layer, and the loss of rounding to nearest and of what was learned.
+    """Quantized weights of a block, and what their rounding was chosen by.
 
-    `kept` says which of the two the integers are: `reconstruction` or `rounding`.
+    Attributes:
+        integers: Layer → the integers of its weight.
+        params: Layer → scale, zero point and range of its weight.
+        loss_before: Loss of rounding to nearest.
+        loss_after: Loss of the integers that were kept.
+        kept: Which integers were kept: `reconstruction`, or the reason for anything else.
     """
 
     integers: dict[str, Tensor]
@@ -85,48 +109,53 @@ class WeightResult:
     kept: str
 
 
-def round_part(part: GraphModule, bits: dict[str, int], settings: Settings) -> WeightResult:
-    """Every layer of a part rounded to nearest, its grid found by L_2.4 search."""
+def round_block(block: GraphModule, bits: dict[str, int], settings: Settings) -> WeightResult:
+    """Round the weights of a block to nearest, with scales found by L_2.4 search.
+
+    Args:
+        block: Block, or whole network, whose layers hold float weights.
+        bits: Layer → width of its weight, for the layers to round.
+        settings: Settings of the reconstruction.
+    """
     params = {
         name: lp_scale(
-            _weight(part, name),
+            _weight(block, name),
             width,
             symmetric=settings.symmetric,
             per_channel=settings.per_channel,
         )
         for name, width in bits.items()
     }
-    integers = {name: quantize(_weight(part, name), grid) for name, grid in params.items()}
+    integers = {name: quantize(_weight(block, name), found) for name, found in params.items()}
     return WeightResult(integers, params, math.nan, math.nan, "rounding")
 
 
 def reconstruct_weights(
-    part: GraphModule, examples: Examples, bits: dict[str, int], settings: Settings, title: str
+    block: GraphModule, examples: Examples, bits: dict[str, int], settings: Settings, title: str
 ) -> WeightResult:
-    """Learn the rounding of a part's weights (AdaRound), and keep what is better on the examples.
+    """Learn the rounding of a block's weights (AdaRound), and keep what is better on the examples.
 
     Activations are in float unless QDrop is asked for.
 
     Args:
-        part: the part, its layers holding float weights.
-        examples: of that part.
-        bits: layer → width.
-        settings: see `Settings`.
-        title: of the progress bar.
+        block: Block whose layers hold float weights.
+        examples: Inputs and targets of that block.
+        bits: Layer → width of its weight, for the layers to quantize.
+        settings: Settings of the reconstruction.
+        title: Title of the progress bar.
     """
-    nearest = round_part(part, bits, settings)
+    nearest = round_block(block, bits, settings)
     if not bits:
-        loss = total_loss(part, examples, {})
-        return WeightResult({}, {}, loss, loss, "an earlier part's")
-    weights = {name: _dequantized(nearest, name) for name in bits}
-    before = total_loss(part, examples, weights)
-    roundings = {name: AdaRound(_weight(part, name), nearest.params[name]) for name in bits}
-    dropping = settings.drop_probability is not None
-    with _dropping(part, examples, settings):
-        finite = _learn_rounding(part, examples, roundings, settings, title, dropping)
+        loss = measure_loss(block, examples, {})
+        return WeightResult({}, {}, loss, loss, "an earlier block's")
+    before = measure_loss(block, examples, _dequantize_weights(nearest))
+    roundings = {name: AdaRound(_weight(block, name), nearest.params[name]) for name in bits}
+    with _dropping(block, examples, settings):
+        finite = _learn_rounding(block, examples, roundings, settings, title)
     learned = {name: rounding.integers() for name, rounding in roundings.items()}
     result = WeightResult(learned, nearest.params, before, before, "reconstruction")
-    after = total_loss(part, examples, {name: _dequantized(result, name) for name in bits})
+    # The loss of the hard rounding: AdaRound's own loss was that of the soft one.
+    after = measure_loss(block, examples, _dequantize_weights(result))
     if not finite or not after < before:
         kept = "rounding" if finite else "rounding (the loss was not finite)"
         return WeightResult(nearest.integers, nearest.params, before, before, kept)
@@ -134,14 +163,13 @@ def reconstruct_weights(
 
 
 def _learn_rounding(
-    part: GraphModule,
+    block: GraphModule,
     examples: Examples,
     roundings: dict[str, AdaRound],
     settings: Settings,
     title: str,
-    dropping: bool,
 ) -> bool:
-    """Run AdaRound in place; tells whether the loss stayed finite."""
+    """Run AdaRound in place, and tell whether the loss stayed finite."""
     steps = settings.weight_iterations
     faster = min(max(1.0, _PUBLISHED_ITERATIONS / max(1, steps)), _MOST_FASTER)
     rate = _ROUNDING_LR * faster
@@ -149,30 +177,39 @@ def _learn_rounding(
     warm = round(steps * settings.warmup)
     bar = progress(range(steps), f"{title}: weights", steps)
     for step in bar:
-        index = _drawn(examples, settings.batch_size)
+        index = examples.draw(settings.batch_size)
+        # A large exponent leaves most elements free; as it falls, the regulariser pushes all of
+        # them to 0 or 1.
         for rounding in roundings.values():
             share = (step - warm) / max(1, steps - warm)
             rounding.penalty = settings.rounding_weight if step >= warm else 0.0
             rounding.exponent = settings.b_end + (settings.b_start - settings.b_end) * (1 - share)
         inputs = examples.take(examples.inputs, index)
-        if dropping:
-            plain = examples.take(examples.float_inputs, index)
-            inputs = _mixed(inputs, plain, settings.drop_probability or 0.0)
+        if settings.drop_probability is not None:
+            float_inputs = examples.take(examples.float_inputs, index)
+            inputs = _mix(inputs, float_inputs, settings.drop_probability)
         weights = {f"{name}.weight": r.weight() for name, r in roundings.items()}
-        outputs = functional_call(part, weights, tuple(inputs))
+        outputs = functional_call(block, weights, tuple(inputs))
         targets = examples.take(examples.targets, index)
-        loss = reconstruction_loss(outputs, targets, examples.importance(index))
+        loss = compute_loss(outputs, targets, examples.take_importances(index))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if _due(step, steps) and not _shown(bar, loss):
+        if _is_due(step, steps) and not _show(bar, loss):
             return False
     return all(bool(r.logit.isfinite().all()) for r in roundings.values())
 
 
 @dataclass(frozen=True)
 class ActivationResult:
-    """Grid of every activation, and the loss with the grids that were searched and learned."""
+    """Quantized activations of a block, and what their scales were chosen by.
+
+    Attributes:
+        params: Path of an activation quantizer → its scale, zero point and range.
+        loss_before: Loss with the scales that were searched.
+        loss_after: Loss with the scales that were kept.
+        kept: Which scales were kept: `learned`, or `searched` with the reason.
+    """
 
     params: dict[str, QuantParams]
     loss_before: float
@@ -181,21 +218,26 @@ class ActivationResult:
 
 
 def reconstruct_activations(
-    part: GraphModule, examples: Examples, settings: Settings, title: str
+    block: GraphModule, examples: Examples, settings: Settings, title: str
 ) -> ActivationResult:
-    """Search, then learn the step sizes of a part's activations, and keep what is better.
+    """Search, then learn the scales of a block's activations, and keep what is better.
 
-    The part holds its quantized weights and reads what the quantized network hands it. Its
-    quantizers end enabled, with the grids that are returned.
+    The activation quantizers end enabled, with the scales and zero points that are returned.
+
+    Args:
+        block: Block whose layers hold their quantized weights.
+        examples: Inputs and targets of that block.
+        settings: Settings of the reconstruction.
+        title: Title of the progress bar.
     """
-    quantizers = activation_quantizers(part)
-    fit_activations(part, examples)
+    quantizers = activation_quantizers(block)
+    fit_activations(block, examples)
     searched = {name: quantizer.params for name, quantizer in quantizers.items()}
     for quantizer in quantizers.values():
         quantizer.enabled = True
-    before = total_loss(part, examples, {}, settings.act_power)
-    finite = _learn_steps(part, examples, list(quantizers.values()), settings, title)
-    after = total_loss(part, examples, {}, settings.act_power) if finite else math.nan
+    before = measure_loss(block, examples, {}, settings.act_power)
+    finite = _learn_scales(block, examples, list(quantizers.values()), settings, title)
+    after = measure_loss(block, examples, {}, settings.act_power) if finite else math.nan
     if after < before:
         learned = {name: quantizer.params for name, quantizer in quantizers.items()}
         return ActivationResult(learned, before, after, "learned")
@@ -205,13 +247,14 @@ def reconstruct_activations(
     return ActivationResult(searched, before, before, kept)
 
 
-def _learn_steps(
-    part: GraphModule,
+def _learn_scales(
+    block: GraphModule,
     examples: Examples,
     quantizers: Sequence[ActivationQuantizer],
     settings: Settings,
     title: str,
 ) -> bool:
+    """Learn the scales of activation quantizers in place, and tell whether all stayed finite."""
     steps = settings.act_iterations
     scales = [quantizer.scale for quantizer in quantizers]
     if not scales or not steps:
@@ -223,11 +266,11 @@ def _learn_steps(
     with _requiring_grad(scales):
         bar = progress(range(steps), f"{title}: activations", steps)
         for step in bar:
-            index = _drawn(examples, settings.batch_size)
-            outputs = part(*examples.take(examples.inputs, index))
+            index = examples.draw(settings.batch_size)
+            outputs = block(*examples.take(examples.inputs, index))
             targets = examples.take(examples.targets, index)
-            importance = examples.importance(index)
-            loss = reconstruction_loss(outputs, targets, importance, settings.act_power)
+            importances = examples.take_importances(index)
+            loss = compute_loss(outputs, targets, importances, settings.act_power)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -235,28 +278,74 @@ def _learn_steps(
                 for scale, bound in zip(scales, least, strict=True):
                     scale.clamp_(min=bound)
             schedule.step()
-            if _due(step, steps) and not _shown(bar, loss):
+            if _is_due(step, steps) and not _show(bar, loss):
                 return False
     return all(bool(scale.isfinite()) for scale in scales)
 
 
+def compute_loss(
+    outputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    importances: Sequence[Tensor | None],
+    power: float = 2.0,
+) -> Tensor:
+    """Compute Σ over channels of w |ŷ − y|^p, averaged over images and positions.
+
+    The losses of several outputs add up.
+
+    >>> output, target = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2, 2)
+    >>> float(compute_loss([output], [target], [None]))  # ((1 + 4) + (9 + 16)) / 2
+    15.0
+    >>> float(compute_loss([output], [target], [torch.tensor([[1.0, 0.0], [1.0, 0.0]])], power=1))
+    2.0
+
+    Args:
+        outputs: Outputs ŷ of the block, each n × channels × ….
+        targets: Targets y, each of the shape of its output.
+        importances: Weights w, each of the shape of its output; None for 1 (BRECQ, equation 10:
+            squared gradients).
+        power: Power p.
+
+    Returns:
+        A scalar, on the device of the outputs.
+    """
+    total = torch.zeros((), device=outputs[0].device)
+    for output, target, importance in zip(outputs, targets, importances, strict=True):
+        channels = output.shape[1] if output.dim() > 1 else 1
+        # PyTorch's fused loss keeps less for the backward pass than the general formula.
+        if importance is None and power == 2:
+            total = total + channels * mse_loss(output, target)
+            continue
+        error = (output - target).abs().pow(power)
+        error = error if importance is None else error * importance
+        total = total + channels * error.mean()
+    return total
+
+
 @torch.no_grad()
-def total_loss(
-    part: nn.Module, examples: Examples, weights: dict[str, Tensor], power: float = 2.0
+def measure_loss(
+    block: nn.Module, examples: Examples, weights: dict[str, Tensor], power: float = 2.0
 ) -> float:
-    """The loss over all examples, with other weights (layer → tensor) in place of the part's."""
+    """Measure the loss of a block over all examples.
+
+    Args:
+        block: Block that computes the outputs.
+        examples: Inputs and targets of that block.
+        weights: Layer → weight to compute with in place of the block's own.
+        power: Power p of the loss.
+    """
     total = 0.0
     replaced = {f"{name}.weight": value for name, value in weights.items()}
-    for index in examples.batches():
-        outputs = functional_call(part, replaced, tuple(examples.take(examples.inputs, index)))
+    for index in examples.iterate_batches():
+        outputs = functional_call(block, replaced, tuple(examples.take(examples.inputs, index)))
         targets = examples.take(examples.targets, index)
-        loss = reconstruction_loss(outputs, targets, examples.importance(index), power)
+        loss = compute_loss(outputs, targets, examples.take_importances(index), power)
         total += float(loss) * len(index)
     return total / len(examples)
 
 
 class _Fitting(Interpreter):
-    """Runs a part; every activation quantizer fits its grid to what it is given, then rounds."""
+    """An interpreter that fits every activation quantizer to the values it is given."""
 
     def call_module(self, target: object, args: tuple, kwargs: dict) -> object:
         module = self.fetch_attr(str(target))
@@ -266,50 +355,48 @@ class _Fitting(Interpreter):
 
 
 @torch.no_grad()
-def fit_activations(part: GraphModule, examples: Examples) -> None:
-    """Search the grids of a part's activations, each given that those before it are rounded."""
+def fit_activations(block: GraphModule, examples: Examples) -> None:
+    """Search the scales of a block's activations in order, with those already found in use."""
     index = torch.arange(min(_FITTED_IMAGES, len(examples)))
-    with enabled(part):
-        _Fitting(part).run(*examples.take(examples.inputs, index))
+    with enabled(block):
+        _Fitting(block).run(*examples.take(examples.inputs, index))
 
 
-def _weight(part: GraphModule, layer: str) -> Tensor:
-    weight = part.get_submodule(layer).weight
+def _weight(block: GraphModule, layer: str) -> Tensor:
+    weight = block.get_submodule(layer).weight
     if not isinstance(weight, Tensor):
         raise TypeError(f"{layer} has no weight")
     return weight.detach()
 
 
-def _dequantized(result: WeightResult, layer: str) -> Tensor:
-    return dequantize(result.integers[layer], result.params[layer])
+def _dequantize_weights(result: WeightResult) -> dict[str, Tensor]:
+    return {
+        name: dequantize(integers, result.params[name])
+        for name, integers in result.integers.items()
+    }
 
 
-def _drawn(examples: Examples, batch_size: int) -> Tensor:
-    """Random images of one step, from PyTorch's generator."""
-    return torch.randperm(len(examples))[:batch_size]
-
-
-def _due(step: int, steps: int) -> bool:
-    """Whether this is a step at which the loss is looked at (a device waits for that)."""
+def _is_due(step: int, steps: int) -> bool:
+    """Tell whether the loss is looked at after this step (which waits for the device)."""
     return step % 50 == 0 or step == steps - 1
 
 
-def _shown(bar: tqdm[int], loss: Tensor) -> bool:
-    """Show the loss in the bar; tells whether it is finite."""
+def _show(bar: tqdm[int], loss: Tensor) -> bool:
+    """Show the loss in the progress bar, and tell whether it is finite."""
     value = float(loss.detach())
     bar.set_postfix_str(f"loss {value:.4g}", refresh=False)
     return math.isfinite(value)
 
 
 @contextmanager
-def _dropping(part: GraphModule, examples: Examples, settings: Settings) -> Iterator[None]:
-    """QDrop: activations quantized but for a random share, grids searched beforehand."""
+def _dropping(block: GraphModule, examples: Examples, settings: Settings) -> Iterator[None]:
+    """Quantize activations but for a random share of their values (QDrop), if it is asked for."""
     if settings.drop_probability is None:
         yield
         return
-    fit_activations(part, examples)
-    quantizers = activation_quantizers(part).values()
-    with enabled(part):
+    fit_activations(block, examples)
+    quantizers = activation_quantizers(block).values()
+    with enabled(block):
         for quantizer in quantizers:
             quantizer.drop_probability = settings.drop_probability
         try:
@@ -319,8 +406,8 @@ def _dropping(part: GraphModule, examples: Examples, settings: Settings) -> Iter
                 quantizer.drop_probability = 0.0
 
 
-def _mixed(quantized: list[Tensor], plain: list[Tensor], share: float) -> list[Tensor]:
-    """A random share of the values from the float network."""
+def _mix(quantized: list[Tensor], plain: list[Tensor], share: float) -> list[Tensor]:
+    """Replace a random share of the quantized values by those of the float network."""
     return [
         torch.where(torch.rand_like(q) < share, p, q) for q, p in zip(quantized, plain, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""What post-training quantization prints and writes."""
+"""The printed table and the `results.json` of a post-training quantization."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ompq.runtime import versions
-from PTQ.pipeline import Outcome, Row
+from PTQ.pipeline import QuantizationResult, StageRow
 
 FORMAT = "ompq-ptq-results/1"
 
 
-def print_table(rows: Sequence[Row]) -> None:
-    """One line per network; agreement is with the float network, which comes first."""
+def print_table(rows: Sequence[StageRow]) -> None:
+    """Print one line per network; agreement is with the float network, which comes first."""
     first = rows[0].predictions
     labelled = first.has_labels
     shown = "   top-1 %  top-5 %" if labelled else ""
@@ -30,44 +30,54 @@ def print_table(rows: Sequence[Row]) -> None:
     print(f"{len(first)} images; agreement is with the float network")
 
 
-def to_json(
-    outcome: Outcome, control: Row | None, arguments: Mapping[str, Any], seconds: float
+def build_results(
+    result: QuantizationResult,
+    control: StageRow | None,
+    arguments: Mapping[str, Any],
+    seconds: float,
 ) -> dict[str, Any]:
-    """The content of `results.json`; accuracies are null where the images have no labels."""
-    final = outcome.final_row
-    reference = outcome.float_row.predictions
+    """Build the content of `results.json`; accuracies are null where the images have no labels.
+
+    Args:
+        result: Quantized network with the rows of its stages.
+        control: Row of the uniform control; None without one.
+        arguments: JSON-ready arguments of the run.
+        seconds: Wall-clock seconds of the whole run.
+    """
+    final = result.final_row
+    reference = result.float_row.predictions
     return {
         "format": FORMAT,
-        "top1_fp32": _top1(outcome.float_row),
-        "top1_before": _top1(outcome.rounded_row),
-        "top1_weights": _top1(outcome.weights_row),
+        "top1_fp32": _top1(result.float_row),
+        "top1_before": _top1(result.rounded_row),
+        "top1_weights": _top1(result.weights_row),
         "top1": _top1(final),
         "top5": final.predictions.accuracy().top5 if reference.has_labels else None,
-        "agreement_before": outcome.rounded_row.predictions.agreement(reference),
-        "agreement_weights": outcome.weights_row.predictions.agreement(reference),
+        "agreement_before": result.rounded_row.predictions.agreement(reference),
+        "agreement_weights": result.weights_row.predictions.agreement(reference),
         "agreement": final.predictions.agreement(reference),
         "num_eval": len(reference),
         "model_size_mb": final.size_mb,
-        "float_size_mb": outcome.float_row.size_mb,
+        "float_size_mb": result.float_row.size_mb,
         "bops_g": final.bops_g,
         "seconds": seconds,
-        "blocks": [report.to_json() for report in outcome.reports],
-        "control": None if control is None else _control(control, outcome.float_row),
+        "blocks": [report.to_json() for report in result.reports],
+        "control": None if control is None else _build_control(control, result.float_row),
         "arguments": dict(arguments),
         "versions": versions(),
     }
 
 
-def _control(row: Row, first: Row) -> dict[str, Any]:
+def _build_control(row: StageRow, float_row: StageRow) -> dict[str, Any]:
     return {
         "name": row.name,
         "top1": _top1(row),
-        "agreement": row.predictions.agreement(first.predictions),
+        "agreement": row.predictions.agreement(float_row.predictions),
         "model_size_mb": row.size_mb,
         "bops_g": row.bops_g,
         "seconds": row.seconds,
     }
 
 
-def _top1(row: Row) -> float | None:
+def _top1(row: StageRow) -> float | None:
     return row.predictions.accuracy().top1 if row.predictions.has_labels else None

@@ -1,4 +1,4 @@
-"""What a reconstruction is told."""
+"""Settings of the block reconstruction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ompq.errors import OmpqError
-from ompq.graph.parts import GRANULARITIES
+from ompq.graph.subgraphs import GRANULARITIES
 
 LOSSES = ("mse", "fisher_diag")
 CACHE_DEVICES = ("auto", "cpu", "cuda", "disk")
@@ -14,28 +14,32 @@ CACHE_DEVICES = ("auto", "cpu", "cuda", "disk")
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network is reconstructed; the defaults are BRECQ's (arXiv:2102.05426).
+    """Settings of the block reconstruction; the defaults are BRECQ's (arXiv:2102.05426).
 
     Attributes:
-        per_channel: one weight scale per output channel; else one per layer.
-        symmetric: weight grids without zero point.
-        act_quant: quantize activations too.
-        weight_iterations: steps of AdaRound per block.
-        act_iterations: steps that learn the activation scales, per block.
-        batch_size: images per step.
-        rounding_weight: λ of AdaRound's regulariser.
-        b_start: exponent of the regulariser when it sets in.
-        b_end: its exponent at the end.
-        warmup: share of the steps before it sets in.
-        act_lr: learning rate of the activation scales.
-        act_power: p of their L_p loss.
-        loss: `mse`, or `fisher_diag` to weight every output value by its diagonal Fisher
-            information.
-        drop_probability: share of activation values left in float while weights are learned (QDrop,
-            arXiv:2203.05740); None learns them under float activations, as BRECQ does.
-        granularity: what is reconstructed at a time, `block` or `layer`.
-        cache_device: where the values between blocks are kept.
-        seed: of the order of the images.
+        per_channel: Whether every output channel has a weight scale of its own; else one per layer.
+        symmetric: Whether weights are quantized symmetrically, without zero point.
+        act_quant: Whether activations are quantized too.
+        weight_iterations: Steps of AdaRound per block.
+        act_iterations: Steps per block that learn the scales of the activations.
+        batch_size: Images per step.
+        rounding_weight: Weight λ of AdaRound's regulariser.
+        b_start: Exponent of the regulariser when it sets in.
+        b_end: Exponent of the regulariser at the last step.
+        warmup: Share of the steps before the regulariser sets in.
+        act_lr: Learning rate of the activation scales.
+        act_power: Power p of the L_p loss of the activations.
+        loss: Loss of a block: `mse`, or `fisher_diag` to weight every output value by its diagonal
+            Fisher information.
+        drop_probability: Share of activation values left in float while weights are learned (QDrop,
+            arXiv:2203.05740); None learns weights under float activations, as BRECQ does.
+        granularity: What is reconstructed at a time, `block` or `layer`.
+        cache_device: Place of the values between blocks: `cpu`, `cuda`, `disk`, or `auto` for the
+            fastest of them with enough room.
+        seed: Seed of the order of the images.
+
+    Raises:
+        OmpqError: A field has a value that makes no sense (names it).
     """
 
     per_channel: bool = True
@@ -57,30 +61,34 @@ class Settings:
     seed: int = 1005
 
     def __post_init__(self) -> None:
-        _one_of("--loss", self.loss, LOSSES)
-        _one_of("--granularity", self.granularity, GRANULARITIES)
-        _one_of("--cache_device", self.cache_device, CACHE_DEVICES)
-        _at_least("--iters_w", self.weight_iterations, 0)
-        _at_least("--iters_a", self.act_iterations, 0)
-        _at_least("batch size of a step", self.batch_size, 1)
-        _at_least("--weight", self.rounding_weight, 0)
-        _at_least("--b_start", self.b_start, 1)
-        _at_least("--b_end", self.b_end, 1)
-        _at_least("--p", self.act_power, 1)
+        self._check_choice("loss", LOSSES)
+        self._check_choice("granularity", GRANULARITIES)
+        self._check_choice("cache_device", CACHE_DEVICES)
+        self._check_minimum("weight_iterations", 0)
+        self._check_minimum("act_iterations", 0)
+        self._check_minimum("batch_size", 1)
+        self._check_minimum("rounding_weight", 0)
+        self._check_minimum("b_start", 1)
+        self._check_minimum("b_end", 1)
+        self._check_minimum("act_power", 1)
         if not 0 < self.act_lr < math.inf:
-            raise OmpqError(f"--lr is {self.act_lr}; it must be a positive number")
-        for name, share in (("--warmup", self.warmup), ("--drop_prob", self.drop_probability)):
-            if share is not None and not 0 <= share <= 1:
-                raise OmpqError(f"{name} is {share}; it must lie between 0 and 1")
+            raise OmpqError(f"`act_lr` is {self.act_lr}; it must be a positive number")
+        self._check_share("warmup")
+        self._check_share("drop_probability")
         if self.drop_probability is not None and not self.act_quant:
-            raise OmpqError("--drop_prob drops quantized activations; give --act_quant too")
+            raise OmpqError("`drop_probability` drops quantized activations; give `act_quant` too")
 
+    def _check_choice(self, field: str, known: tuple[str, ...]) -> None:
+        value = getattr(self, field)
+        if value not in known:
+            raise OmpqError(f"`{field}` {value}: choose one of {', '.join(known)}")
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise OmpqError(f"{name} {value}: choose one of {', '.join(known)}")
+    def _check_minimum(self, field: str, least: float) -> None:
+        value = getattr(self, field)
+        if not least <= value < math.inf:
+            raise OmpqError(f"`{field}` is {value}; it must be a number, at least {least}")
 
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not least <= value < math.inf:
-        raise OmpqError(f"{name} is {value}; it must be a number, at least {least}")
+    def _check_share(self, field: str) -> None:
+        share = getattr(self, field)
+        if share is not None and not 0 <= share <= 1:
+            raise OmpqError(f"`{field}` is {share}; it must lie between 0 and 1")

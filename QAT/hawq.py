@@ -1,4 +1,4 @@
-"""HAWQ's dictionaries of bit widths, fitted to any network by its structure.
+"""HAWQ's dictionaries of bit widths, matched to any network by its structure.
 
 HAWQ-V3 names what it quantizes after stages and units (`stage2.unit1.quant_convbn1: 7`), whatever
 the network calls its modules. Units are the network's blocks in execution order.
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ompq.bitconfig import Assignment
+from ompq.assignment import Assignment
+from ompq.cost import PIXEL_BITS, SUM_BITS, check_widths
 from ompq.errors import OmpqError
 from ompq.graph import Group, NetworkGraph
-from ompq.widths import PIXEL_BITS, SUM_BITS, check_widths
 
 DEFAULT_BITS = 8
 _UNIT = re.compile(r"(stage(\d+)\.unit(\d+))\.(quant_\w+)")
@@ -28,10 +28,22 @@ _READ = re.compile(r"quant_act(\d*)")
 
 
 def read_dictionary(text: str) -> dict[str, int] | None:
-    """A dictionary of widths, given as a Python literal or as a JSON file; None for anything else.
+    """Read a dictionary of widths, and run nothing that is in it.
+
+    Args:
+        text: Python literal, or path of a JSON file.
+
+    Returns:
+        Name → width; None where `text` is something else.
 
     Raises:
-        OmpqError: it looks like one and is not, or holds something else than widths.
+        OmpqError: The text looks like a dictionary and is none, or holds something else than
+            widths.
+
+    >>> read_dictionary("{'quant_input': 8, 'stage1.unit1.quant_convbn1': 4}")
+    {'quant_input': 8, 'stage1.unit1.quant_convbn1': 4}
+    >>> read_dictionary("uniform4") is None
+    True
     """
     stripped = text.strip()
     if stripped.startswith("{"):
@@ -66,22 +78,39 @@ class _Unit:
     shortcuts: tuple[str, ...]
 
 
-def assignment_of_names(named: Mapping[str, int], graph: NetworkGraph) -> Assignment:
-    """Widths of every layer of a network from a HAWQ dictionary; what it does not name gets 8.
+@dataclass(frozen=True)
+class _Structure:
+    """A network's layers by the roles that HAWQ names.
+
+    `final` is the last convolution before the classifier, where it stands alone.
+    """
+
+    stem: str
+    units: tuple[_Unit, ...]
+    final: str | None
+    classifier: str
+
+
+def match_dictionary(named: Mapping[str, int], graph: NetworkGraph) -> Assignment:
+    """Return the widths that a HAWQ dictionary gives to every layer of a network.
+
+    Args:
+        named: HAWQ's name → width; what it does not name gets 8 bits.
+        graph: Network to match the names to.
 
     Raises:
-        OmpqError: an entry that fits nothing (it is named), another number of units, a width
-            outside 2..8, or sums that are not of 16 bits.
+        OmpqError: An entry fits nothing (it is named), the network has another number of units,
+            a width is outside 2 to 8, or sums are not of 16 bits.
     """
-    stem, units, final, classifier = _structure(graph, any(map(_FINAL.fullmatch, named)))
-    of_unit = _numbered(named, units)
+    structure = _find_structure(graph, any(map(_FINAL.fullmatch, named)))
+    numbers = _number_units(named, len(structure.units))
     weights: dict[str, int] = {}
     reads: dict[str, int] = {}
     for name, width in named.items():
         found = _UNIT.fullmatch(name)
-        unit = units[of_unit[found[1]]] if found else None
+        unit = structure.units[numbers[found[1]]] if found else None
         entry = found[4] if found else name
-        fitting = _fit(entry, unit, stem, final, classifier)
+        fitting = _match_entry(entry, unit, structure)
         if fitting is None:
             raise OmpqError(
                 f"{name} of the dictionary fits nothing in this network"
@@ -94,11 +123,11 @@ def assignment_of_names(named: Mapping[str, int], graph: NetworkGraph) -> Assign
         if kind != "sum":
             check_widths([width], f"{name} of the dictionary")
         (weights if kind == "weight" else reads).update(dict.fromkeys(layers, width))
-    return _assignment(graph, weights, reads)
+    return _build_assignment(graph, weights, reads)
 
 
-def _structure(graph: NetworkGraph, has_final: bool) -> tuple[str, list[_Unit], str | None, str]:
-    """Stem, units, the last convolution where it stands alone, classifier."""
+def _find_structure(graph: NetworkGraph, has_final: bool) -> _Structure:
+    # Layers that share their width with an earlier one are projections beside the main path.
     tied = {name for group in graph.groups for name in group.layers[1:]}
     owner = {call: name for name, layer in graph.layers.items() for call in layer.nodes}
     roles = {name: group.role for group in graph.groups for name in group.layers}
@@ -109,34 +138,35 @@ def _structure(graph: NetworkGraph, has_final: bool) -> tuple[str, list[_Unit], 
     final = None
     if has_final and body and len(body[-1]) == 1:
         final = body.pop()[0]
-    units = [
+    units = tuple(
         _Unit(
             tuple(name for name in names if name not in tied),
             tuple(name for name in names if name in tied),
         )
         for names in body
-    ]
-    return stem, units, final, classifier
+    )
+    return _Structure(stem, units, final, classifier)
 
 
-def _numbered(named: Mapping[str, int], units: list[_Unit]) -> dict[str, int]:
-    """`stageS.unitU` → index among the units, in the order of S and U."""
+def _number_units(named: Mapping[str, int], count: int) -> dict[str, int]:
+    """Return `stageS.unitU` → index among the `count` units, in the order of S and U."""
     found = {m[1]: (int(m[2]), int(m[3])) for m in map(_UNIT.fullmatch, named) if m}
-    if found and len(found) != len(units):
-        raise OmpqError(
-            f"the dictionary has {len(found)} units, this network has {len(units)} blocks"
-        )
+    if found and len(found) != count:
+        raise OmpqError(f"the dictionary has {len(found)} units, this network has {count} blocks")
     return {name: index for index, name in enumerate(sorted(found, key=lambda name: found[name]))}
 
 
-def _fit(
-    entry: str, unit: _Unit | None, stem: str, final: str | None, classifier: str
+def _match_entry(
+    entry: str, unit: _Unit | None, structure: _Structure
 ) -> tuple[str, tuple[str, ...]] | None:
-    """What an entry is about (weight, read, sum, input), and the layers that it is for."""
+    """Return what an entry is about (weight, read, sum, input), and the layers that it is for.
+
+    None where it fits nothing.
+    """
     if entry == "quant_act_int32":
         return "sum", ()
     if unit is None:
-        return _fit_outside(entry, stem, final, classifier)
+        return _match_outside_units(entry, structure)
     if entry == "quant_identity_convbn":
         return ("weight", unit.shortcuts) if unit.shortcuts else None
     weight, read = _WEIGHT.fullmatch(entry), _READ.fullmatch(entry)
@@ -152,13 +182,12 @@ def _fit(
     return None
 
 
-def _fit_outside(
-    entry: str, stem: str, final: str | None, classifier: str
-) -> tuple[str, tuple[str, ...]] | None:
+def _match_outside_units(entry: str, structure: _Structure) -> tuple[str, tuple[str, ...]] | None:
+    final, classifier = structure.final, structure.classifier
     if entry == "quant_input":
         return "input", ()
     if _STEM.fullmatch(entry):
-        return "weight", (stem,)
+        return "weight", (structure.stem,)
     if _FINAL.fullmatch(entry) and final is not None:
         return "weight", (final,)
     if entry.startswith("quant_act_before_final") and final is not None:
@@ -170,10 +199,10 @@ def _fit_outside(
     return None
 
 
-def _assignment(
+def _build_assignment(
     graph: NetworkGraph, weights: Mapping[str, int], reads: Mapping[str, int]
 ) -> Assignment:
-    """One group per layer, since the dictionary may give a shortcut bits of its own."""
+    # One group per layer, since the dictionary may give a shortcut bits of its own.
     roles = {name: group.role for group in graph.groups for name in group.layers}
     groups = tuple(
         Group((name,), layer.nodes[-1], roles[name], layer.params, layer.ops)

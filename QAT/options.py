@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from ompq.errors import OmpqError
+from ompq.integer import ConversionSettings, RangeRule
 from ompq.options import (
     Parser,
     add_configuration_choice,
@@ -14,13 +18,45 @@ from ompq.options import (
 )
 from QAT.settings import TrainingSettings
 
-DISTILLATIONS = ("None", "KD_naive")
-QUANTIZERS = ("hawq", "lsq")
+DEFAULT_SCHEME = "uniform8"
+NO_TEACHER = "None"
+DISTILLATIONS = (NO_TEACHER, "KD_naive")
+LEARNED = "lsq"
+QUANTIZERS = ("hawq", LEARNED)
+ASYMMETRIC = "asymmetric"
+QUANT_MODES = ("symmetric", ASYMMETRIC)
+PROCESS_BACKENDS = ("nccl", "gloo")
+# Options that a resumed run must repeat. Their names are part of checkpoints.
+BINDING_OPTIONS = """
+model seed dataset input_size init_from batch_size data_percentage epochs start_epoch lr momentum wd
+fix_BN fix_BN_threshold quantizer quant_mode channel_wise act_range_momentum act_percentile
+weight_percentile bias_bit fixed_point_quantization distill_method teacher_arch teacher_path
+distill_alpha temperature evaluate_times amp
+""".split()
+# Fields of the library whose options are called otherwise in this script.
+_FIELDS = {
+    "bias_bits": "bias_bit",
+    "checkpoint_steps": "checkpoint_iter",
+    "dyadic": "fixed_point_quantization",
+    "evaluations": "evaluate_times",
+    "fix_norms": "fix_BN_threshold",
+    "folder": "output_dir",
+    "fraction": "data_percentage",
+    "learning_rate": "lr",
+    "per_channel": "channel_wise",
+    "print_steps": "print_freq",
+    "source": "init_from",
+    "weight_decay": "wd",
+}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All options of the script."""
-    parser = Parser(prog="quant_train.py", description=__doc__)
+def build_parser() -> Parser:
+    """Build the parser with all options of the script."""
+    parser = Parser(
+        prog="quant_train.py",
+        description="Fine-tune a trained network so that it computes with integers.",
+        fields=_FIELDS,
+    )
     add_network_options(parser, "-a", "--arch", "--model", required=False)
     _add_data_options(parser)
     _add_quantization_options(parser)
@@ -78,13 +114,13 @@ def _add_quantization_options(parser: argparse.ArgumentParser) -> None:
         "quantization",
         list_help='a list such as "[4, 8]", a bit_config.json, or a HAWQ dictionary (literal or '
         "JSON)",
-        scheme_help="a published scheme or uniformN (default uniform8)",
+        scheme_help=f"a published scheme or uniformN (default {DEFAULT_SCHEME})",
     )
     group.add_argument("--act_bits", type=int, help="activation bits (default: the scheme's own)")
     group.add_argument(
         "--quantizer",
         choices=QUANTIZERS,
-        default="hawq",
+        default=QUANTIZERS[0],
         help="steps that follow ranges, or learned ones (LSQ)",
     )
     group.add_argument(
@@ -92,14 +128,14 @@ def _add_quantization_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--quant_mode",
-        choices=("symmetric", "asymmetric"),
-        default="symmetric",
+        choices=QUANT_MODES,
+        default=QUANT_MODES[0],
         help="8-bit activations (narrower ones are asymmetric, weights symmetric)",
     )
     group.add_argument(
         "--channel_wise",
         nargs="?",
-        type=_truth,
+        type=_parse_boolean,
         const=True,
         default=True,
         metavar="BOOL",
@@ -127,11 +163,28 @@ def _add_quantization_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=int, default=90, help="passes over the training images")
+    group.add_argument(
+        "--epochs",
+        type=int,
+        default=TrainingSettings.epochs,
+        help="passes over the training images",
+    )
     group.add_argument("--start_epoch", type=int, default=0, help="begin the schedule there")
-    group.add_argument("--lr", "--learning_rate", type=float, default=1e-4, help="learning rate")
-    group.add_argument("--momentum", type=float, default=0.9, help="of SGD")
-    group.add_argument("--wd", "--weight_decay", type=float, default=1e-4, help="weight decay")
+    group.add_argument(
+        "--lr",
+        "--learning_rate",
+        type=float,
+        default=TrainingSettings.learning_rate,
+        help="learning rate",
+    )
+    group.add_argument("--momentum", type=float, default=TrainingSettings.momentum, help="of SGD")
+    group.add_argument(
+        "--wd",
+        "--weight_decay",
+        type=float,
+        default=TrainingSettings.weight_decay,
+        help="weight decay",
+    )
     group.add_argument("--fix_BN", action="store_true", help="keep the batch norms' statistics")
     group.add_argument(
         "--fix_BN_threshold", type=int, metavar="STEP", help="keep them from this step on"
@@ -154,13 +207,22 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_distillation_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("distillation")
-    group.add_argument("--distill_method", choices=DISTILLATIONS, default="None", help="teacher")
+    group.add_argument(
+        "--distill_method", choices=DISTILLATIONS, default=NO_TEACHER, help="teacher"
+    )
     group.add_argument("--teacher_arch", default="resnet101", metavar="NAME", help="its network")
     group.add_argument(
         "--teacher_path", type=Path, help="its checkpoint (else the library's own weights)"
     )
-    group.add_argument("--distill_alpha", type=float, default=0.95, help="its share of the loss")
-    group.add_argument("--temperature", type=float, default=6.0, help="of both softmaxes")
+    group.add_argument(
+        "--distill_alpha",
+        type=float,
+        default=TrainingSettings.distill_alpha,
+        help="its share of the loss",
+    )
+    group.add_argument(
+        "--temperature", type=float, default=TrainingSettings.temperature, help="of both softmaxes"
+    )
 
 
 def _add_distributed_options(parser: argparse.ArgumentParser) -> None:
@@ -173,14 +235,14 @@ def _add_distributed_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--world_size", type=int, default=1, help="number of machines")
     group.add_argument("--rank", type=int, default=0, help="number of this machine")
     group.add_argument("--dist_url", help="tcp://HOST:PORT of machine 0")
-    group.add_argument("--dist_backend", choices=("nccl", "gloo"), help="default: by device")
+    group.add_argument("--dist_backend", choices=PROCESS_BACKENDS, help="default: by device")
     group.add_argument("--gpu", type=int, help="use this GPU, like --device cuda:N")
     group.add_argument(
         "--apex", action="store_true", help="average gradients by NVIDIA Apex instead of PyTorch"
     )
 
 
-def _truth(text: str) -> bool:
+def _parse_boolean(text: str) -> bool:
     if text.lower() in ("1", "true", "yes"):
         return True
     if text.lower() in ("0", "false", "no"):
@@ -188,8 +250,8 @@ def _truth(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
-def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
-    """The fine-tuning that the command line asks for."""
+def read_settings(arguments: argparse.Namespace) -> TrainingSettings:
+    """Return the settings of the fine-tuning that the command line asks for."""
     threshold = 0 if arguments.fix_BN else None
     return TrainingSettings(
         epochs=arguments.epochs,
@@ -206,3 +268,68 @@ def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
         compile=arguments.compile,
         apex=arguments.apex,
     )
+
+
+def read_conversion_settings(arguments: argparse.Namespace) -> ConversionSettings:
+    """Return the settings of the conversion to integers that the command line asks for."""
+    rule = RangeRule(
+        per_channel=arguments.channel_wise,
+        weight_percentile=arguments.weight_percentile,
+        act_percentile=arguments.act_percentile,
+        act_range_momentum=arguments.act_range_momentum,
+        asymmetric=arguments.quant_mode == ASYMMETRIC,
+    )
+    return ConversionSettings(
+        rule=rule,
+        bias_bits=arguments.bias_bit,
+        dyadic=not arguments.fixed_point_quantization,
+        learned=arguments.quantizer == LEARNED,
+    )
+
+
+def check_process_options(arguments: argparse.Namespace) -> None:
+    """Refuse options that say how processes are started, where none is to be started.
+
+    Raises:
+        OmpqError: Names the options.
+    """
+    if arguments.multiprocessing_distributed:
+        return
+    given = {
+        "--world_size": arguments.world_size != 1,
+        "--rank": arguments.rank != 0,
+        "--dist_url": arguments.dist_url is not None,
+    }
+    unused = [option for option, told in given.items() if told]
+    if unused:
+        raise OmpqError(
+            f"{', '.join(unused)}: only with --multiprocessing_distributed; torchrun takes these "
+            "itself"
+        )
+
+
+def torchrun_command(
+    arguments: argparse.Namespace, processes: int, command_line: Sequence[str]
+) -> list[str]:
+    """Return the command that starts this script on several processes by torchrun.
+
+    Args:
+        arguments: Arguments of `build_parser`.
+        processes: Number of processes on this machine.
+        command_line: Path of the script, and what it is given.
+
+    Raises:
+        OmpqError: There are several machines, and no address of the first or one that is none.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    if arguments.dist_url is None:
+        if arguments.world_size > 1:
+            raise OmpqError("--world_size above 1 needs --dist_url tcp://HOST:PORT of machine 0")
+        command.append("--standalone")
+    else:
+        host, _, port = arguments.dist_url.removeprefix("tcp://").rpartition(":")
+        if not host or not port.isdecimal():
+            raise OmpqError(f"--dist_url {arguments.dist_url}: write it tcp://HOST:PORT")
+        command += [f"--nnodes={arguments.world_size}", f"--node_rank={arguments.rank}"]
+        command += [f"--master_addr={host}", f"--master_port={port}"]
+    return [*command, *command_line]

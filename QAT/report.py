@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ompq.bitconfig import Assignment
-from ompq.fixed_point import IntegerNetwork
-from ompq.metrics import Accuracy
+from ompq.assignment import Assignment
+from ompq.evaluation import Accuracy
+from ompq.integer import IntegerNetwork
 from ompq.plots import ACCENT, INK, SOFT, figure
 from ompq.runtime import versions
 from QAT.training import Progress
@@ -19,7 +19,14 @@ FORMAT = "ompq-qat-results/1"
 def print_table(
     float_accuracy: Accuracy, final: Accuracy, assignment: Assignment, progress: Progress
 ) -> None:
-    """One line per network: float, quantized before training, trained."""
+    """Print one line per network: float, quantized before training, trained.
+
+    Args:
+        float_accuracy: Accuracy of the float network.
+        final: Accuracy of the trained network.
+        assignment: Widths of the quantized network.
+        progress: Progress of the training, with the accuracy before it.
+    """
     before = progress.history[0]
     float_mb, size_mb = assignment.float_size_mb, assignment.size_mb
     rows: list[tuple[str, float, float, float, str]] = [
@@ -34,6 +41,7 @@ def print_table(
 
 
 def to_json(
+    *,
     float_accuracy: Accuracy,
     final: Accuracy,
     progress: Progress,
@@ -42,7 +50,17 @@ def to_json(
     arguments: Mapping[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
-    """The content of `results.json`."""
+    """Return the content of `results.json`.
+
+    Args:
+        float_accuracy: Accuracy of the float network.
+        final: Accuracy of the trained network.
+        progress: Progress of the training, with the accuracy before it.
+        assignment: Widths of the quantized network.
+        network: The trained network.
+        arguments: Command line, JSON-ready.
+        seconds: Seconds that the whole run took.
+    """
     return {
         "format": FORMAT,
         "top1_fp32": float_accuracy.top1,
@@ -67,7 +85,13 @@ def to_json(
 
 
 def draw(progress: Progress, float_top1: float, path: Path) -> None:
-    """Loss and accuracy over the steps, beside the float network's accuracy."""
+    """Draw loss and accuracy over the steps, beside the float network's accuracy.
+
+    Args:
+        progress: Progress of the training.
+        float_top1: Top-1 accuracy of the float network, in per cent.
+        path: Path of the image file.
+    """
     steps = [entry["step"] for entry in progress.history]
     losses = [entry["loss"] for entry in progress.history[1:]]
     top1 = [entry["top1"] for entry in progress.history]

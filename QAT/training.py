@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
@@ -20,28 +21,49 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ompq.data import Loader
 from ompq.errors import OmpqError
-from ompq.fixed_point import IntegerNetwork
-from ompq.metrics import Accuracy, predict
+from ompq.evaluation import Accuracy, find_device, predict
+from ompq.integer import IntegerNetwork
 from ompq.runtime import Ranks, progress, say
-from QAT.recovery import load_checkpoint, save_checkpoint
+from QAT.checkpoint import load_checkpoint, save_checkpoint
 from QAT.settings import TrainingSettings
 
-LAST, BEST = "checkpoint.pth.tar", "model_best.pth.tar"
+
+class Batches(Protocol):
+    """What yields batches of images and labels: a `Loader`, a `DataLoader`, a list."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield pairs of images (n × channels × height × width) and labels (n)."""
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
 
 
-@dataclass(frozen=True)
-class Task:
+LAST = "checkpoint.pth.tar"
+BEST = "model_best.pth.tar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
     """A network to fine-tune, the images, and where checkpoints go.
 
-    `train` gives this rank's share of every global batch; `test` this rank's share of the images
-    that decide which checkpoint is the best. `fingerprint` is what a resumed run must have in
-    common with the one that was killed.
+    Attributes:
+        network: Network of integers, trained in place.
+        teacher: Float network whose logits are distilled; None for labels alone.
+        train: This rank's share of every global batch of training images.
+        test: This rank's share of the images that decide which checkpoint is the best.
+        settings: Settings of the training.
+        device: Device that holds the networks.
+        ranks: This process among those that train.
+        folder: Folder of the checkpoints.
+        fingerprint: What a resumed run must have in common with the one that was killed.
+        log: Writer that takes scalars by `add_scalar`; None for none.
+        say: Function that prints a line, called on the first rank alone.
     """
 
     network: IntegerNetwork
     teacher: nn.Module | None
-    train: Loader
-    test: Loader
+    train: Batches
+    test: Batches
     settings: TrainingSettings
     device: torch.device
     ranks: Ranks
@@ -53,10 +75,16 @@ class Task:
 
 @dataclass
 class Progress:
-    """How far a fine-tuning has come; JSON-ready by `asdict`.
+    """Progress of a fine-tuning; JSON-ready by `asdict`.
 
-    `losses` is the sum over the `counted` steps since the last evaluation; `history` holds one
-    entry per evaluation, the first before any step: step, epoch, loss (None there), top-1, top-5.
+    Attributes:
+        step: Number of steps done.
+        losses: Sum of the losses over the `counted` steps.
+        counted: Number of steps since the last evaluation.
+        best_top1: Best top-1 accuracy so far, in per cent.
+        seconds: Seconds that training took, evaluations left out.
+        history: One entry per evaluation, the first before any step: step, epoch, loss (None
+            there), top-1, top-5.
     """
 
     step: int = 0
@@ -67,40 +95,94 @@ class Progress:
     history: list[dict[str, float | None]] = field(default_factory=list)
 
 
-def fine_tune(task: Task, resume: bool, start_epoch: int = 0) -> Progress:
+def fine_tune(
+    network: IntegerNetwork,
+    train: Batches,
+    test: Batches,
+    settings: TrainingSettings | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    folder: str | Path | None = None,
+    say: Callable[[str], None] = say,
+) -> Progress:
+    """Train a network of integers in place, and leave the best weights in it.
+
+    Those at the start count among them: the network is never worse than before.
+
+    Args:
+        network: Network of integers, of `prepare`, on the device to compute on.
+        train: Batches of training images and labels, such as a `DataLoader`.
+        test: Batches of images and labels that decide which weights are the best.
+        settings: Settings of the training; None for the published ones.
+        teacher: Float network whose logits are distilled; None for labels alone.
+        folder: Folder that takes the checkpoints; None to keep none.
+        say: Function that prints a line of progress.
+
+    Returns:
+        The progress at the end, with the accuracy of every evaluation.
+
+    Raises:
+        OmpqError: The loss is not finite.
+    """
+    device = find_device(network.module)
+    with nullcontext(folder) if folder is not None else TemporaryDirectory() as place:
+        task = TrainingTask(
+            network=network,
+            teacher=teacher,
+            train=train,
+            test=test,
+            settings=settings or TrainingSettings(),
+            device=device,
+            ranks=Ranks(),
+            folder=Path(place),
+            fingerprint={},
+            say=say,
+        )
+        return run_training(task)
+
+
+def run_training(task: TrainingTask, resume: bool = False, start_epoch: int = 0) -> Progress:
     """Train the network in place, and leave the best weights in it, those at the start included.
 
     After every evaluation the last and the best state are written to `task.folder`. A resumed run
     goes on from the last one and ends with the numbers of an uninterrupted one.
 
     Args:
-        task: what to train, on what, and how.
-        resume: go on from `task.folder`.
-        start_epoch: begin the schedule there.
+        task: Network to train, images and settings.
+        resume: Whether to go on from the last checkpoint in `task.folder`, if there is one.
+        start_epoch: Epoch that the schedule starts with.
+
+    Returns:
+        The progress at the end.
 
     Raises:
-        OmpqError: the loss is not finite, or the checkpoint is of another run.
+        OmpqError: The loss is not finite, or the checkpoint is of another run.
     """
     if not 0 <= start_epoch <= task.settings.epochs:
         raise OmpqError(
-            f"--start_epoch is {start_epoch}; with --epochs {task.settings.epochs} it is one of "
+            f"`start_epoch` is {start_epoch}; with `epochs` {task.settings.epochs} it is one of "
             f"0 to {task.settings.epochs}"
         )
-    run = _Run(task)
+    run = _TrainingRun(task)
     if not (resume and run.restore()):
         run.progress.step = start_epoch * run.steps_per_epoch
     if not run.progress.history:
-        run.begin()
+        run.evaluate_start()
     for epoch in range(run.progress.step // max(1, run.steps_per_epoch), task.settings.epochs):
-        run.epoch(epoch)
+        run.train_epoch(epoch)
     state = load_checkpoint(task.folder / BEST, task.fingerprint)
     task.network.module.load_state_dict(state["network"])
     task.network.module.eval()
     return run.progress
 
 
-def evaluate_all_ranks(task: Task, module: nn.Module | None = None) -> Accuracy:
-    """Accuracy of the network (or of another one) on the test images of all ranks."""
+def evaluate_all_ranks(task: TrainingTask, module: nn.Module | None = None) -> Accuracy:
+    """Measure the accuracy on the test images of all ranks.
+
+    Args:
+        task: Task whose test images, device and ranks are used.
+        module: Network to evaluate; None for the one that the task trains.
+    """
     accuracy = predict(module or task.network.module, task.test, task.device).accuracy()
     if task.ranks.world_size == 1:
         return accuracy
@@ -112,39 +194,56 @@ def evaluate_all_ranks(task: Task, module: nn.Module | None = None) -> Accuracy:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)) (Hinton et al., arXiv:1503.02531)."""
+    """Return the loss of a student against a teacher (Hinton et al., arXiv:1503.02531).
+
+    It is T² · KL(softmax(teacher / T) ‖ softmax(student / T)); the factor T² makes up for the
+    gradients' share of 1 / T² that the softmaxes leave.
+
+    Args:
+        student: Logits of the network that learns, n × classes.
+        teacher: Logits of the network that teaches, n × classes.
+        temperature: T, positive.
+
+    Returns:
+        The mean over the images, a scalar.
+
+    >>> logits = torch.tensor([[0.0, 1.0]])
+    >>> float(distillation_loss(logits, logits + 3, temperature=6.0))
+    0.0
+    """
     log_shares = log_softmax(student / temperature, dim=1)
     shares = softmax(teacher / temperature, dim=1)
     return kl_div(log_shares, shares, reduction="batchmean") * temperature**2
 
 
-def _sharing_gradients(module: nn.Module, apex: bool) -> nn.Module:
-    """The network, its gradients averaged over all ranks after every backward pass."""
+def _share_gradients(module: nn.Module, apex: bool) -> nn.Module:
+    """Wrap a network so that gradients are averaged over all ranks after every backward pass."""
     if not apex:
+        # Buffers agree already: ranges and statistics are those of all ranks.
         return DistributedDataParallel(module, broadcast_buffers=False)
-    return apex_parallel().DistributedDataParallel(module)
+    return import_apex().DistributedDataParallel(module)
 
 
-def apex_parallel() -> ModuleType:
-    """NVIDIA's `apex.parallel`.
+def import_apex() -> ModuleType:
+    """Return NVIDIA's `apex.parallel`.
 
     Raises:
-        OmpqError: it is not installed; PyPI's package named apex is another one.
+        OmpqError: It is not installed; PyPI's package named apex is another one.
     """
     try:
         parallel = import_module("apex.parallel")
     except ImportError as error:
         raise OmpqError(
-            "--apex needs NVIDIA Apex, built from github.com/NVIDIA/apex (PyPI's apex is another "
-            "package); leave --apex out for PyTorch's own, which gives the same"
+            "`apex` needs NVIDIA Apex, built from github.com/NVIDIA/apex (PyPI's apex is another "
+            "package); leave `apex` out for PyTorch's own, which gives the same"
         ) from error
     return parallel
 
 
-class _Run:
+class _TrainingRun:
     """The state of one fine-tuning in this process."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: TrainingTask) -> None:
         self.task = task
         settings = task.settings
         module = task.network.module
@@ -160,11 +259,11 @@ class _Run:
         )
         stepping: nn.Module = module
         if task.ranks.world_size > 1:
-            stepping = _sharing_gradients(module, settings.apex)
+            stepping = _share_gradients(module, settings.apex)
         self.forward: Any = torch.compile(stepping) if settings.compile else stepping
 
     def restore(self) -> bool:
-        """Go on from the last checkpoint; tells whether there is one."""
+        """Go on from the last checkpoint, and tell whether there is one."""
         file = self.task.folder / LAST
         if not file.is_file():
             self._tell(f"note: {self.task.folder} holds no checkpoint; starting anew")
@@ -179,26 +278,28 @@ class _Run:
             torch.cuda.set_rng_state(state["cuda_rng"], self.task.device)
         return True
 
-    def begin(self) -> None:
+    def evaluate_start(self) -> None:
         """Evaluate and keep the network as it is before any step."""
         accuracy = self._record(self.progress.step // max(1, self.steps_per_epoch), None)
         self._tell(f"quantized, before training: top-1 {accuracy.top1:.2f} %")
         self._save(LAST)
 
-    def epoch(self, epoch: int) -> None:
-        """The steps of an epoch that are still to be done."""
+    def train_epoch(self, epoch: int) -> None:
+        """Take the steps of an epoch that are still to be done, with their evaluations."""
         settings, count = self.task.settings, self.steps_per_epoch
         evaluations = {count * (k + 1) // settings.evaluations for k in range(settings.evaluations)}
         start = time.perf_counter()
         remaining = count - (self.progress.step - epoch * count)
-        bar = progress(self._batches(epoch), f"epoch {epoch + 1}/{settings.epochs}", remaining)
+        bar = progress(
+            self._iterate_remaining(epoch), f"epoch {epoch + 1}/{settings.epochs}", remaining
+        )
         for images, labels in bar:
-            self.losses += self._step(images, labels)
+            self.losses += self._take_step(images, labels)
             self.progress.step += 1
             self.progress.counted += 1
             done = self.progress.step - epoch * count
             if settings.print_steps and done % settings.print_steps == 0:
-                loss = self._mean_loss()
+                loss = self._average_loss()
                 self._tell(f"epoch {epoch + 1} step {done}/{count}, loss {loss:.4f}")
                 bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             due = settings.checkpoint_steps and self.progress.step % settings.checkpoint_steps == 0
@@ -210,31 +311,35 @@ class _Run:
                 self._save(LAST)
                 start = time.perf_counter()
 
-    def _mean_loss(self) -> float:
-        """Of the steps since the last evaluation, over all ranks (all of which must ask)."""
+    def _average_loss(self) -> float:
+        """Return the mean loss since the last evaluation, over all ranks, which must all ask."""
         if self.task.ranks.world_size > 1:
+            # In place: ranks that hold the mean already have it again.
             distributed.all_reduce(self.losses)
             self.losses /= self.task.ranks.world_size
         return float(self.losses) / max(1, self.progress.counted)
 
     def _check_finite(self) -> None:
-        """Stop before a state that is lost replaces one that is not."""
-        loss = self._mean_loss()
+        """Stop before a diverged state replaces the last good checkpoint."""
+        loss = self._average_loss()
         module = self.task.network.module
         if math.isfinite(loss) and all(bool(p.isfinite().all()) for p in module.parameters()):
             return
         raise OmpqError(
-            f"training diverged by step {self.progress.step} (loss {loss:.4g}); lower --lr (it is "
-            f"{self.task.settings.learning_rate}) or give more bits, and start anew: with another "
-            f"--save_path, or after deleting {self.task.folder / LAST}"
+            f"training diverged by step {self.progress.step} (loss {loss:.4g}); lower "
+            f"`learning_rate` (it is {self.task.settings.learning_rate}) or give more bits, and "
+            f"start anew: with another `folder`, or after deleting {self.task.folder / LAST}"
         )
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        self.task.train.set_epoch(epoch)
+    def _iterate_remaining(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if isinstance(self.task.train, Loader):
+            # Its order depends on the epoch alone, so that a resumed run repeats it.
+            self.task.train.set_epoch(epoch)
+        # A resumed run goes through the batches done before, so that order and images agree.
         done = self.progress.step - epoch * self.steps_per_epoch
         yield from islice(self.task.train, done, self.steps_per_epoch)
 
-    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _take_step(self, images: Tensor, labels: Tensor) -> Tensor:
         settings, task = self.task.settings, self.task
         if settings.fix_norms is not None and self.progress.step >= settings.fix_norms:
             task.network.freeze_norms()
@@ -245,7 +350,7 @@ class _Run:
         images, labels = images.to(task.device), labels.to(task.device)
         with self._autocast():
             logits = self.forward(images)
-            loss = self._loss(logits.float(), images, labels)
+            loss = self._compute_loss(logits.float(), images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -256,7 +361,7 @@ class _Run:
             return nullcontext()
         return torch.autocast(self.task.device.type, torch.bfloat16)
 
-    def _loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def _compute_loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         loss = cross_entropy(logits, labels)
         if self.task.teacher is None:
             return loss
@@ -266,7 +371,7 @@ class _Run:
         return alpha * distillation_loss(logits, taught, temperature) + (1 - alpha) * loss
 
     def _evaluate(self, epoch: int) -> None:
-        loss = self._mean_loss()
+        loss = self._average_loss()
         accuracy = self._record(epoch + 1, loss)
         self._tell(f"epoch {epoch + 1}: loss {loss:.4f}, top-1 {accuracy.top1:.2f} %")
         if self.task.log is not None:
@@ -274,7 +379,7 @@ class _Run:
             self.task.log.add_scalar("top1", accuracy.top1, self.progress.step)
 
     def _record(self, epoch: int, loss: float | None) -> Accuracy:
-        """Evaluate, remember it, and keep the state where it is the best."""
+        """Evaluate, add it to the history, and keep the state where it is the best."""
         accuracy = evaluate_all_ranks(self.task)
         entry: dict[str, float | None] = {"step": self.progress.step, "epoch": epoch, "loss": loss}
         self.progress.history.append(entry | {"top1": accuracy.top1, "top5": accuracy.top5})
@@ -290,8 +395,8 @@ class _Run:
             self.task.say(text)
 
     def _save(self, name: str) -> None:
-        """The whole state, from rank 0; the other ranks wait for it."""
-        self._mean_loss()
+        """Write the whole state on rank 0, while the other ranks wait."""
+        self._average_loss()
         self.progress.losses = float(self.losses)
         if self.task.ranks.is_main:
             cuda = self.task.device.type == "cuda"

@@ -15,29 +15,28 @@ if __name__ == "__main__":  # started by its path: see the repository first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import peak_memory, seconds_of
-from mixed_bit.budgets import listed_groups
-from mixed_bit.features import Shard
-from mixed_bit.search import SearchSettings, search
-from ompq.bitconfig import uniform
+from benchmarks.measuring import measure_peak_memory, measure_seconds
+from mixed_bit import SearchSettings, search
+from ompq.assignment import QUANT_TYPES, uniform
 from ompq.files import write_json
 from ompq.graph import NetworkGraph, run_with_taps, trace
 from ompq.options import Parser, add_run_options
-from ompq.runtime import resolve_device, run_script, seed_everything, versions
+from ompq.runtime import resolve_device, seed_everything, versions
+from ompq.script import run_script
 from ompq.zoo import load_network
 
 NETWORKS = {"resnet18": "QAT", "resnet50": "QAT", "mobilenet_v2": "PTQ"}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All options of the benchmark."""
+def build_parser() -> Parser:
+    """Build the parser with all options of the benchmark."""
     parser = Parser(prog="bit_search.py", description=__doc__)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help="which networks")
     parser.add_argument("--num_images", type=int, default=64, help="images of 224×224")
@@ -47,8 +46,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def literal_orthogonality(features: list[Tensor]) -> Tensor:
-    """The definition as written: for every pair both Gram matrices, centred, and their product."""
+def compute_literal_orthogonality(features: list[Tensor]) -> Tensor:
+    """Compute the orthogonality matrix as it is defined, with both Gram matrices for every pair.
+
+    >>> feature = torch.tensor([[1.0], [2.0], [4.0]])
+    >>> compute_literal_orthogonality([feature, 2 * feature]).round(decimals=4)
+    tensor([[1., 1.],
+            [1., 1.]])
+
+    Args:
+        features: Flattened features of the groups, each n × its own width, float32, on the CPU.
+
+    Returns:
+        L × L, float32, for L features.
+    """
     count = features[0].shape[0]
     centring = torch.eye(count) - torch.ones(count, count) / count
     matrix = torch.zeros(len(features), len(features))
@@ -61,27 +72,33 @@ def literal_orthogonality(features: list[Tensor]) -> Tensor:
 
 
 def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """All figures of one network."""
+    """Measure all figures of one network.
+
+    Args:
+        name: Name of the network.
+        arguments: Arguments of `build_parser`.
+        device: Device to compute on.
+    """
     module = load_network(name).module.to(device)
     graph = trace(module, (3, 224, 224))
     images = torch.randn(arguments.num_images, 3, 224, 224, device=device)
     quant_type = NETWORKS.get(name, "PTQ")
     budget = uniform(graph.groups, 6 if quant_type == "QAT" else 3).size_mb
     settings = SearchSettings(quant_type, size_mb=budget)
-    groups = listed_groups(graph.groups, quant_type)
+    groups = [group for group in graph.groups if QUANT_TYPES[quant_type].takes_part(group)]
 
     def forward() -> None:
         with torch.inference_mode():
             module(images)
 
     def find() -> dict[str, float]:
-        return search(graph, [Shard(images, len(images))], settings).seconds
+        return search(graph, images, settings).seconds
 
     forward()
     find()
     forwards, searches = [], []
     for _ in range(arguments.repeats):
-        forwards.append(seconds_of(forward, device))
+        forwards.append(measure_seconds(forward, device))
         searches.append(find())
     figures: dict[str, Any] = {
         "network": name,
@@ -93,32 +110,36 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
     }
     beyond = figures["orthogonality"] + figures["solve"]
     figures["beyond / forward"] = beyond / figures["forward"]
-    figures["memory MB"] = peak_memory(find, device) - peak_memory(forward, device)
-    largest, tensors = _largest_feature(graph, [group.tap for group in groups], images)
-    figures["largest feature MB"] = largest
+    figures["memory MB"] = measure_peak_memory(find, device) - measure_peak_memory(forward, device)
+    taps = [group.tap for group in groups]
+    figures["largest feature MB"] = _measure_largest_feature(graph, taps, images)
     if not arguments.no_literal:
-        figures["literal"] = seconds_of(lambda: literal_orthogonality(tensors()), device)
+        read = partial(_read_features, graph, taps, images)
+        figures["literal"] = measure_seconds(lambda: compute_literal_orthogonality(read()), device)
         figures["literal / orthogonality"] = figures["literal"] / figures["orthogonality"]
     return figures
 
 
-def _largest_feature(
-    graph: NetworkGraph, taps: list[str], images: Tensor
-) -> tuple[float, Callable[[], list[Tensor]]]:
+def _measure_largest_feature(graph: NetworkGraph, taps: list[str], images: Tensor) -> float:
+    """Return the MB of the largest feature for all images, from a pass of the first one."""
     sizes: list[int] = []
     run_with_taps(graph, images[:1], taps, lambda _, value: sizes.append(value.numel()))
-
-    def features() -> list[Tensor]:
-        kept: list[Tensor] = []
-        run_with_taps(graph, images, taps, lambda _, value: kept.append(value.flatten(1).clone()))
-        return [value.cpu() for value in kept]
-
-    return max(sizes) * len(images) * 4 / 2**20, features
+    return max(sizes) * len(images) * 4 / 2**20
 
 
-def run() -> None:
-    """Measure and print one row per network."""
-    arguments = build_parser().parse_args()
+def _read_features(graph: NetworkGraph, taps: list[str], images: Tensor) -> list[Tensor]:
+    kept: list[Tensor] = []
+    # Copies: later layers may change a feature in place.
+    run_with_taps(graph, images, taps, lambda _, value: kept.append(value.flatten(1).clone()))
+    return [value.cpu() for value in kept]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print one line per network, and write `bit_search.json`.
+
+    Args:
+        arguments: Arguments of `build_parser`.
+    """
     seed_everything(arguments.seed)
     device = resolve_device(arguments.device)
     rows = []
@@ -137,4 +158,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run_script(run)
+    run_script(build_parser, run)

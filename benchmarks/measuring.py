@@ -1,4 +1,4 @@
-"""Seconds and memory of one call."""
+"""Measurement of the seconds and the memory of one call."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 
-def seconds_of(action: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of one call."""
+def measure_seconds(action: Callable[[], Any], device: torch.device) -> float:
+    """Measure the wall-clock seconds of one call, until the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -24,8 +24,16 @@ def seconds_of(action: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(action: Callable[[], Any], device: torch.device) -> float:
-    """Largest growth of memory in MB while `action` runs (on the CPU: sampled resident size)."""
+def measure_peak_memory(action: Callable[[], Any], device: torch.device) -> float:
+    """Measure the largest growth of memory while an action runs.
+
+    Args:
+        action: Function that is called once.
+        device: Device that it computes on. On the CPU the process's resident size is sampled.
+
+    Returns:
+        MB (2²⁰ bytes); NaN on a CPU where the system does not tell.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -42,6 +50,7 @@ def peak_memory(action: Callable[[], Any], device: torch.device) -> float:
         while not done.wait(0.002):
             samples.append(int(statm.read_text().split()[1]))
 
+    # Native operators release the interpreter's lock, so that the samples go on meanwhile.
     sampler = threading.Thread(target=sample)
     sampler.start()
     try:
@@ -52,8 +61,9 @@ def peak_memory(action: Callable[[], Any], device: torch.device) -> float:
     return (max(samples) - resident) * 4096 / 2**20
 
 
-def saved_memory(action: Callable[[], Any]) -> float:
-    """MB of tensors that autograd keeps for backward passes while `action` runs."""
+def measure_saved_memory(action: Callable[[], Any]) -> float:
+    """Measure the MB of tensors that autograd keeps for backward passes while an action runs."""
+    # By address of the storage: what several operators save counts once.
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -26,27 +26,30 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from benchmarks.measuring import peak_memory, seconds_of
+from benchmarks.measuring import measure_peak_memory, measure_seconds
 from benchmarks.rerunning import quantize_rerunning
-from ompq.bitconfig import Assignment, uniform
+from ompq.assignment import Assignment, uniform
 from ompq.files import write_json
-from ompq.graph import NetworkGraph, extract, parts_of, trace
+from ompq.graph import NetworkGraph, extract_subgraph, split_into_subgraphs, trace
 from ompq.options import Parser, add_run_options
 from ompq.quantized import QuantizedNetwork, prepare
 from ompq.quantizers import lp_scale
-from ompq.runtime import resolve_device, run_script, seed_everything, versions
+from ompq.runtime import resolve_device, seed_everything, versions
+from ompq.script import run_script
 from ompq.zoo import load_network
-from PTQ.cache import Cache
+from PTQ.activation_cache import ActivationCache
+from PTQ.quantize import quantize_network
 from PTQ.reconstruct import Examples, reconstruct_weights
-from PTQ.recovery import Recovery
+from PTQ.resume import FinishedBlocks
 from PTQ.settings import Settings
-from PTQ.sweep import quantize_network
 
-WIDTH, BATCH, REPEATS = 3, 32, 3
+WIDTH = 3
+BATCH = 32
+REPEATS = 3
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All options of the benchmark."""
+def build_parser() -> Parser:
+    """Build the parser with all options of the benchmark."""
     parser = Parser(prog="ptq.py", description=__doc__)
     parser.add_argument("--networks", nargs="+", default=["resnet18"], help="which networks")
     parser.add_argument("--input_size", type=int, default=224, help="side of the images")
@@ -66,140 +69,206 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def literal_scale(channel: Tensor, bits: int, p: float = 2.4) -> float:
-    """The scale of one channel, candidate after candidate."""
+def search_scale_in_loop(channel: Tensor, bits: int, p: float = 2.4) -> float:
+    """Search the scale of one channel that has the least L_p error, candidate after candidate.
+
+    >>> round(search_scale_in_loop(torch.linspace(0, 3, 4), bits=2), 6)
+    1.0
+
+    Args:
+        channel: Weights of the channel, in one dimension.
+        bits: Width of the integers.
+        p: Power p of the error.
+    """
     best, chosen = float("inf"), 0.0
     low, high = min(float(channel.min()), 0.0), max(float(channel.max()), 0.0)
     for step in range(80):
         shrink = 1 - 0.01 * step
         scale = (high - low) * shrink / (2**bits - 1)
         zero = round(-low * shrink / scale)
-        grid = torch.clamp(torch.round(channel / scale) + zero, 0, 2**bits - 1) - zero
-        error = float((channel - grid * scale).abs().pow(p).sum())
+        integers = torch.clamp(torch.round(channel / scale) + zero, 0, 2**bits - 1) - zero
+        error = float((channel - integers * scale).abs().pow(p).sum())
         if error < best:
             best, chosen = error, scale
     return chosen
 
 
-def literal_scales(channels: Tensor) -> list[float]:
-    """The scale of every channel, one after another."""
-    return [literal_scale(channel, WIDTH) for channel in channels]
+def search_scales_in_loop(channels: Tensor) -> list[float]:
+    """Search the scale of every channel, one after another."""
+    return [search_scale_in_loop(channel, WIDTH) for channel in channels]
 
 
-def scale_search(graph: NetworkGraph, channels: int, device: torch.device) -> dict[str, float]:
-    """Seconds for all layers, and what the loop would take, from some channels of every layer."""
+def measure_scale_search(
+    graph: NetworkGraph, channels: int, device: torch.device
+) -> dict[str, float]:
+    """Measure the seconds of the scale search for all layers, beside those of the loop.
+
+    Args:
+        graph: Network whose weights get scales.
+        channels: Channels of every layer that the loop runs over; its seconds are extrapolated.
+        device: Device of the network.
+    """
     weights = [graph.layer_module(name).weight.detach().flatten(1) for name in graph.layers]
     ours = median(
-        seconds_of(lambda: [lp_scale(weight, WIDTH) for weight in weights], device)
+        measure_seconds(lambda: [lp_scale(weight, WIDTH) for weight in weights], device)
         for _ in range(REPEATS)
     )
     loop = 0.0
     for weight in weights:
         some = weight[:channels]
-        spent = seconds_of(partial(literal_scales, some), device)
+        spent = measure_seconds(partial(search_scales_in_loop, some), device)
         loop += spent * len(weight) / len(some)
     return {"scale search": ours, "scale loop": loop, "loop / search": loop / ours}
 
 
-def plain_step(part: GraphModule, layers: tuple[str, ...], inputs: Tensor, target: Tensor) -> None:
-    """Forward and backward pass of the float block, with gradients of its weights."""
-    weights = [part.get_parameter(f"{layer}.weight") for layer in layers]
+def run_float_step(
+    block: GraphModule, layers: tuple[str, ...], inputs: Tensor, target: Tensor
+) -> None:
+    """Run a forward and a backward pass of a float block, with gradients of its weights.
+
+    Args:
+        block: Float block.
+        layers: Names of the layers whose weights get gradients.
+        inputs: Inputs of the block, n × ….
+        target: Target of the block's output, n × ….
+    """
+    weights = [block.get_parameter(f"{layer}.weight") for layer in layers]
     for weight in weights:
         weight.requires_grad_(True)
-    (part(inputs.clone())[0] - target).square().mean().backward()
+    # A copy: a block may change what it is given in place.
+    (block(inputs.clone())[0] - target).square().mean().backward()
     for weight in weights:
         weight.grad = None
         weight.requires_grad_(False)
 
 
-def steps_of_blocks(
+def measure_steps(
     network: QuantizedNetwork, images: Tensor, steps: int, device: torch.device
 ) -> list[dict[str, Any]]:
-    """Milliseconds of one step of every block, ours and plain."""
+    """Measure the milliseconds of a step of every block, beside those of the float block.
+
+    Args:
+        network: Prepared network that is not quantized yet.
+        images: Calibration images, n × channels × height × width.
+        steps: Steps that are timed per block.
+        device: Device of the network.
+    """
     rows = []
     values = images
-    for part in parts_of(network.graph, "block"):
-        module = extract(network.module, part)
+    for block in split_into_subgraphs(network.graph, "block"):
+        module = extract_subgraph(network.module, block)
         with torch.no_grad():
             target = torch.cat([module(piece.clone())[0] for piece in values.split(BATCH)])
         examples = Examples([values], [values], [target], [None], device)
-        bits = dict.fromkeys(part.layers, WIDTH)
+        bits = dict.fromkeys(block.layers, WIDTH)
         settings = Settings(weight_iterations=steps, batch_size=BATCH, warmup=0.0)
-        ours = _per_step(module, examples, bits, settings, device)
-        step = partial(plain_step, module, part.layers, values[:BATCH], target[:BATCH])
-        plain = [seconds_of(step, device) for _ in range(max(3, steps))]
-        rows.append({"block": part.name, "ours": ours * 1e3, "plain": median(plain) * 1e3})
+        ours = _measure_step(module, examples, bits, settings, device)
+        step = partial(run_float_step, module, block.layers, values[:BATCH], target[:BATCH])
+        plain = [measure_seconds(step, device) for _ in range(max(3, steps))]
+        rows.append({"block": block.name, "ours": ours * 1e3, "plain": median(plain) * 1e3})
         values = target
     return rows
 
 
-def _per_step(
+def _measure_step(
     module: GraphModule,
     examples: Examples,
     bits: dict[str, int],
     settings: Settings,
     device: torch.device,
 ) -> float:
-    """Seconds of a step: what more steps cost, so that what surrounds them does not count."""
+    """Measure the seconds of a step by what more steps cost: what surrounds them does not count."""
 
-    def spent(steps: int) -> float:
+    def measure_run(steps: int) -> float:
         chosen = replace(settings, weight_iterations=steps)
-        return seconds_of(
+        return measure_seconds(
             lambda: reconstruct_weights(module, examples, bits, chosen, "timing"), device
         )
 
-    spent(2)
-    few, many = 2, settings.weight_iterations + 2
-    return median(max(0.0, spent(many) - spent(few)) / (many - few) for _ in range(REPEATS))
+    few = 2
+    many = settings.weight_iterations + few
+    measure_run(few)
+    spent = [max(0.0, measure_run(many) - measure_run(few)) for _ in range(REPEATS)]
+    return median(spent) / (many - few)
 
 
 @torch.no_grad()
-def delivery(network: QuantizedNetwork, images: Tensor, device: torch.device) -> dict[str, float]:
-    """Seconds to bring all images to every block: once through, and anew for every block."""
-    parts = parts_of(network.graph, "block")
-    blocks = [extract(network.module, part) for part in parts]
+def measure_delivery(
+    network: QuantizedNetwork, images: Tensor, device: torch.device
+) -> dict[str, float]:
+    """Measure the seconds that bring all images to every block, in one pass and in one per block.
 
-    def once() -> None:
+    Args:
+        network: Prepared network.
+        images: Calibration images, n × channels × height × width.
+        device: Device of the network.
+    """
+    blocks = [
+        extract_subgraph(network.module, block)
+        for block in split_into_subgraphs(network.graph, "block")
+    ]
+
+    def run_once() -> None:
         values = images
         for block in blocks:
             values = torch.cat([block(piece.clone())[0] for piece in values.split(BATCH)])
 
-    def anew() -> None:
-        for count in range(1, len(parts) + 1):
+    def run_anew() -> None:
+        for count in range(1, len(blocks) + 1):
             for piece in images.split(BATCH):
                 value = piece.clone()
                 for block in blocks[:count]:
                     value = block(value)[0]
 
-    one, many = seconds_of(once, device), seconds_of(anew, device)
+    one, many = measure_seconds(run_once, device), measure_seconds(run_anew, device)
     return {"one pass": one, "a pass per block": many, "ratio": many / one}
 
 
 def quantize(
     graph: NetworkGraph, assignment: Assignment, images: Tensor, settings: Settings
 ) -> None:
-    """A whole quantization, activations included, with a folder of its own."""
+    """Quantize a network, activations included, with finished blocks in a folder of their own."""
     with TemporaryDirectory() as folder:
-        cache = Cache("auto", images.device, Path(folder))
-        recovery = Recovery(Path(folder) / "state", {}, resume=False)
-        quantize_network(graph, assignment, images, settings, cache, recovery, say=lambda _: None)
+        quantize_network(
+            graph,
+            assignment,
+            images,
+            settings,
+            cache=ActivationCache("auto", images.device, Path(folder)),
+            finished=FinishedBlocks(Path(folder) / "state", {}, resume=False),
+            say=lambda _: None,
+        )
 
 
-def whole_runs(name: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, float]:
-    """Seconds of a whole quantization as users run it: in one pass, and anew for every block."""
+def measure_whole_runs(
+    name: str, arguments: argparse.Namespace, device: torch.device
+) -> dict[str, float]:
+    """Measure the seconds of a whole quantization, in one pass and with a pass per block.
+
+    Args:
+        name: Name of the network.
+        arguments: Arguments of `build_parser`.
+        device: Device to compute on.
+    """
     size, count = arguments.total_size, arguments.total_images
     weight_steps, act_steps = arguments.total_steps
     settings = Settings(weight_iterations=weight_steps, act_iterations=act_steps, batch_size=BATCH)
     graph = trace(load_network(name).module.to(device), (3, size, size))
     images = torch.randn(count, 3, size, size, device=device)
     task = graph, uniform(graph.groups, WIDTH), images, settings
-    one_pass = seconds_of(partial(quantize, *task), device)
-    anew = seconds_of(partial(quantize_rerunning, *task), device)
+    one_pass = measure_seconds(partial(quantize, *task), device)
+    anew = measure_seconds(partial(quantize_rerunning, *task), device)
     return {"total": one_pass, "total anew": anew, "total ratio": anew / one_pass}
 
 
 def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """All figures of one network."""
+    """Measure all figures of one network.
+
+    Args:
+        name: Name of the network.
+        arguments: Arguments of `build_parser`.
+        device: Device to compute on.
+    """
     size = arguments.input_size
     graph = trace(load_network(name).module.to(device), (3, size, size))
     assignment = uniform(graph.groups, WIDTH)
@@ -207,21 +276,23 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
     images = torch.randn(arguments.num_images, 3, size, size, device=device)
     steps = arguments.steps
     few = Settings(weight_iterations=steps, act_iterations=steps, batch_size=BATCH)
-    scales = scale_search(network.graph, arguments.literal_channels, device)
-    blocks = steps_of_blocks(network, images, steps, device)
+    scales = measure_scale_search(network.graph, arguments.literal_channels, device)
+    blocks = measure_steps(network, images, steps, device)
     return {
         "network": name,
         **scales,
-        **delivery(network, images, device),
-        "peak memory MB": peak_memory(partial(quantize, graph, assignment, images, few), device),
-        **whole_runs(name, arguments, device),
+        **measure_delivery(network, images, device),
+        "peak memory MB": measure_peak_memory(
+            partial(quantize, graph, assignment, images, few), device
+        ),
+        **measure_whole_runs(name, arguments, device),
         "step / plain": sum(b["ours"] for b in blocks) / sum(b["plain"] for b in blocks),
         "blocks": blocks,
     }
 
 
 def print_row(row: dict[str, Any]) -> None:
-    """The figures of one network, block by block."""
+    """Print the figures of one network, block by block."""
     print(
         f"{row['network']}: scale search {row['scale search']:.2f} s, loop "
         f"{row['scale loop']:.1f} s ({row['loop / search']:.0f}×); images to all blocks "
@@ -241,9 +312,12 @@ def print_row(row: dict[str, Any]) -> None:
         )
 
 
-def run() -> None:
-    """Measure and print."""
-    arguments = build_parser().parse_args()
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print, and write `ptq.json`.
+
+    Args:
+        arguments: Arguments of `build_parser`.
+    """
     seed_everything(arguments.seed)
     device = resolve_device(arguments.device)
     print(f"{arguments.input_size}×{arguments.input_size}, batch {BATCH}, {device}", flush=True)
@@ -257,4 +331,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run_script(run)
+    run_script(build_parser, run)

@@ -20,26 +20,27 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.measuring import saved_memory, seconds_of
-from ompq.bitconfig import uniform
+from benchmarks.measuring import measure_saved_memory, measure_seconds
+from ompq.assignment import uniform
 from ompq.files import write_json
-from ompq.fixed_point import Scheme, to_integers
 from ompq.graph import trace
+from ompq.integer import ConversionSettings, calibrate, convert_to_integers
 from ompq.options import Parser, add_run_options
-from ompq.runtime import resolve_device, run_script, seed_everything, versions
+from ompq.runtime import resolve_device, seed_everything, versions
+from ompq.script import run_script
 from ompq.zoo import load_network
-from QAT.start import calibrate
 
-WIDTH, ACT_WIDTH = 4, 8
+WIDTH = 4
+ACT_WIDTH = 8
 # Side of the images, and how many a step takes.
 INPUTS = ((224, 8), (32, 32))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All options of the benchmark."""
+def build_parser() -> Parser:
+    """Build the parser with all options of the benchmark."""
     parser = Parser(prog="qat.py", description=__doc__)
     parser.add_argument(
         "--networks", nargs="+", default=["resnet18", "mobilenet_v2"], help="which networks"
@@ -49,8 +50,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def stepping(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
-    """One training step of a network."""
+def build_step(module: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """Build a function that takes one training step of a network.
+
+    Args:
+        module: Network in training mode.
+        images: n × 3 × height × width, on the network's device.
+        labels: n classes, on the network's device.
+    """
     optimizer = torch.optim.SGD(module.parameters(), 1e-4, momentum=0.9, weight_decay=1e-4)
 
     def step() -> None:
@@ -63,39 +70,53 @@ def stepping(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> C
 
 
 def measure(name: str, side: int, count: int, steps: int, device: torch.device) -> dict[str, Any]:
-    """Medians of the three kinds of step, and their ratios."""
+    """Measure the medians of the three kinds of step, and their ratios.
+
+    Args:
+        name: Name of the network.
+        side: Side of the images.
+        count: Images per step.
+        steps: Steps of each kind.
+        device: Device to compute on.
+    """
     images = torch.randn(count, 3, side, side, device=device)
     loaded = load_network(name)
     labels = torch.randint(loaded.num_classes, (count,), device=device)
     float_network = loaded.module.to(device).train()
-    kinds = {"float": stepping(float_network, images, labels)}
+    kinds = {"float": build_step(float_network, images, labels)}
     for kind in ("quantized", "frozen"):
         graph = trace(load_network(name).module.to(device), (3, side, side))
         widths = uniform(graph.groups, WIDTH, ACT_WIDTH)
-        network = to_integers(graph, widths.layer_bits(), widths.layer_act_bits(), Scheme())
+        network = convert_to_integers(
+            graph, widths.layer_bits(), widths.layer_act_bits(), ConversionSettings()
+        )
         calibrate(network, [images], device)
         if kind == "frozen":
             network.freeze_norms()
-        kinds[kind] = stepping(network.module.train(), images, labels)
+        kinds[kind] = build_step(network.module.train(), images, labels)
     spent: dict[str, list[float]] = {kind: [] for kind in kinds}
+    # The kinds take turns, so that a busy machine slows all of them; the first two rounds warm up.
     for number in range(steps + 2):
         for kind, step in kinds.items():
-            seconds = seconds_of(step, device)
+            seconds = measure_seconds(step, device)
             if number > 1:
                 spent[kind].append(seconds)
     row: dict[str, Any] = {"network": name, "side": side, "batch": count}
     for kind, step in kinds.items():
         row[f"{kind} ms"] = median(spent[kind]) * 1e3
-        row[f"{kind} memory MB"] = saved_memory(step)
+        row[f"{kind} memory MB"] = measure_saved_memory(step)
     for kind in ("quantized", "frozen"):
         pairs = zip(spent[kind], spent["float"], strict=True)
         row[f"{kind} / float"] = median(ours / plain for ours, plain in pairs)
     return row
 
 
-def run() -> None:
-    """Measure and print one line per network and input."""
-    arguments = build_parser().parse_args()
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print one line per network and input, and write `qat.json`.
+
+    Args:
+        arguments: Arguments of `build_parser`.
+    """
     seed_everything(arguments.seed)
     device = resolve_device(arguments.device)
     rows = []
@@ -117,4 +138,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run_script(run)
+    run_script(build_parser, run)

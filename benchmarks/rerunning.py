@@ -1,4 +1,4 @@
-"""The same reconstruction, with the networks run anew for every block: what one pass saves.
+"""Block reconstruction that runs the networks anew for every block: what one pass saves.
 
 BRECQ's own code goes about it so: for every block, once for its weights and once for its activation
 step sizes, all images go through the quantized network up to the block (its inputs) and through the
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ompq.bitconfig import Assignment
-from ompq.graph import NetworkGraph, Part, extract, parts_of
+from ompq.assignment import Assignment
+from ompq.graph import NetworkGraph, Subgraph, extract_subgraph, split_into_subgraphs
 from ompq.quantized import QuantizedWeight, prepare
 from ompq.quantizers import activation_quantizers
 from PTQ.reconstruct import Examples, reconstruct_activations, reconstruct_weights
@@ -22,15 +22,26 @@ _FORWARD_BATCH = 128
 
 
 @torch.no_grad()
-def handed_out(
-    module: GraphModule, parts: tuple[Part, ...], outputs: tuple[str, ...], images: Tensor
+def compute_values(
+    module: GraphModule, blocks: tuple[Subgraph, ...], outputs: tuple[str, ...], images: Tensor
 ) -> list[Tensor]:
-    """What a network gives at `outputs`, run from the images through `parts`."""
-    if not parts:
+    """Compute the values at some outputs, from the images through the first blocks.
+
+    Args:
+        module: Network.
+        blocks: First blocks of the network, in order; without any, the images are returned.
+        outputs: Names of the nodes whose values are returned.
+        images: n × channels × height × width, on the device of the network.
+
+    Returns:
+        One tensor n × … per output.
+    """
+    if not blocks:
         return [images]
-    entry = parts[0].inputs[0]
-    nodes = tuple(node for part in parts for node in part.nodes)
-    until = extract(module, Part(nodes, (entry,), outputs, ()))
+    entry = blocks[0].inputs[0]
+    nodes = tuple(node for block in blocks for node in block.nodes)
+    until = extract_subgraph(module, Subgraph(nodes, (entry,), outputs, ()))
+    # Copies: a network may change what it is given in place.
     pieces = [until(piece.clone()) for piece in images.split(_FORWARD_BATCH)]
     return [torch.cat(values) for values in zip(*pieces, strict=True)]
 
@@ -38,32 +49,36 @@ def handed_out(
 def quantize_rerunning(
     graph: NetworkGraph, assignment: Assignment, images: Tensor, settings: Settings
 ) -> GraphModule:
-    """What `PTQ.sweep.quantize_network` does, without any value kept from one block to the next.
+    """Quantize a network as `quantize_network` does, without keeping values between blocks.
 
     Args:
-        graph: the float network, on the device to compute on.
-        assignment: the widths of its groups.
-        images: n × channels × height × width, normalised, on the same device.
-        settings: as there; only for `--loss mse`.
+        graph: Float network, on the device to compute on.
+        assignment: Widths of the network's groups.
+        images: Calibration images, n × channels × height × width, normalised, on the network's
+            device.
+        settings: Settings of the reconstruction; their `loss` must be `mse`.
+
+    Returns:
+        The quantized network, with its activation quantizers enabled.
     """
     teacher = prepare(graph, assignment)
     student = teacher.copy()
-    parts = parts_of(teacher.graph, settings.granularity)
+    blocks = split_into_subgraphs(teacher.graph, settings.granularity)
     widths = assignment.layer_bits()
 
-    def examples(number: int) -> Examples:
-        part = parts[number]
-        inputs = handed_out(student.module, parts[:number], part.inputs, images)
-        targets = handed_out(teacher.module, parts[: number + 1], part.outputs, images)
+    def make_examples(number: int) -> Examples:
+        block = blocks[number]
+        inputs = compute_values(student.module, blocks[:number], block.inputs, images)
+        targets = compute_values(teacher.module, blocks[: number + 1], block.outputs, images)
         unweighted = [None] * len(targets)
         return Examples(inputs, inputs, targets, unweighted, images.device)
 
-    for number, part in enumerate(parts):
-        target = extract(student.module, part)
-        bits = {layer: widths[layer] for layer in part.layers if layer not in student.weights}
-        weights = reconstruct_weights(target, examples(number), bits, settings, part.name)
+    for number, block in enumerate(blocks):
+        target = extract_subgraph(student.module, block)
+        bits = {layer: widths[layer] for layer in block.layers if layer not in student.weights}
+        weights = reconstruct_weights(target, make_examples(number), bits, settings, block.name)
         for layer, integers in weights.integers.items():
             student.set_weight(layer, QuantizedWeight.of(integers, weights.params[layer]))
         if activation_quantizers(target):
-            reconstruct_activations(target, examples(number), settings, part.name)
+            reconstruct_activations(target, make_examples(number), settings, block.name)
     return student.module

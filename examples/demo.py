@@ -1,9 +1,8 @@
-"""From nothing to a bit configuration on real images: train, search, round, compare.
+"""From a float network to integers on real images: train, search, reconstruct, fine-tune.
 
-Trains a small float network (kept for the next run), finds its bit configuration at the size of a
-uniform control, rounds the weights to nearest accordingly, and prints one table; then compares
-every way to allocate bits at equal size, reconstructs some of these networks block by block, and
-fine-tunes the smallest one to pure integers.
+Trains a small float network (kept for the next run), allocates bits in every way at the sizes of
+uniform widths, and shows the size at which the allocation matters most; then makes the smallest
+network good again, by block reconstruction and by fine-tuning to pure integers.
 """
 
 from __future__ import annotations
@@ -14,67 +13,69 @@ from pathlib import Path
 if __name__ == "__main__":  # started by its path: see the repository first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
-import hashlib
-from dataclasses import dataclass
+from ompq import interruptible_imports, run_script
 
-import torch
+with interruptible_imports():
+    import argparse
+    import hashlib
+    from collections.abc import Sequence
 
-from mixed_bit.comparison import compare, draw_comparison, print_comparison
-from mixed_bit.features import Shard
-from mixed_bit.report import draw
-from mixed_bit.search import SearchResult, SearchSettings, pricer_of, search
-from mixed_bit.truth import Truth
-from ompq import artifact
-from ompq.bitconfig import Assignment, uniform
-from ompq.data import (
-    DATASETS,
-    Loader,
-    calibration_batches,
-    calibration_images,
-    make_loader,
-    preprocess_for,
-)
-from ompq.files import save_state
-from ompq.fixed_point import Scheme
-from ompq.graph import NetworkGraph, trace
-from ompq.metrics import Accuracy, evaluate
-from ompq.options import Parser, add_run_options
-from ompq.preprocess import Preprocess
-from ompq.runtime import Ranks, resolve_device, run_script, seed_everything
-from ompq.training import train_float
-from ompq.zoo import Network, load_network
-from PTQ.pipeline import Task, float_row, forget, post_training_quantization
-from PTQ.settings import Settings
-from PTQ.sweep import rounded
-from QAT.proof import compare_with_integers
-from QAT.settings import TrainingSettings
-from QAT.start import begin
-from QAT.training import Task as TuningTask
-from QAT.training import fine_tune
+    import torch
+    from torch import Tensor
+
+    from examples.train_float import train_float
+    from mixed_bit import (
+        Comparison,
+        ComparisonRow,
+        OutcomeEvaluator,
+        SearchSettings,
+        build_evaluator,
+        compare_candidates,
+        draw_comparison,
+        draw_result,
+        print_comparison,
+        search,
+    )
+    from ompq import (
+        DATASETS,
+        Accuracy,
+        Loader,
+        Network,
+        NetworkGraph,
+        Parser,
+        add_run_options,
+        calibration_images,
+        evaluate,
+        load_network,
+        make_loader,
+        preprocess_for,
+        resolve_device,
+        save_quantized,
+        save_state,
+        seed_everything,
+        trace,
+        uniform,
+    )
+    from PTQ import Settings, quantize_network, round_to_nearest
+    from QAT import TrainingSettings, fine_tune, prepare, verify
 
 WIDTHS = (2, 3, 4)
-# Reconstruction: steps per block for the weights' rounding and the activations' scales.
-STEPS, ACT_STEPS = 300, 100
-TUNING_EPOCHS, TUNING_RATE = 2, 0.01
-# Comparison: images that judge, random allocations at every size, and those that are ranked.
-JUDGES, RANDOM, RANKED = 512, 20, 60
 CANDIDATES = (2, 3, 4, 5, 6, 7, 8)
 ACT_BITS = 8
+# Images that outcomes are measured on, and that PTQ and QAT calibrate with.
+JUDGES = 512
+CALIBRATION_IMAGES = 1024
+RANDOM_TRIALS = 20
+RANK_TRIALS = 60
+# Steps per block of the reconstruction: for roundings, for activation step sizes.
+WEIGHT_STEPS = 300
+ACT_STEPS = 100
+TUNING_EPOCHS = 2
+TUNING_RATE = 0.01
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    size_mb: float
-    bops_g: float
-    accuracy: Accuracy
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """All options of the demonstration."""
+def build_parser() -> Parser:
+    """Build the parser of all options of the demonstration."""
     parser = Parser(prog="demo.py", description=__doc__)
     group = parser.add_argument_group("demonstration")
     group.add_argument("--dataset", choices=list(DATASETS), default="digits", help="images")
@@ -83,12 +84,13 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--epochs", type=int, help="float training (digits 30, others 2)")
     group.add_argument("--beta", type=float, default=10.0, help="beta of theta = exp(-beta gamma)")
     group.add_argument("--num_images", type=int, default=64, help="images of the search")
+    group.add_argument("--verbose", action="store_true", help="print the long tables too")
     add_run_options(parser, "demo_output")
     return parser
 
 
-def float_network(arguments: argparse.Namespace, device: torch.device) -> Network:
-    """The trained network: of an earlier run with the same settings, or trained now."""
+def train_or_load(arguments: argparse.Namespace, device: torch.device) -> Network:
+    """Return the float network: of an earlier run with these settings, or trained now."""
     epochs = arguments.epochs or (30 if arguments.dataset == "digits" else 2)
     key = f"{arguments.model} {arguments.dataset} {arguments.data} {epochs} {arguments.seed}"
     name = f"float-{hashlib.sha256(key.encode()).hexdigest()[:8]}.pth"
@@ -96,177 +98,191 @@ def float_network(arguments: argparse.Namespace, device: torch.device) -> Networ
     if file.is_file():
         print(f"float network: {file} (of an earlier run)")
         return load_network(arguments.model, path=file)
-    preprocess = preprocess_for(arguments.dataset, load_network(arguments.model).preprocess)
-    loader = make_loader(
-        arguments.dataset,
-        arguments.data,
-        "train",
-        preprocess,
-        64,
-        augment=True,
-        shuffle=True,
-        seed=arguments.seed,
-    )
+    loader = _load(arguments, load_network(arguments.model), "train", 64)
     print(f"training {arguments.model} on {arguments.dataset}, {epochs} epochs …", flush=True)
     seed_everything(arguments.seed)
     network = load_network(arguments.model, num_classes=loader.num_classes)
-    module = train_float(network.module, loader, epochs, device)
-    save_state(file, module.state_dict())
+    train_float(network.module, loader, epochs, device)
+    save_state(file, network.module.state_dict())
     return network
 
 
-def find(
-    graph: NetworkGraph, images: torch.Tensor, size_mb: float, beta: float, solver: str
-) -> SearchResult:
-    """The configuration at `size_mb`, all widths of `CANDIDATES` allowed."""
-    settings = SearchSettings(
-        "PTQ", size_mb=size_mb, candidates=CANDIDATES, act_bits=ACT_BITS, beta=beta, solver=solver
+def _load(arguments: argparse.Namespace, network: Network, split: str, batch: int) -> Loader:
+    """Open one half of the data set; training images come augmented and in random order."""
+    training = split == "train"
+    return make_loader(
+        arguments.dataset,
+        arguments.data,
+        split,
+        preprocess_for(arguments.dataset, network.preprocess),
+        batch,
+        augment=training,
+        shuffle=training,
+        seed=arguments.seed,
     )
-    return search(graph, [Shard(images, len(images))], settings)
 
 
-def run() -> None:
-    """Parse, train, search, round, print, draw."""
-    arguments = build_parser().parse_args()
-    seed_everything(arguments.seed)
-    device = resolve_device(arguments.device)
-    network = float_network(arguments, device)
-    module = network.module.to(device)
+def _calibrate(arguments: argparse.Namespace, network: Network, count: int) -> Tensor:
+    """Return training images without labels."""
     preprocess = preprocess_for(arguments.dataset, network.preprocess)
-    test = make_loader(arguments.dataset, arguments.data, "val", preprocess, 256)
-    accuracy = evaluate(module, test, device)
-    print(f"float accuracy: {accuracy.top1:.2f} % of {accuracy.count} images", flush=True)
-    side = preprocess.input_size
-    graph = trace(module, (3, side, side))
-    count = arguments.num_images
-    (images,) = calibration_batches(
-        arguments.dataset, arguments.data, preprocess, count, count, seed=arguments.seed
+    found = calibration_images(
+        arguments.dataset, arguments.data, preprocess, count, seed=arguments.seed
     )
-    images = images.to(device)
-
-    def row(name: str, assignment: Assignment) -> Row:
-        network = rounded(graph, assignment, Settings()).module
-        return Row(name, assignment.size_mb, assignment.bops_g, evaluate(network, test, device))
-
-    eight = uniform(graph.groups, 8)
-    float_bops = sum(group.ops for group in graph.groups) * 32 * 32 / 1e9
-    rows = [Row("float", eight.float_size_mb, float_bops, accuracy)]
-    results = []
-    reconstructed = [("uniform 2", uniform(graph.groups, 2, ACT_BITS))]
-    for width in WIDTHS:
-        control = uniform(graph.groups, width, ACT_BITS)
-        rows.append(row(f"uniform {width} (stem, classifier 8)", control))
-        for name, solver in (("OMPQ", "ilp"), ("projection", "projection")):
-            result = find(graph, images, control.size_mb, arguments.beta, solver)
-            rows.append(row(f"  {name}, same size", result.assignment))
-            results += [result] if solver == "ilp" else []
-    rows.append(row("uniform 8", eight))
-    print_table(rows)
-    sizes = [uniform(graph.groups, width, ACT_BITS).size_mb for width in WIDTHS]
-    judge(graph, images, sizes, preprocess, arguments)
-    middle = results[len(WIDTHS) // 2].assignment
-    reconstructed += [
-        ("uniform 3", uniform(graph.groups, 3, ACT_BITS)),
-        ("OMPQ, size of uniform 3", middle),
-    ]
-    reconstruct(reconstructed, graph, preprocess, test, arguments)
-    tune(reconstructed[0][1], graph, network, preprocess, test, arguments)
-    picture = arguments.output_dir / f"{arguments.dataset}.png"
-    draw(results[len(WIDTHS) // 2], f"{arguments.model} on {arguments.dataset}", picture)
-    print(f"picture: {picture} (the configuration at the size of uniform {WIDTHS[1]})")
+    return found.images
 
 
 def judge(
-    graph: NetworkGraph,
-    images: torch.Tensor,
-    sizes_mb: list[float],
-    preprocess: Preprocess,
-    arguments: argparse.Namespace,
+    arguments: argparse.Namespace, network: Network, graph: NetworkGraph, images: Tensor
+) -> Comparison:
+    """Allocate bits in every way at the sizes of uniform widths; try each out on test images."""
+    sizes = [uniform(graph.groups, width, ACT_BITS).size_mb for width in WIDTHS]
+    settings = SearchSettings("PTQ", size_mb=sizes[0], candidate_bits=CANDIDATES)
+    evaluator = build_evaluator(graph, images, settings, seed=arguments.seed)
+    test, labels = map(torch.cat, zip(*_load(arguments, network, "val", 256), strict=True))
+    device = evaluator.probed.images.device
+    outcomes = OutcomeEvaluator(
+        evaluator.probed, test[:JUDGES].to(device), labels[:JUDGES].to(device)
+    )
+    return compare_candidates(
+        evaluator,
+        outcomes,
+        sizes,
+        random_trials=RANDOM_TRIALS,
+        rank_trials=RANK_TRIALS,
+        seed=arguments.seed,
+    )
+
+
+def find_telling_rows(comparison: Comparison) -> list[ComparisonRow]:
+    """Return the rows of the size at which the candidates differ most, the best first."""
+    sizes = dict.fromkeys(row.budget_mb for row in comparison.rows)
+    by_size = [[row for row in comparison.rows if row.budget_mb == size] for size in sizes]
+    telling = max(by_size, key=_spread)
+    return sorted(telling, key=lambda row: row.kl)
+
+
+def _spread(rows: Sequence[ComparisonRow]) -> tuple[float, float]:
+    top1 = [row.top1 or 0.0 for row in rows]
+    divergence = [row.kl for row in rows]
+    return max(top1) - min(top1), max(divergence) - min(divergence)
+
+
+def print_telling_rows(telling: Sequence[ComparisonRow]) -> None:
+    """Print the table of one size; candidates that give one network share a line."""
+    names: dict[tuple[int, ...], list[str]] = {}
+    for row in telling:
+        names.setdefault(tuple(row.bits), []).append(row.method)
+    first = {tuple(row.bits): row for row in reversed(telling)}
+    budget = telling[0].budget_mb
+    print(f"\nweights rounded to nearest at {budget:.4f} MB, where the allocation matters most")
+    print(f"{'bits allocated by':<44} {'size MB':>8} {'KL nats':>8} {'top-1 %':>8}")
+    for bits, methods in names.items():
+        row, shown = first[bits], ", ".join(methods)
+        shown = shown if len(shown) <= 44 else shown[:43] + "…"
+        print(f"{shown:<44} {row.size_mb:>8.4f} {row.kl:>8.4f} {row.top1 or 0:>8.2f}")
+
+
+def print_rounded(
+    arguments: argparse.Namespace, network: Network, graph: NetworkGraph, images: Tensor
 ) -> None:
-    """Every way to allocate bits at these sizes, on test images, as a table and a picture."""
-    data = arguments.dataset, arguments.data
-    loader = make_loader(*data, "val", preprocess, 256, num_samples=JUDGES)
-    test, labels = map(torch.cat, zip(*loader, strict=True))
-    settings = SearchSettings("PTQ", size_mb=sizes_mb[0], candidates=CANDIDATES)
-    pricer = pricer_of(graph, [Shard(images, len(images))], settings, seed=arguments.seed)
-    truth = Truth(pricer.subject, test.to(images.device), labels.to(images.device))
-    counts = {"random_trials": RANDOM, "rank_trials": RANKED}
-    comparison = compare(pricer, truth, settings, sizes_mb, seed=arguments.seed, **counts)
-    print_comparison(comparison)
-    picture = arguments.output_dir / f"{arguments.dataset}-compared.png"
-    draw_comparison(comparison, f"{arguments.model} on {arguments.dataset}", picture)
-    print(f"picture: {picture}", flush=True)
-
-
-def reconstruct(
-    configurations: list[tuple[str, Assignment]],
-    graph: NetworkGraph,
-    preprocess: Preprocess,
-    test: Loader,
-    arguments: argparse.Namespace,
-) -> None:
-    """Block reconstruction of some configurations, weights and activations, and its table."""
-    images = calibration_images(
-        arguments.dataset, arguments.data, preprocess, 1024, seed=arguments.seed
-    ).images
-    settings = Settings(weight_iterations=STEPS, act_iterations=ACT_STEPS, seed=arguments.seed)
-    folder = arguments.output_dir / "ptq"
-    forget(folder)
-    task = Task(graph, images, test, settings, folder, say=lambda _: None)
-    print(
-        f"\nreconstructed on {len(images)} images without labels, {STEPS} + {ACT_STEPS} steps a "
-        f"block, {ACT_BITS}-bit activations"
-    )
-    print(f"{'network':<26} {'rounded':>8} {'weights':>8} {'all':>8} {'seconds':>8}   top-1 %")
-    first = float_row(task, configurations[0][1])
-    for name, assignment in configurations:
-        outcome = post_training_quantization(task, assignment, first, state=name)
-        top1 = [row.predictions.accuracy().top1 for row in outcome.rows[1:]]
-        print(
-            f"{name:<26} {top1[0]:>8.2f} {top1[1]:>8.2f} {top1[2]:>8.2f} {outcome.seconds:>8.1f}",
-            flush=True,
-        )
-    forget(folder)
-
-
-def tune(
-    assignment: Assignment,
-    graph: NetworkGraph,
-    network: Network,
-    preprocess: Preprocess,
-    test: Loader,
-    arguments: argparse.Namespace,
-) -> None:
-    """A short fine-tuning to a network of integers, and the proof that integers suffice."""
-    data = arguments.dataset, arguments.data
-    images = calibration_images(*data, preprocess, 256, seed=arguments.seed).images
-    training = make_loader(
-        *data, "train", preprocess, 64, augment=True, shuffle=True, seed=arguments.seed
-    )
-    converted = begin(graph, assignment, Scheme(), images)
-    settings = TrainingSettings(epochs=TUNING_EPOCHS, learning_rate=TUNING_RATE)
-    device = next(graph.module.parameters()).device
-    folder = arguments.output_dir / "qat"
-    print(f"\nuniform 2, fine-tuned for {TUNING_EPOCHS} epochs on labelled images")
-    task = TuningTask(
-        converted, None, training, test, settings, device, Ranks(), folder, fingerprint={}
-    )
-    fine_tune(task, resume=False)
-    artifact.save(folder / artifact.FILE, converted, network, preprocess, assignment)
-    proof = compare_with_integers(artifact.load(folder), test, device)
-    print(
-        f"integer arithmetic alone: {proof.accuracy}; on {proof.equal} of them the logits of the "
-        "simulation, to the bit"
-    )
-
-
-def print_table(rows: list[Row]) -> None:
-    """One line per network."""
-    print(f"\nweights rounded to nearest, activations in float, BOPs at {ACT_BITS}-bit activations")
+    """Print uniform widths, the paper's objective and its projection, rounded, size by size."""
+    test = _load(arguments, network, "val", 256)
+    print(f"\nweights rounded to nearest, BOPs at {ACT_BITS}-bit activations")
     print(f"{'network':<34} {'size MB':>8} {'BOPs G':>8} {'top-1 %':>8}")
-    for row in rows:
-        print(f"{row.name:<34} {row.size_mb:>8.4f} {row.bops_g:>8.3f} {row.accuracy.top1:>8.2f}")
+    for width in WIDTHS:
+        control = uniform(graph.groups, width, ACT_BITS)
+        rows = [(f"uniform {width} (stem, classifier 8)", control)]
+        for name, solver in (
+            (f"orthogonality, β = {arguments.beta:g}", "ilp"),
+            ("projection", "projection"),
+        ):
+            settings = SearchSettings(
+                "PTQ",
+                size_mb=control.size_mb,
+                candidate_bits=CANDIDATES,
+                act_bits=ACT_BITS,
+                beta=arguments.beta,
+                solver=solver,
+            )
+            rows.append((f"  {name}", search(graph, images, settings).assignment))
+        for name, assignment in rows:
+            accuracy = evaluate(round_to_nearest(graph, assignment, Settings()).module, test)
+            size, bops = assignment.size_mb, assignment.bops_g
+            print(f"{name:<34} {size:>8.4f} {bops:>8.3f} {accuracy.top1:>8.2f}")
+
+
+def repair(arguments: argparse.Namespace, network: Network, graph: NetworkGraph) -> None:
+    """Make the network of 2 bits good again: by reconstruction, and by fine-tuning to integers."""
+    test = _load(arguments, network, "val", 256)
+    images = _calibrate(arguments, network, CALIBRATION_IMAGES)
+    smallest = uniform(graph.groups, WIDTHS[0], ACT_BITS)
+    tell = print if arguments.verbose else lambda _: None
+    print(f"\nuniform {WIDTHS[0]}, {smallest.size_mb:.4f} MB, {ACT_BITS}-bit activations")
+    rounded = round_to_nearest(graph, smallest, Settings())
+    _print_step("rounded to nearest, activations in float", evaluate(rounded.module, test))
+    steps = Settings(weight_iterations=WEIGHT_STEPS, act_iterations=ACT_STEPS, seed=arguments.seed)
+    quantized, blocks = quantize_network(graph, smallest, images, steps, say=tell)
+    seconds = sum(block.seconds for block in blocks)
+    what = f"block reconstruction without labels, {seconds:.0f} s"
+    _print_step(what, evaluate(quantized.module, test))
+    save_quantized(arguments.output_dir / "ptq.safetensors", quantized, smallest, source=network)
+    integers = prepare(graph, smallest, images)
+    training = _load(arguments, network, "train", 64)
+    settings = TrainingSettings(epochs=TUNING_EPOCHS, learning_rate=TUNING_RATE)
+    progress = fine_tune(integers, training, test, settings, say=tell)
+    what = f"{TUNING_EPOCHS} epochs of fine-tuning, {progress.seconds:.0f} s"
+    _print_step(what, evaluate(integers.module, test))
+    found = verify(integers, test)
+    equal = f"; on {found.equal} of them every logit is equal to the bit"
+    _print_step("its integers alone", found.accuracy, equal)
+    save_quantized(arguments.output_dir / "qat.safetensors", integers, smallest, source=network)
+
+
+def _print_step(what: str, accuracy: Accuracy, more: str = "") -> None:
+    print(
+        f"  {what:<44} top-1 {accuracy.top1:>6.2f} % of {accuracy.count} images{more}", flush=True
+    )
+
+
+def draw(
+    arguments: argparse.Namespace, comparison: Comparison, graph: NetworkGraph, images: Tensor
+) -> list[Path]:
+    """Draw size against divergence, and the orthogonality with the bits that it gives."""
+    title = f"{arguments.model} on {arguments.dataset}"
+    compared = arguments.output_dir / f"{arguments.dataset}-compared.png"
+    draw_comparison(comparison, title, compared)
+    size = find_telling_rows(comparison)[0].budget_mb
+    settings = SearchSettings(
+        "PTQ", size_mb=size, candidate_bits=CANDIDATES, act_bits=ACT_BITS, beta=arguments.beta
+    )
+    found = arguments.output_dir / f"{arguments.dataset}.png"
+    draw_result(search(graph, images, settings), title, found)
+    return [compared, found]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, search, compare, reconstruct, fine-tune."""
+    seed_everything(arguments.seed)
+    device = resolve_device(arguments.device)
+    network = train_or_load(arguments, device)
+    network.module.to(device)
+    accuracy = evaluate(network.module, _load(arguments, network, "val", 256))
+    print(f"float: {accuracy}", flush=True)
+    images = _calibrate(arguments, network, arguments.num_images)
+    graph = trace(network.module, (images.shape[1], images.shape[2], images.shape[3]))
+    comparison = judge(arguments, network, graph, images)
+    if arguments.verbose:
+        print_rounded(arguments, network, graph, images)
+        print_comparison(comparison)
+    print_telling_rows(find_telling_rows(comparison))
+    repair(arguments, network, graph)
+    pictures = draw(arguments, comparison, graph, images)
+    folder = arguments.output_dir
+    print(f"\nnetworks: {folder / 'ptq.safetensors'}, {folder / 'qat.safetensors'}")
+    print(f"pictures: {pictures[0]} (size against divergence), {pictures[1]} (the allocation)")
+    if not arguments.verbose:
+        print("all tables: --verbose")
 
 
 if __name__ == "__main__":
-    run_script(run)
+    run_script(build_parser, run)

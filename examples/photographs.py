@@ -6,6 +6,7 @@ scikit-learn and scikit-image, which are none of those 20.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from torchvision.transforms import RandomResizedCrop
 from ompq.errors import OmpqError
 from ompq.files import atomic_path
 from ompq.options import Parser
-from ompq.runtime import progress, run_script
+from ompq.runtime import progress
+from ompq.script import run_script
 
 CLASSES = 1000
 SOURCES = {
@@ -54,13 +56,17 @@ def crops(photographs: list[Path], count: int, side: int, folder: Path) -> None:
             crop(image.convert("RGB")).save(temporary, quality=95)
 
 
-def run() -> None:
-    """Write `train/CLASS/` and `val/CLASS/`, classes by their ImageNet numbers."""
+def build_parser() -> Parser:
+    """Build the parser of all options of the script."""
     parser = Parser(prog="photographs.py", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("photographs"), help="where to")
     parser.add_argument("--count", type=int, default=256, help="crops")
     parser.add_argument("--side", type=int, default=256, help="their height and width")
-    arguments = parser.parse_args()
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write `train/CLASS/` and `val/CLASS/`, classes by their ImageNet numbers."""
     labelled = sorted(folder_of("foolbox", "data").glob("imagenet_*.jpg"))
     photographs = [
         file
@@ -82,4 +88,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run_script(run)
+    run_script(build_parser, run)

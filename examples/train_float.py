@@ -10,17 +10,21 @@ if __name__ == "__main__":  # started by its path: see the repository, not this 
 
 import argparse
 
-from ompq.data import DATASETS, make_loader, preprocess_for
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from ompq.data import DATASETS, Loader, make_loader, preprocess_for
+from ompq.evaluation import evaluate
 from ompq.files import check_writable, save_state
 from ompq.graph import trace
-from ompq.metrics import evaluate
 from ompq.options import Parser, add_run_options
-from ompq.runtime import resolve_device, run_script, seed_everything
-from ompq.training import train_float
+from ompq.runtime import progress, resolve_device, seed_everything
+from ompq.script import run_script
 from ompq.zoo import load_network
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """All options of the script."""
     parser = Parser(prog="train_float.py", description=__doc__)
     group = parser.add_argument_group("training")
@@ -34,9 +38,40 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run() -> None:
+def train_float(
+    network: nn.Module,
+    loader: Loader,
+    epochs: int,
+    device: torch.device,
+    *,
+    learning_rate: float = 0.1,
+    weight_decay: float = 5e-4,
+) -> nn.Module:
+    """Train in place: SGD with momentum 0.9, one-cycle learning rate per step, cross entropy.
+
+    Returns:
+        The network, on `device`, in evaluation mode.
+    """
+    network = network.to(device).train()
+    parameters = network.parameters()
+    optimizer = torch.optim.SGD(
+        parameters, learning_rate, momentum=0.9, weight_decay=weight_decay, nesterov=True
+    )
+    steps = epochs * len(loader)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    for epoch in progress(range(epochs), "training the float network", epochs):
+        loader.set_epoch(epoch)
+        for images, labels in loader:
+            loss = cross_entropy(network(images.to(device)), labels.to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+def run(arguments: argparse.Namespace) -> None:
     """Train, evaluate, save the weights as `MODEL.pth`."""
-    arguments = build_parser().parse_args()
     device = resolve_device(arguments.device)
     preprocess = preprocess_for(arguments.dataset, load_network(arguments.model).preprocess)
     train = make_loader(
@@ -64,4 +99,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run_script(run)
+    run_script(build_parser, run)

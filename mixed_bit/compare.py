@@ -8,114 +8,70 @@ from pathlib import Path
 if __name__ == "__main__":  # started by its path: see the repository, not this folder, first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from ompq.script import interruptible_imports, run_script
 
-import torch
-from torch import Tensor
+with interruptible_imports():
+    import argparse
+    from collections.abc import Iterator
+    from dataclasses import replace
+    from typing import Any
 
-from mixed_bit.budgets import listed_groups
-from mixed_bit.comparison import (
-    Comparison,
-    compare,
-    draw_comparison,
-    print_comparison,
-    write_comparison,
-)
-from mixed_bit.features import Shard
-from mixed_bit.search import check_feasible, pricer_of
-from mixed_bit.settings import SearchSettings
-from mixed_bit.truth import Truth
-from ompq.bitconfig import PINNED_BITS, QUANT_TYPES
-from ompq.cost import BITS_PER_MB
-from ompq.data import calibration_images, make_loader, unreadable_note
-from ompq.data.calibration import batch_sizes
-from ompq.errors import OmpqError
-from ompq.files import check_writable
-from ompq.graph import NetworkGraph, trace
-from ompq.options import (
-    Parser,
-    add_data_options,
-    add_network_options,
-    add_run_options,
-    float_list,
-    int_list,
-    json_ready,
-    network_of,
-)
-from ompq.preprocess import Preprocess
-from ompq.runtime import resolve_device, run_script, seed_everything
-from ompq.zoo import RANDOM_WEIGHTS, Network
+    import torch
+    from torch import Tensor
+
+    from mixed_bit.comparison.compare_methods import (
+        Comparison,
+        compare_candidates,
+        draw_comparison,
+        print_comparison,
+        write_comparison,
+    )
+    from mixed_bit.comparison.outcome import OutcomeEvaluator
+    from mixed_bit.options import build_compare_parser as build_parser
+    from mixed_bit.options import check_at_least
+    from mixed_bit.problem import Problem
+    from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
+    from mixed_bit.sensitivity.features import Shard
+    from mixed_bit.settings import SearchSettings
+    from ompq.assignment import PINNED_BITS, QUANT_TYPES
+    from ompq.cost import BITS_PER_MB
+    from ompq.data import calibration_images, make_loader, unreadable_note
+    from ompq.data.batching import batch_sizes
+    from ompq.errors import OmpqError
+    from ompq.files import check_writable
+    from ompq.graph import NetworkGraph, trace
+    from ompq.options import json_ready, load_requested_network
+    from ompq.preprocess import Preprocess
+    from ompq.runtime import resolve_device, seed_everything
+    from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All options of the script."""
-    parser = Parser(prog="compare.py", description=__doc__)
-    add_network_options(parser, "--model", "-a", "--arch")
-    group = add_data_options(parser, "images", "--save_path", "--data_path", "--data")
-    group.add_argument("--num_images", type=int, default=64, help="images that prices come from")
-    group.add_argument(
-        "--num_eval", type=int, default=256, help="images that outcomes are measured on"
-    )
-    group.add_argument(
-        "--eval_split",
-        choices=("val", "train"),
-        default="val",
-        help="where these come from; of train, only images that no price comes from",
-    )
-    group.add_argument("--batch_size", type=int, default=64, help="images per forward pass")
-    group = parser.add_argument_group("comparison")
-    budgets = group.add_mutually_exclusive_group(required=True)
-    budgets.add_argument("--sizes", type=float_list, metavar="MB,MB,…", help="size budgets")
-    budgets.add_argument(
-        "--mean_bits",
-        type=float_list,
-        metavar="B,B,…",
-        help="size budgets as mean bits of the listed parameters",
-    )
-    group.add_argument(
-        "--quant_type", choices=sorted(QUANT_TYPES), default="QAT", help="what the list covers"
-    )
-    group.add_argument(
-        "--bits", type=int_list, metavar="B,B,…", help="candidate widths (QAT 4..8, PTQ 2..4)"
-    )
-    group.add_argument("--random", type=int, default=20, help="random allocations at every size")
-    group.add_argument(
-        "--ranked", type=int, default=60, help="random allocations of any size to be ranked"
-    )
-    add_run_options(parser, "compare_output")
-    return parser
-
-
-def sizes_of(arguments: argparse.Namespace, graph: NetworkGraph) -> list[float]:
-    """The budgets in MB, ascending."""
+def read_sizes(arguments: argparse.Namespace, graph: NetworkGraph) -> list[float]:
+    """Read the size budgets in MB, ascending."""
     if arguments.sizes:
         return sorted(set(arguments.sizes))
-    listed = {group.name for group in listed_groups(graph.groups, arguments.quant_type)}
-    params = sum(group.params for group in graph.groups if group.name in listed)
-    fixed = sum(group.params for group in graph.groups if group.name not in listed) * PINNED_BITS
+    takes_part = QUANT_TYPES[arguments.quant_type].takes_part
+    params = sum(group.params for group in graph.groups if takes_part(group))
+    fixed = sum(group.params for group in graph.groups if not takes_part(group)) * PINNED_BITS
     return [(params * mean + fixed) / BITS_PER_MB for mean in sorted(set(arguments.mean_bits))]
 
 
 def evaluation_images(
-    arguments: argparse.Namespace, preprocess: Preprocess, training: Tensor, skipped: list[str]
-) -> tuple[Tensor, Tensor]:
-    """Images and labels (−1 without) that outcomes are measured on.
+    arguments: argparse.Namespace, preprocess: Preprocess, training: Tensor
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Return images and labels (−1 without) that outcomes are measured on, and unreadable files.
 
-    `training` are training images, of which the first `--num_images` are for the prices; accuracy
-    on the others would say nothing, for the network has learned them. Unreadable files are added to
-    `skipped`.
+    `training` are training images, of which the first `num_images` are for the sensitivities;
+    accuracy on the others would say nothing, for the network has learned them.
     """
     if arguments.eval_split == "train":
         rest = training[arguments.num_images :]
         if not len(rest):
             raise OmpqError(
-                f"--eval_split train: all {len(training)} images went into the prices; "
-                "lower --num_images"
+                f"`eval_split` train: all {len(training)} images went into the prices; "
+                "lower `num_images`"
             )
-        return rest, torch.full((len(rest),), -1)
+        return rest, torch.full((len(rest),), -1), []
     loader = make_loader(
         arguments.dataset,
         arguments.data,
@@ -128,29 +84,25 @@ def evaluation_images(
         num_samples=arguments.num_eval,
     )
     images, found = map(torch.cat, zip(*loader, strict=True))
-    skipped += loader.skipped
-    return images, found
+    return images, found, loader.skipped
 
 
-def comparison_of(arguments: argparse.Namespace) -> Comparison:
-    """Everything the script does but printing and writing.
+def compare_from(arguments: argparse.Namespace) -> Comparison:
+    """Do everything that the script does but printing and writing.
 
     Args:
-        arguments: of `build_parser`.
+        arguments: Command line of `build_parser`.
     """
-    for name in ("num_images", "num_eval", "batch_size", "ranked"):
-        if getattr(arguments, name) < 2:
-            raise OmpqError(f"--{name} {getattr(arguments, name)}: give 2 or more")
-    if arguments.random < 0:
-        raise OmpqError("--random cannot be negative")
+    check_at_least(arguments, num_images=2, num_eval=2, batch_size=2, ranked=2, random=0)
     device = resolve_device(arguments.device)
     seed_everything(arguments.seed)
-    network, preprocess = network_of(arguments)
+    network, preprocess = load_requested_network(arguments)
     side = preprocess.input_size
     graph = trace(network.module.to(device), (3, side, side))
-    sizes = sizes_of(arguments, graph)
-    settings = SearchSettings(arguments.quant_type, sizes[0], candidates=arguments.bits)
-    check_feasible(graph.groups, settings)
+    sizes = read_sizes(arguments, graph)
+    settings = SearchSettings(arguments.quant_type, sizes[0], candidate_bits=arguments.bits)
+    problem = Problem.build(graph, settings)
+    problem.check_feasible()
     held_out = arguments.num_eval if arguments.eval_split == "train" else 0
     found = calibration_images(
         arguments.dataset,
@@ -165,20 +117,21 @@ def comparison_of(arguments: argparse.Namespace) -> Comparison:
     images = training[: arguments.num_images].to(device)
     parts = images.split(batch_sizes(len(images), arguments.batch_size))
     shards = [Shard(part, len(part)) for part in parts]
-    pricer = pricer_of(graph, shards, settings, unbiased=len(parts) > 1, seed=arguments.seed)
-    skipped = list(found.skipped)
-    evaluation, labels = evaluation_images(arguments, preprocess, training, skipped)
-    truth = Truth(pricer.subject, evaluation.to(device), labels.to(device))
-    comparison = compare(
-        pricer,
-        truth,
-        settings,
+    evaluator = SensitivityEvaluator(problem, shards, unbiased=len(parts) > 1, seed=arguments.seed)
+    evaluation, labels, unreadable = evaluation_images(arguments, preprocess, training)
+    outcomes = OutcomeEvaluator(evaluator.probed, evaluation.to(device), labels.to(device))
+    comparison = compare_candidates(
+        evaluator,
+        outcomes,
         sizes,
         random_trials=arguments.random,
         rank_trials=arguments.ranked,
         seed=arguments.seed,
     )
-    notes = [*_notes(network, training, evaluation, arguments), *unreadable_note(skipped)]
+    notes = [
+        *_notes(network, training, evaluation, arguments),
+        *unreadable_note([*found.skipped, *unreadable]),
+    ]
     return replace(comparison, notes=tuple(notes))
 
 
@@ -186,22 +139,21 @@ def _notes(
     network: Network, training: Tensor, evaluation: Tensor, arguments: argparse.Namespace
 ) -> Iterator[str]:
     if network.source == RANDOM_WEIGHTS:
-        yield "the network has random weights; give a checkpoint with --path"
+        yield arguments.parser.in_flags(RANDOM_WEIGHTS_NOTE)
     priced = {image.numpy().tobytes() for image in training[: arguments.num_images]}
     shared = sum(image.numpy().tobytes() in priced for image in evaluation)
     if shared:
-        yield (
+        yield arguments.parser.in_flags(
             f"{shared} of the {len(evaluation)} images that judge are among those that prices come "
-            "from; --eval_split train takes others"
+            "from; `eval_split` train takes others"
         )
 
 
-def run() -> None:
-    """Parse, compare, write, print."""
-    arguments = build_parser().parse_args()
+def run(arguments: argparse.Namespace) -> None:
+    """Compare, print, write."""
     folder = arguments.output_dir
     check_writable(folder)
-    comparison = comparison_of(arguments)
+    comparison = compare_from(arguments)
     print_comparison(comparison)
     details: dict[str, Any] = {"arguments": json_ready(arguments)}
     write_comparison(comparison, folder / "compare.json", details)
@@ -211,8 +163,8 @@ def run() -> None:
 
 
 def main() -> None:
-    """Entry point of the console command."""
-    run_script(run)
+    """Run the console command."""
+    run_script(build_parser, run)
 
 
 if __name__ == "__main__":

@@ -8,222 +8,67 @@ from pathlib import Path
 if __name__ == "__main__":  # started by its path: see the repository, not this folder, first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from ompq.script import interruptible_imports, run_script
 
-import numpy as np
-import torch
-from torch import Tensor
+with interruptible_imports():
+    import argparse
+    from collections.abc import Iterable, Iterator
+    from dataclasses import dataclass
+    from typing import Any
 
-from mixed_bit.allocate import ROUNDINGS, SOLVERS
-from mixed_bit.features import Shard
-from mixed_bit.latency import load_latency
-from mixed_bit.methods import best
-from mixed_bit.metrics import METRICS, USES_LABELS
-from mixed_bit.orthogonality import MINIMUM_UNBIASED_IMAGES
-from mixed_bit.pricing import Pricer
-from mixed_bit.report import draw, print_result, print_sweep
-from mixed_bit.search import (
-    SearchResult,
-    SearchSettings,
-    check_feasible,
-    price_and_solve,
-    pricer_of,
-    to_bit_config,
-)
-from mixed_bit.sweep import (
-    AUTO_POINTS,
-    POINTS,
-    Point,
-    auto_sweep,
-    check_order,
-    draw_sweep,
-    knee,
-    sweep,
-    write_sweep,
-)
-from mixed_bit.truth import Truth
-from ompq.bitconfig import QUANT_TYPES, BitConfig
-from ompq.data import calibration_batches, calibration_images, load_calibration_file
-from ompq.data.calibration import batch_sizes
-from ompq.errors import OmpqError
-from ompq.files import atomic_path, check_writable
-from ompq.graph import trace
-from ompq.options import (
-    Parser,
-    add_data_options,
-    add_network_options,
-    add_run_options,
-    int_list,
-    network_of,
-    pin,
-)
-from ompq.preprocess import Preprocess
-from ompq.runtime import (
-    Ranks,
-    process_group,
-    progress,
-    resolve_device,
-    run_script,
-    seed_everything,
-    shard_sizes,
-)
+    import numpy as np
+    import torch
+    from torch import Tensor
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """All options of the script."""
-    parser = Parser(prog="feature_extract.py", description=__doc__)
-    add_network_options(parser, "--model", "-a", "--arch")
-    _add_data_options(parser)
-    _add_search_options(parser)
-    add_run_options(parser, "ompq_output")
-    return parser
-
-
-def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    group = add_data_options(parser, "calibration images", "--save_path", "--data_path", "--data")
-    group.add_argument(
-        "--calibration_data",
-        type=Path,
-        metavar="FILE",
-        help=".pt or .npy of normalised images n×3×H×W, instead of the data set",
+    from mixed_bit.bit_search import SearchResult, build_bit_config, measure_and_solve
+    from mixed_bit.comparison.candidates import choose_best
+    from mixed_bit.comparison.outcome import OutcomeEvaluator
+    from mixed_bit.comparison.pareto import (
+        MEASURED_POINTS,
+        POINTS,
+        FrontPoint,
+        draw_front,
+        find_knee,
+        measure_front,
+        space_evenly,
+        trace_front,
+        write_front,
     )
-    group.add_argument("--num_images", type=int, default=64, help="how many images")
-    group.add_argument(
-        "--batch_size",
-        type=int,
-        default=64,
-        help="images per forward pass; with more images than that, the unbiased minibatch "
-        "estimate is used",
-    )
-    group.add_argument(
-        "--augment", action="store_true", help="training transforms instead of evaluation ones"
-    )
-
-
-def _add_search_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("search")
-    group.add_argument(
-        "--quant_type", choices=sorted(QUANT_TYPES), default="QAT", help="what will be done with it"
-    )
-    group.add_argument("--model_size", type=float, metavar="MB", help="size budget (2^20 bytes)")
-    group.add_argument("--bops", type=float, metavar="G", help="budget of bit operations (10^9)")
-    group.add_argument(
-        "--bits", type=int_list, metavar="B,B,…", help="candidate widths (QAT 4..8, PTQ 2..4)"
-    )
-    group.add_argument(
-        "--pin",
-        type=pin,
-        action="append",
-        default=[],
-        metavar="LAYER=BITS",
-        help="fix the width of a layer; may be repeated",
-    )
-    group.add_argument(
-        "--act_bits",
-        type=int_list,
-        default=(8,),
-        metavar="A,A,…",
-        help="activation bits, for the BOPs (default: 8); several to choose from, with --bops",
-    )
-    group.add_argument("--latency", type=float, metavar="MS", help="latency budget, by the table")
-    group.add_argument(
-        "--latency_table",
-        type=Path,
-        metavar="FILE",
-        help="measured times, a JSON file {layer: {bits: milliseconds}}",
-    )
-    group.add_argument(
-        "--metric",
-        choices=METRICS,
-        default="orm",
-        help="what a width costs a group: orthogonality (the paper's), relative error, Fisher "
-        "information, output divergence, Hessian trace, or relative error times orthogonality",
-    )
-    group.add_argument(
-        "--auto",
-        action="store_true",
-        help="try every metric, several beta, projection and random allocations, and take the one "
-        "whose output diverges least from the float network's",
-    )
-    group.add_argument(
-        "--sweep",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="the allocations between two sizes in MB, instead of --model_size",
-    )
-    group.add_argument(
-        "--sweep_points",
-        type=int,
-        metavar="N",
-        help=f"budgets of a sweep (default {POINTS}, with --auto {AUTO_POINTS}); 0 for every "
-        "reachable one",
-    )
-    group.add_argument(
-        "--labels", action="store_true", help="use the images' labels (default: own predictions)"
-    )
-    group.add_argument("--beta", type=float, default=10.0, help="beta of theta = exp(-beta gamma)")
-    group.add_argument("--solver", choices=SOLVERS, default="ilp", help="how to solve the program")
-    group.add_argument(
-        "--rounding", choices=ROUNDINGS, default="fill", help="for --solver projection"
-    )
-    group.add_argument(
-        "--uncentred", action="store_true", help="Gram matrices without centring (the formula)"
-    )
-
-
-def _pins(given: list[tuple[str, int]]) -> dict[str, int]:
-    pins: dict[str, int] = {}
-    for layer, width in given:
-        if pins.setdefault(layer, width) != width:
-            raise OmpqError(f"--pin {layer} is given twice, as {pins[layer]} and {width} bits")
-    return pins
-
-
-def settings_of(arguments: argparse.Namespace) -> SearchSettings:
-    """The search that the command line asks for."""
-    if arguments.num_images < 2:
-        raise OmpqError(f"--num_images {arguments.num_images}: give 2 or more")
-    if arguments.batch_size < 1 or arguments.workers < 0:
-        raise OmpqError("--batch_size must be positive and --workers not negative")
-    if arguments.labels and not arguments.auto and arguments.metric not in USES_LABELS:
-        raise OmpqError(f"--labels goes with --metric {' or '.join(USES_LABELS)}, no other asks")
-    if arguments.labels and arguments.calibration_data is not None:
-        raise OmpqError("--labels: a file of calibration images has none; give a data set")
-    if arguments.sweep and arguments.model_size is not None:
-        raise OmpqError("--sweep LOW HIGH takes the place of --model_size; give one of them")
-    if arguments.sweep:
-        check_order(*arguments.sweep)
-    if arguments.auto and arguments.sweep_points is not None and arguments.sweep_points < 2:
-        raise OmpqError("--sweep_points with --auto is 2 or more: it tries out every budget")
-    if arguments.sweep_points is not None and (not arguments.sweep or arguments.sweep_points < 0):
-        raise OmpqError("--sweep_points N goes with --sweep and is not negative")
-    if (arguments.auto or arguments.sweep) and arguments.solver != "ilp":
-        raise OmpqError(f"--solver {arguments.solver} goes with neither --auto nor --sweep")
-    return SearchSettings(
-        quant_type=arguments.quant_type,
-        size_mb=arguments.sweep[1] if arguments.sweep else arguments.model_size,
-        bops_g=arguments.bops,
-        candidates=arguments.bits,
-        pins=_pins(arguments.pin),
-        act_bits=max(arguments.act_bits, default=0),
-        act_candidates=arguments.act_bits if len(set(arguments.act_bits)) > 1 else (),
-        latency_ms=arguments.latency,
-        latency=load_latency(arguments.latency_table) if arguments.latency_table else None,
-        metric=arguments.metric,
-        beta=arguments.beta,
-        solver=arguments.solver,
-        rounding=arguments.rounding,
-        centred=not arguments.uncentred,
+    from mixed_bit.options import build_search_parser as build_parser
+    from mixed_bit.options import read_settings
+    from mixed_bit.problem import Problem
+    from mixed_bit.report import draw_result, print_front, print_result
+    from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
+    from mixed_bit.sensitivity.features import Shard
+    from mixed_bit.sensitivity.orthogonality import MINIMUM_UNBIASED_IMAGES
+    from ompq.assignment import BitConfig
+    from ompq.data import calibration_batches, calibration_images, load_calibration_file
+    from ompq.data.batching import batch_sizes
+    from ompq.errors import OmpqError
+    from ompq.files import atomic_path, check_writable
+    from ompq.graph import trace
+    from ompq.options import load_requested_network
+    from ompq.preprocess import Preprocess
+    from ompq.runtime import (
+        Ranks,
+        process_group,
+        progress,
+        resolve_device,
+        seed_everything,
+        shard_sizes,
     )
 
 
 @dataclass
 class _Images:
-    """Batches of images, their labels if asked for, how many there are at most, height, width."""
+    """Calibration images of the command line.
+
+    Attributes:
+        batches: Batches of images.
+        labels: Their labels, if asked for.
+        count: How many images there are at most.
+        size: Height and width.
+    """
 
     batches: Iterator[Tensor]
     labels: Tensor | None
@@ -231,7 +76,9 @@ class _Images:
     size: tuple[int, int]
 
 
-def _images(arguments: argparse.Namespace, preprocess: Preprocess, skipped: list[str]) -> _Images:
+def _read_images(
+    arguments: argparse.Namespace, preprocess: Preprocess, skipped: list[str]
+) -> _Images:
     size = arguments.batch_size
     if arguments.calibration_data is not None:
         images = load_calibration_file(arguments.calibration_data)
@@ -251,13 +98,13 @@ def _images(arguments: argparse.Namespace, preprocess: Preprocess, skipped: list
     found = calibration_images(*source, **how)
     skipped += found.skipped
     if (found.labels < 0).any():
-        raise OmpqError(f"--labels: {arguments.data or arguments.dataset} has none; leave it out")
+        raise OmpqError(f"`labels`: {arguments.data or arguments.dataset} has none; leave it out")
     batches = iter(found.images.split(batch_sizes(len(found.labels), size)))
     return _Images(batches, found.labels, len(found.labels), side)
 
 
-def _shards(batches: Iterator[Tensor], ranks: Ranks, device: torch.device) -> Iterator[Shard]:
-    """This rank's contiguous part of every batch, on its device."""
+def _shard(batches: Iterator[Tensor], ranks: Ranks, device: torch.device) -> Iterator[Shard]:
+    """Yield this rank's contiguous part of every batch, on its device."""
     for batch in batches:
         if batch.shape[0] < ranks.world_size:
             raise OmpqError(f"{ranks.world_size} ranks cannot share {batch.shape[0]} image(s)")
@@ -267,93 +114,100 @@ def _shards(batches: Iterator[Tensor], ranks: Ranks, device: torch.device) -> It
 
 @dataclass
 class Found:
-    """What the script found: one allocation, or a sweep whose knee it is."""
+    """What the script found: one allocation, or a front whose knee it is."""
 
     result: SearchResult
     config: BitConfig
-    points: list[Point]
+    points: list[FrontPoint]
 
 
 def extract(arguments: argparse.Namespace) -> Found:
-    """Everything the script does but printing and writing.
+    """Do everything that the script does but printing and writing.
 
     Args:
-        arguments: of `build_parser`.
+        arguments: Command line of `build_parser`.
     """
-    settings = settings_of(arguments)
+    settings = read_settings(arguments)
     ranks = Ranks.from_environment()
     device = resolve_device(arguments.device, ranks.local_rank)
     seed_everything(arguments.seed)
-    network, preprocess = network_of(arguments)
+    network, preprocess = load_requested_network(arguments)
     skipped: list[str] = []
-    found = _images(arguments, preprocess, skipped)
-    graph = trace(network.module.to(device), (3, *found.size))
-    check_feasible(graph.groups, settings)
-    unbiased = found.count > arguments.batch_size
-    total = -(-found.count // arguments.batch_size)
-    smallest = min(batch_sizes(found.count, arguments.batch_size))
-    if unbiased and smallest < MINIMUM_UNBIASED_IMAGES:
-        raise OmpqError(
-            f"--batch_size {arguments.batch_size}: the minibatch estimate needs "
-            f"{MINIMUM_UNBIASED_IMAGES} images in a batch"
-        )
+    images = _read_images(arguments, preprocess, skipped)
+    problem = Problem.build(trace(network.module.to(device), (3, *images.size)), settings)
+    problem.check_feasible()
+    _check_batches(images.count, arguments.batch_size)
     details: dict[str, Any] = {
         "weights": network.source,
         "dataset": str(arguments.calibration_data or arguments.dataset),
-        "input_size": list(found.size),
+        "input_size": list(images.size),
         "skipped_images": skipped,
         "labels": arguments.labels,
         "augment": arguments.augment,
-        "float_layers": dict(graph.float_layers),
+        "float_layers": dict(problem.graph.float_layers),
         "device": device.type,
     }
     with process_group(ranks, device):
+        total = -(-images.count // arguments.batch_size)
         shards: Iterable[Shard] = progress(
-            _shards(found.batches, ranks, device), "features", total, ranks
+            _shard(images.batches, ranks, device), "features", total, ranks
         )
-        pricer = pricer_of(
-            graph,
+        evaluator = SensitivityEvaluator(
+            problem,
             list(shards) if arguments.auto or arguments.sweep else shards,
-            settings,
-            unbiased=unbiased,
+            labels=None if images.labels is None else images.labels.to(device),
+            unbiased=images.count > arguments.batch_size,
             ranks=ranks,
-            labels=None if found.labels is None else found.labels.to(device),
             seed=arguments.seed,
         )
-        points: list[Point] = []
+        points: list[FrontPoint] = []
         if arguments.sweep:
-            points = _sweep(arguments, pricer, settings)
-            result = knee(points).result
+            points = _find_front(arguments, evaluator, problem)
+            result = find_knee(points).result
         elif arguments.auto:
-            truth = Truth(pricer.subject, pricer.subject.images)
-            result, tried = best(pricer, truth, settings, seed=arguments.seed)
+            outcomes = OutcomeEvaluator(evaluator.probed, evaluator.probed.images)
+            result, tried = choose_best(evaluator, outcomes, problem, seed=arguments.seed)
             details["auto"] = [
-                {"method": str(trial.method), "kl": trial.outcome.kl} for trial in tried
+                {"method": str(trial.candidate), "kl": trial.outcome.kl} for trial in tried
             ]
         else:
-            result = price_and_solve(pricer, settings)
-    config = to_bit_config(result, arguments.model, seed=arguments.seed, details=details)
+            result = measure_and_solve(evaluator, problem)
+    config = build_bit_config(result, arguments.model, seed=arguments.seed, details=details)
     return Found(result, config, points)
 
 
-def _sweep(arguments: argparse.Namespace, pricer: Pricer, settings: SearchSettings) -> list[Point]:
+def _check_batches(count: int, batch_size: int) -> None:
+    if count > batch_size and min(batch_sizes(count, batch_size)) < MINIMUM_UNBIASED_IMAGES:
+        raise OmpqError(
+            f"`batch_size` {batch_size}: the minibatch estimate needs {MINIMUM_UNBIASED_IMAGES} "
+            "images in a batch"
+        )
+
+
+def _find_front(
+    arguments: argparse.Namespace, evaluator: SensitivityEvaluator, problem: Problem
+) -> list[FrontPoint]:
     low, high = arguments.sweep
+    points = arguments.sweep_points
     if not arguments.auto:
-        count = POINTS if arguments.sweep_points is None else arguments.sweep_points
-        return list(progress(sweep(pricer, settings, low, high, count), "budgets", count or None))
-    count = AUTO_POINTS if arguments.sweep_points is None else arguments.sweep_points
-    truth = Truth(pricer.subject, pricer.subject.images)
-    tried = auto_sweep(pricer, truth, settings, low, high, count, arguments.seed)
-    return list(progress(tried, "budgets", count))
+        count = POINTS if points is None else points
+        found = trace_front(evaluator, problem, low, high, count)
+        return list(progress(found, "budgets", count or None))
+    sizes = space_evenly(low, high, MEASURED_POINTS if points is None else points)
+    outcomes = OutcomeEvaluator(evaluator.probed, evaluator.probed.images)
+    found = measure_front(evaluator, outcomes, problem, sizes, seed=arguments.seed)
+    return list(progress(found, "budgets", len(sizes)))
 
 
 def write(found: Found, folder: Path) -> list[str]:
-    """Write `bit_config.json` and `bit_config.png`; `orthogonality.npy` (float64, L × L) where it
-    was measured; `sweep.json` and `sweep.png` of a sweep. Returns the names of what was written.
+    """Write what was found, and return the names of the files.
+
+    `bit_config.json` and `bit_config.png`; `orthogonality.npy` (float64, L × L) where it was
+    measured; `sweep.json` and `sweep.png` of a front.
     """
     result, config = found.result, found.config
     config.save(folder / "bit_config.json")
-    draw(result, config.model, folder / "bit_config.png")
+    draw_result(result, config.model, folder / "bit_config.png")
     names = ["bit_config.json", "bit_config.png"]
     if result.orthogonality is not None:
         with atomic_path(folder / "orthogonality.npy") as temporary:
@@ -362,31 +216,32 @@ def write(found: Found, folder: Path) -> list[str]:
     if found.points:
         kept = ("seed", "num_images", "weights", "dataset", "candidates", "versions")
         details = {"model": config.model, **{key: config.details[key] for key in kept}}
-        write_sweep(found.points, folder / "sweep.json", details)
-        draw_sweep(found.points, config.model, folder / "sweep.png")
+        write_front(found.points, folder / "sweep.json", details)
+        draw_front(found.points, config.model, folder / "sweep.png")
         names += ["sweep.json", "sweep.png"]
     return names
 
 
-def run() -> None:
-    """Parse, search, print, write."""
-    arguments = build_parser().parse_args()
+def run(arguments: argparse.Namespace) -> None:
+    """Search, print, write."""
     check_writable(arguments.output_dir)
     found = extract(arguments)
-    if Ranks.from_environment().is_main:
-        if arguments.auto and arguments.metric != "orm":
-            print(f"note: --auto tries every metric, not {arguments.metric} alone")
-        if found.points:
-            print_sweep(found.points)
-        print_result(found.result, found.config)
-        sys.stdout.flush()
-        written = write(found, arguments.output_dir)
-        print(f"written to {arguments.output_dir}/: {' '.join(written)}")
+    if not Ranks.from_environment().is_main:
+        return
+    if arguments.auto and arguments.metric != "orm":
+        note = f"`auto` tries every metric, not {arguments.metric} alone"
+        arguments.parser.print_notes([note])
+    if found.points:
+        print_front(found.points)
+    print_result(found.result, found.config, arguments.parser.in_flags)
+    sys.stdout.flush()
+    written = write(found, arguments.output_dir)
+    print(f"written to {arguments.output_dir}/: {' '.join(written)}")
 
 
 def main() -> None:
-    """Entry point of the console command."""
-    run_script(run)
+    """Run the console command."""
+    run_script(build_parser, run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure how long every layer takes in ONNX Runtime, in float and on 8 bits, for --latency."""
+"""Measure how long every layer takes in ONNX Runtime, in float and on 8 bits."""
 
 from __future__ import annotations
 
@@ -8,42 +8,33 @@ from pathlib import Path
 if __name__ == "__main__":  # started by its path: see the repository, not this folder, first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
+from ompq.script import interruptible_imports, run_script
 
-from mixed_bit.layer_times import INTEGER_BITS, LayerTime, layer_times, require_onnx
-from ompq.errors import OmpqError
-from ompq.files import write_json
-from ompq.graph import trace
-from ompq.options import Parser, add_input_size, add_network_options
-from ompq.runtime import progress, run_script
-from ompq.widths import FLOAT_BITS
-from ompq.zoo import load_network
+with interruptible_imports():
+    import argparse
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """All options of the script."""
-    parser = Parser(prog="measure_latency.py", description=__doc__)
-    add_network_options(parser, "--model", "-a", "--arch")
-    group = parser.add_argument_group("measurement")
-    add_input_size(group)
-    group.add_argument("--batch_size", type=int, default=1, help="images at a time")
-    group.add_argument("--repeats", type=int, default=20, help="runs of every layer and form")
-    group.add_argument("--threads", type=int, default=0, help="0: one per core")
-    group.add_argument(
-        "--output", type=Path, default=Path("latency.json"), metavar="FILE", help="the table"
+    from mixed_bit.latency.onnx_timing import (
+        INTEGER_BITS,
+        LayerTime,
+        require_onnx,
+        time_layers,
     )
-    return parser
+    from mixed_bit.options import build_latency_parser as build_parser
+    from mixed_bit.options import check_at_least
+    from ompq.cost import FLOAT_BITS
+    from ompq.files import write_json
+    from ompq.graph import trace
+    from ompq.runtime import progress
+    from ompq.zoo import load_network
 
 
 def measure(arguments: argparse.Namespace) -> list[LayerTime]:
-    """Everything the script does but printing and writing.
+    """Do everything that the script does but printing and writing.
 
     Args:
-        arguments: of `build_parser`.
+        arguments: Command line of `build_parser`.
     """
-    for name, least in (("batch_size", 1), ("repeats", 4), ("threads", 0)):
-        if getattr(arguments, name) < least:
-            raise OmpqError(f"--{name} {getattr(arguments, name)}: give {least} or more")
+    check_at_least(arguments, batch_size=1, repeats=4, threads=0)
     require_onnx()
     network = load_network(
         arguments.model,
@@ -53,7 +44,7 @@ def measure(arguments: argparse.Namespace) -> list[LayerTime]:
     )
     side = arguments.input_size or network.preprocess.input_size
     graph = trace(network.module, (3, side, side))
-    times = layer_times(
+    times = time_layers(
         graph,
         batch_size=arguments.batch_size,
         repeats=arguments.repeats,
@@ -63,7 +54,7 @@ def measure(arguments: argparse.Namespace) -> list[LayerTime]:
 
 
 def print_times(times: list[LayerTime]) -> None:
-    """One row per layer, then the totals."""
+    """Print one row per layer, then the totals."""
     sums = dict.fromkeys((FLOAT_BITS, INTEGER_BITS), 0.0)
     for one in times:
         for width in sums:
@@ -75,9 +66,8 @@ def print_times(times: list[LayerTime]) -> None:
         print(f"{one.layer:<40} {in_float:>9.4f} {in_integers:>9.4f} {faster:>6.2f}×")
 
 
-def run() -> None:
-    """Parse, measure, write, print."""
-    arguments = build_parser().parse_args()
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, write, print."""
     times = measure(arguments)
     table = {
         one.layer: {str(bits): round(value, 6) for bits, value in sorted(one.milliseconds.items())}
@@ -85,12 +75,12 @@ def run() -> None:
     }
     write_json(arguments.output, table)
     print_times(times)
-    print(f"written to {arguments.output}, for feature_extract.py --latency_table")
+    print(f"written to {arguments.output}, a latency table for feature_extract.py")
 
 
 def main() -> None:
-    """Entry point of the console command."""
-    run_script(run)
+    """Run the console command."""
+    run_script(build_parser, run)
 
 
 if __name__ == "__main__":

@@ -8,37 +8,20 @@ from pathlib import Path
 if __name__ == "__main__":  # started by its path: see the repository, not this folder, first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
-import json
-from typing import Any
+from ompq.script import interruptible_imports, run_script
 
-from ompq.bitconfig import QUANT_TYPES, Assignment, resolve
-from ompq.graph import trace
-from ompq.options import Parser, add_input_size, add_network_options
-from ompq.runtime import run_script
-from ompq.zoo import load_network
+with interruptible_imports():
+    import argparse
+    import json
+    from typing import Any
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """All options of the script."""
-    parser = Parser(prog="model_cost.py", description=__doc__)
-    add_network_options(parser, "--model", "-a", "--arch")
-    group = parser.add_argument_group("configuration")
-    choice = group.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--quant_scheme", metavar="NAME", help="a published scheme or uniformN")
-    choice.add_argument(
-        "--bit_cfg", metavar="LIST|FILE", help='a list such as "[4, 3, 8]" or a bit_config.json'
-    )
-    group.add_argument(
-        "--quant_type", choices=sorted(QUANT_TYPES), default="QAT", help="what the list covers"
-    )
-    group.add_argument("--act_bits", type=int, help="activation bits (default: the scheme's, or 8)")
-    add_input_size(group)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser
+    from mixed_bit.options import build_cost_parser as build_parser
+    from ompq.assignment import Assignment, resolve
+    from ompq.graph import trace
+    from ompq.zoo import load_network
 
 
-def model_cost(
+def measure_cost(
     model: str,
     configuration: str,
     quant_type: str,
@@ -47,17 +30,17 @@ def model_cost(
     input_size: int | None = None,
     **load_options: Any,
 ) -> Assignment:
-    """Width, size and BOPs of every group of `model` under `configuration`.
+    """Return width, size and BOPs of every group of `model` under `configuration`.
 
     Args:
-        model: name for `ompq.zoo.load_network`, which gets `load_options` too.
-        configuration: what `ompq.bitconfig.resolve` reads.
+        model: Name for `ompq.zoo.load_network`, which gets `load_options` too.
+        configuration: Text that `ompq.assignment.resolve` reads.
         quant_type: `QAT` or `PTQ`.
-        act_bits: activation bits; None for the scheme's own.
-        input_size: side of the square images; None for the network's own.
+        act_bits: Activation bits; None for the scheme's own.
+        input_size: Side of the square images; None for the network's own.
 
     Raises:
-        OmpqError: an unknown network or scheme, or a list that does not fit.
+        OmpqError: An unknown network or scheme, or a list that does not fit.
     """
     network = load_network(model, **load_options)
     side = input_size or network.preprocess.input_size
@@ -65,8 +48,8 @@ def model_cost(
     return resolve(configuration, graph.groups, quant_type, act_bits=act_bits)
 
 
-def to_json(assignment: Assignment) -> dict[str, Any]:
-    """What `--json` prints; a published scheme's BOPs are the published ones."""
+def describe_cost(assignment: Assignment) -> dict[str, Any]:
+    """Return JSON-ready figures; a published scheme's BOPs are the published ones."""
     rows = zip(assignment.groups, assignment.widths, assignment.activations, strict=True)
     note = {}
     if assignment.published_ops:
@@ -93,9 +76,9 @@ def to_json(assignment: Assignment) -> dict[str, Any]:
 
 
 def print_table(assignment: Assignment) -> None:
-    """One row per group, then the totals."""
+    """Print one row per group, then the totals."""
     print(f"{'group':<40} {'params':>10} {'Mops':>9} {'bits':>5} {'act':>4}")
-    for row in to_json(assignment)["groups"]:
+    for row in describe_cost(assignment)["groups"]:
         name = " + ".join(row["layers"])
         mega_ops = row["ops"] / 1e6
         print(
@@ -113,10 +96,9 @@ def print_table(assignment: Assignment) -> None:
         )
 
 
-def run() -> None:
-    """Parse, compute, print."""
-    arguments = build_parser().parse_args()
-    assignment = model_cost(
+def run(arguments: argparse.Namespace) -> None:
+    """Compute, print."""
+    assignment = measure_cost(
         arguments.model,
         arguments.quant_scheme or arguments.bit_cfg,
         arguments.quant_type,
@@ -127,14 +109,14 @@ def run() -> None:
         num_classes=arguments.num_classes,
     )
     if arguments.json:
-        print(json.dumps(to_json(assignment)))
+        print(json.dumps(describe_cost(assignment)))
     else:
         print_table(assignment)
 
 
 def main() -> None:
-    """Entry point of the console command."""
-    run_script(run)
+    """Run the console command."""
+    run_script(build_parser, run)
 
 
 if __name__ == "__main__":

@@ -11,47 +11,55 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mixed_bit.features import Orthogonality
-from mixed_bit.search import SearchResult
-from mixed_bit.sweep import Point, knee
-from ompq.bitconfig import BitConfig
+from mixed_bit.bit_search import SearchResult
+from mixed_bit.comparison.pareto import FrontPoint, find_knee
+from mixed_bit.sensitivity.features import Orthogonality
+from ompq.assignment import BitConfig
 from ompq.data import unreadable_note
 from ompq.plots import ACCENT, INK, SOFT, figure
-from ompq.zoo import RANDOM_WEIGHTS
+from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE
 
 
-def print_result(result: SearchResult, config: BitConfig) -> None:
-    """The table of groups, the notes, the list, size and BOPs."""
+def print_result(
+    result: SearchResult, config: BitConfig, in_flags: Callable[[str], str] = str
+) -> None:
+    """Print the table of groups, the notes, the list, size and BOPs.
+
+    Args:
+        result: Result of a search.
+        config: The configuration that was made of it.
+        in_flags: Puts the flags of a script in the place of the fields that notes name.
+    """
     _print_groups(result, config)
-    for note in notes(result, config):
-        print(f"note: {note}")
+    for note in collect_notes(result, config):
+        print(f"note: {in_flags(note)}")
     print(f"{_work(result)}; " + _proof(result))
     print(f"Bit configuration ({config.quant_type}): {list(config.bits)}")
-    if result.act_widths:
+    if result.problem.act_widths:
         chosen = [entry["act_bits"] for entry in config.groups if entry["in_list"]]
         print(f"Activation bits: {chosen}")
     print(f"Quantization model is {config.model_size_mb:.4f} Mb")
     print(f"Original model is {config.details['float_size_mb']:.4f} Mb")
-    acts = "mixed" if result.act_widths else config.act_bits
+    acts = "mixed" if result.problem.act_widths else config.act_bits
     print(f"Quantization model BOPs is {config.bops_g:.4g} G (W mixed / A {acts})")
     latency = config.details.get("latency_ms")
     if latency is not None:
         print(f"Quantization model latency is {latency:.4f} ms by the table")
 
 
-def print_sweep(points: Sequence[Point]) -> None:
-    """Some twenty allocations of the front, and its knee, the smallest first."""
-    marked = knee(points)
+def print_front(points: Sequence[FrontPoint]) -> None:
+    """Print some twenty allocations of the front, and its knee, the smallest first."""
+    marked = find_knee(points)
     step = max(1, len(points) // 20)
     print(f"{'size MB':>10} {'price':>12} {'mean bits':>10}  method")
     for index, point in enumerate(reversed(points)):
         if index % step and point is not marked:
             continue
-        bits = point.result.assignment.bits
+        bits = point.result.bits
         mark = "  ← knee" if point is marked else ""
         print(
             f"{point.size_mb:>10.4f} {point.value:>12.4e} {sum(bits) / len(bits):>10.2f}  "
-            f"{point.method}{mark}"
+            f"{point.candidate}{mark}"
         )
     print(f"{len(points)} allocations; what follows is that of the knee")
 
@@ -65,9 +73,10 @@ def _work(result: SearchResult) -> str:
             f"{result.num_images} images, {estimator} estimator; forward "
             f"{seconds['forward']:.2f} s, orthogonality {seconds['orthogonality']:.2f} s, {solved}"
         )
+    passes = result.sensitivity.forward_passes
     return (
         f"{result.num_images} images, prices by {result.settings.metric}; the work of "
-        f"{result.prices.passes:.1f} forward passes, {seconds['prices']:.2f} s; {solved}"
+        f"{passes:.1f} forward passes, {seconds['prices']:.2f} s; {solved}"
     )
 
 
@@ -82,39 +91,44 @@ def _print_groups(result: SearchResult, config: BitConfig) -> None:
     width = min(max(map(len, names)), 60)
     columns = _columns(result)
     heads = "".join(f" {head:>10}" for head, _ in columns)
-    acts = "  act" if result.act_widths else ""
+    acts = "  act" if result.problem.act_widths else ""
     print(f"{'group':<{width}} {'params':>10}{heads} {'bits':>5}{acts}")
     for name, entry in zip(names, config.groups, strict=True):
         cells = "".join(f" {read(entry):>10}" for _, read in columns)
-        act = f" {entry['act_bits']:>4}" if result.act_widths else ""
+        act = f" {entry['act_bits']:>4}" if result.problem.act_widths else ""
         mark = " pinned" if entry["pinned"] else ""
         shown = name if len(name) <= width else name[: width - 1] + "…"
         print(f"{shown:<{width}} {entry['params']:>10}{cells} {entry['bits']:>5}{act}{mark}")
 
 
 def _columns(result: SearchResult) -> list[tuple[str, Callable[[Mapping[str, Any]], str]]]:
-    """Heads and cells of what the metric knows of a group."""
+    """Return heads and cells of what the metric knows of a group."""
     columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = []
     if result.importance is not None:
-        columns += [("gamma", _number("gamma", ".3f")), ("log c", _number("log_importance", ".3f"))]
+        columns += [
+            ("gamma", _number_cell("gamma", ".3f")),
+            ("log c", _number_cell("log_importance", ".3f")),
+        ]
     if result.settings.metric != "orm":
-        columns += [(f"at {width} bits", _price(str(width))) for width in result.widths]
+        columns += [
+            (f"at {width} bits", _width_cell(str(width))) for width in result.problem.widths
+        ]
     return columns
 
 
-def _number(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
+def _number_cell(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda entry: "-" if entry[key] is None else format(entry[key], form)
 
 
-def _price(width: str) -> Callable[[Mapping[str, Any]], str]:
+def _width_cell(width: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda entry: "-" if entry["prices"] is None else format(entry["prices"][width], ".2e")
 
 
-def notes(result: SearchResult, config: BitConfig) -> list[str]:
-    """What the user should know about how the result came about, one line each."""
+def collect_notes(result: SearchResult, config: BitConfig) -> list[str]:
+    """Collect what a user should know about how the result came about, one line each."""
     found = []
     if config.details["weights"] == RANDOM_WEIGHTS:
-        found.append("the network has random weights; give a checkpoint with --path")
+        found.append(RANDOM_WEIGHTS_NOTE)
     orthogonality = result.orthogonality
     if orthogonality is not None and orthogonality.unbiased:
         found.append(
@@ -135,14 +149,14 @@ def notes(result: SearchResult, config: BitConfig) -> list[str]:
     return found
 
 
-def draw(result: SearchResult, model: str, path: str | Path) -> None:
-    """Heat map of orthogonality or of the prices, and each group's bits over its parameters."""
+def draw_result(result: SearchResult, model: str, path: str | Path) -> None:
+    """Draw the orthogonality (or the sensitivities), and each group's bits over its parameters."""
     with figure(path, 13, 5.6) as drawn:
         left, right = drawn.subplots(1, 2, width_ratios=(1, 1.35))
         if result.orthogonality is not None:
             _draw_matrix(drawn, left, result.orthogonality)
         else:
-            _draw_prices(drawn, left, result)
+            _draw_sensitivity(drawn, left, result)
         _draw_bits(right, result)
         size = result.assignment.size_mb
         drawn.suptitle(
@@ -153,15 +167,17 @@ def draw(result: SearchResult, model: str, path: str | Path) -> None:
         )
 
 
-def _draw_prices(drawn: Figure, axes: Axes, result: SearchResult) -> None:
-    prices = result.prices.weights
-    positive = prices[prices > 0]
+def _draw_sensitivity(drawn: Figure, axes: Axes, result: SearchResult) -> None:
+    table = result.sensitivity.weights
+    positive = table[table > 0]
     least = positive.min() if positive.size else 1.0
     image = axes.imshow(
-        np.log10(np.maximum(prices, least)), cmap="magma", aspect="auto", interpolation="nearest"
+        np.log10(np.maximum(table, least)), cmap="magma", aspect="auto", interpolation="nearest"
     )
-    axes.set(title=f"price of each width ({result.settings.metric}, log10)", ylabel="group")
-    axes.set_xticks(range(len(result.widths)), [f"{width} bits" for width in result.widths])
+    axes.set(title=f"sensitivity to each width ({result.settings.metric}, log10)", ylabel="group")
+    axes.set_xticks(
+        range(len(result.problem.widths)), [f"{width} bits" for width in result.problem.widths]
+    )
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     drawn.colorbar(image, ax=axes, shrink=0.85)
 

@@ -1,4 +1,4 @@
-"""What a search is asked: metric, candidates, budgets."""
+"""What a search is asked: metric, candidate widths, budgets."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mixed_bit.latency import LatencyTable
-from mixed_bit.metrics import METRICS
-from ompq.bitconfig import DEFAULT_ACT_BITS, QUANT_TYPES
+from mixed_bit.latency.table import LatencyTable
+from mixed_bit.sensitivity import METRICS
+from ompq.assignment import DEFAULT_ACT_BITS, QUANT_TYPES
+from ompq.cost import check_widths
 from ompq.errors import OmpqError
-from ompq.widths import check_widths
 
 # Whole numbers of bits, bit operations and nanoseconds stay within 63 bits.
 _LARGEST_BUDGET = 1e9
@@ -18,23 +18,35 @@ _LARGEST_BUDGET = 1e9
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What the user asks of a search; refuses what makes no sense.
+    """Settings of a bit search; refuse what makes no sense.
 
-    `size_mb` (2²⁰ bytes), `bops_g` (10⁹ bit operations) and `latency_ms` (by the table `latency`)
-    are budgets, one at least. `candidates` is None for the widths of the quantization type. `pins`
-    fixes layers by name. `act_bits` is the width of all activations, unless `act_candidates` names
-    widths to choose from. `beta` ≥ 0 is the β of θ = exp(−β γ).
+    Attributes:
+        quant_type: `QAT` (first and last layer pinned at 8 bits, others 4 to 8) or `PTQ` (all
+            groups, 2 to 4).
+        size_mb: Size budget, MB (2²⁰ bytes). One of the three budgets is needed.
+        bops_g: Budget of bit operations for one image, 10⁹.
+        candidate_bits: Weight widths to choose from; None for those of the quantization type.
+        pins: Layer → the width that it keeps.
+        act_bits: Width of all activations, unless `candidate_act_bits` names several.
+        candidate_act_bits: Activation widths to choose from, under a budget of bit operations.
+        latency_ms: Latency budget, milliseconds, by `latency_table`.
+        latency_table: Measured times of every layer at some widths.
+        metric: What a width costs a group, one of `METRICS`.
+        beta: β ≥ 0 of θ = exp(−β γ), for the metrics of orthogonality.
+        solver: `ilp`, `lp` or `projection`; see `mixed_bit.allocation.solve`.
+        rounding: `fill` or `nearest`, for `projection`.
+        centred: Centre the Gram matrices.
     """
 
     quant_type: str
     size_mb: float | None = None
     bops_g: float | None = None
-    candidates: tuple[int, ...] | None = None
+    candidate_bits: tuple[int, ...] | None = None
     pins: Mapping[str, int] = field(default_factory=dict)
     act_bits: int = DEFAULT_ACT_BITS
-    act_candidates: tuple[int, ...] = ()
+    candidate_act_bits: tuple[int, ...] = ()
     latency_ms: float | None = None
-    latency: LatencyTable | None = None
+    latency_table: LatencyTable | None = None
     metric: str = "orm"
     beta: float = 10.0
     solver: str = "ilp"
@@ -44,36 +56,35 @@ class SearchSettings:
     def __post_init__(self) -> None:
         if self.quant_type not in QUANT_TYPES:
             known = ", ".join(QUANT_TYPES)
-            raise OmpqError(f"--quant_type {self.quant_type}: unknown; choose one of {known}")
+            raise OmpqError(f"`quant_type` {self.quant_type}: unknown; choose one of {known}")
         if self.metric not in METRICS:
-            raise OmpqError(f"--metric {self.metric}: unknown; choose one of {', '.join(METRICS)}")
-        budgets = {
-            "--model_size": self.size_mb,
-            "--bops": self.bops_g,
-            "--latency": self.latency_ms,
-        }
-        if all(value is None for value in budgets.values()):
-            raise OmpqError("no budget is given; set --model_size MB, --bops G or --latency MS")
-        for option, value in budgets.items():
-            if value is not None and not 0 < value <= _LARGEST_BUDGET:
-                raise OmpqError(f"{option} {value}: a budget is a number above 0, up to 1e9")
+            raise OmpqError(f"`metric` {self.metric}: unknown; choose one of {', '.join(METRICS)}")
+        self._check_budgets()
         if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise OmpqError(f"--beta {self.beta}: give a finite number that is not negative")
-        check_widths(self.widths, "--bits")
+            raise OmpqError(f"`beta` {self.beta}: give a finite number that is not negative")
+        check_widths(self.widths, "`candidate_bits`")
         for layer, width in self.pins.items():
-            check_widths([width], f"--pin {layer}")
-        check_widths([self.act_bits, *self.act_candidates], "--act_bits")
-        if self.act_candidates and self.bops_g is None:
-            raise OmpqError("--act_bits to choose from need a budget they count in: set --bops G")
-        if (self.latency_ms is None) != (self.latency is None):
-            raise OmpqError("--latency MS and --latency_table FILE go together")
+            check_widths([width], f"`pins` {layer}")
+        check_widths([self.act_bits, *self.candidate_act_bits], "`act_bits`")
+        if self.candidate_act_bits and self.bops_g is None:
+            raise OmpqError("`act_bits` to choose from need a budget they count in: set `bops_g`")
+        if (self.latency_ms is None) != (self.latency_table is None):
+            raise OmpqError("`latency_ms` and `latency_table` go together")
+
+    def _check_budgets(self) -> None:
+        budgets = {name: getattr(self, name) for name in ("size_mb", "bops_g", "latency_ms")}
+        if all(value is None for value in budgets.values()):
+            raise OmpqError("no budget is given; set `size_mb`, `bops_g` or `latency_ms`")
+        for name, value in budgets.items():
+            if value is not None and not 0 < value <= _LARGEST_BUDGET:
+                raise OmpqError(f"`{name}` {value}: a budget is a number above 0, up to 1e9")
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Candidate widths, ascending."""
-        return tuple(sorted(set(self.candidates or QUANT_TYPES[self.quant_type].candidates)))
+        """Return the candidate widths, ascending."""
+        return tuple(sorted(set(self.candidate_bits or QUANT_TYPES[self.quant_type].candidates)))
 
     @property
     def act_widths(self) -> tuple[int, ...]:
-        """Activation widths to choose from, ascending; empty if there is nothing to choose."""
-        return tuple(sorted(set(self.act_candidates)))
+        """Return the activation widths to choose from, ascending; empty without a choice."""
+        return tuple(sorted(set(self.candidate_act_bits)))

@@ -1,11 +1,11 @@
-"""The file of a quantized network: its integers, their grids, and all else that it computes with.
+"""The file of a quantized network: integers, scales, zero points, and all else it computes with.
 
 `quantized.safetensors` holds, for every quantized layer, `LAYER.weight` (uint8 or int8),
 `LAYER.weight_scale` (float32) and `LAYER.weight_zero_point` (int32), scalars or one per channel;
 for every quantized activation, `activations.NODE.scale` and `activations.NODE.zero_point`; and in
 float32 under their own names the biases and what is not quantized. A network of integers (`QAT`)
-has instead what `ompq.fixed_point.to_tensors` tells. The metadata, one JSON text under `ompq`, says
-which network this is, what its images go through, and the bits of every layer and activation.
+has instead what `ompq.integer.convert_to_tensors` gives. The metadata, one JSON text under `ompq`,
+says which network this is, what its images go through, and the bits of every layer and activation.
 """
 
 from __future__ import annotations
@@ -16,29 +16,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ompq.bitconfig import Assignment
+from ompq.assignment import Assignment
 from ompq.errors import OmpqError
 from ompq.files import load_tensors, save_tensors
-from ompq.fixed_point import IntegerNetwork, from_tensors, integers_of, to_tensors
-from ompq.graph import NetworkGraph, activation_sites, fold_batch_norm, trace
+from ompq.graph import NetworkGraph, find_activation_sites, fold_batch_norm, trace
+from ompq.integer import IntegerNetwork, convert_to_tensors, restore_from_tensors, select_integers
 from ompq.preprocess import Preprocess
-from ompq.quantized import ACTIVATIONS, QuantizedNetwork, QuantizedWeight, insert_quantizers
+from ompq.quantized import QUANTIZER_PATH, QuantizedNetwork, QuantizedWeight, insert_quantizers
 from ompq.quantizers import QuantParams
 from ompq.runtime import versions
 from ompq.zoo import Network, rebuild
 
 FORMAT = "ompq-quantized/2"
 FILE = "quantized.safetensors"
+# What rebuilding a network raises where entries of the file have wrong types or values.
+_UNFITTING = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A quantized network read from its file; `description` is the file's metadata.
+    """A quantized network that was read from its file.
 
-    `integers` holds what `ompq.fixed_point.IntegerExecution` needs, where the network runs on
-    integers alone.
+    Attributes:
+        network: The network, in evaluation mode on the CPU.
+        preprocess: Preprocessing of its images.
+        description: Metadata of the file.
+        integers: What `ompq.integer.IntegerExecution` computes with; empty where the network does
+            not run on integers alone.
     """
 
     network: QuantizedNetwork | IntegerNetwork
@@ -48,52 +61,69 @@ class Artifact:
 
     @property
     def title(self) -> str:
-        """Name of the network and its size, for a person to read."""
+        """Return the name of the network and its size, for a person to read."""
         name = self.description["architecture"]["name"]
         return f"{name}, {self.description['model_size_mb']:.4f} MB"
 
 
-def save(
+def save_quantized(
     path: str | Path,
     quantized: QuantizedNetwork | IntegerNetwork,
-    source: Network,
-    preprocess: Preprocess,
     assignment: Assignment,
+    *,
+    source: Network | None = None,
+    preprocess: Preprocess | None = None,
 ) -> None:
-    """Write a quantized network.
+    """Write a quantized network to a file, all of it or nothing.
 
     Args:
-        path: of the file.
-        quantized: the network; enabled activation quantizers are part of it.
-        source: the float network that it was made from.
-        preprocess: what its images go through.
-        assignment: the widths of its groups.
+        path: Path of the file.
+        quantized: Quantized network; those of its activation quantizers that are enabled are
+            written too.
+        assignment: Widths of its groups.
+        source: Float network that the quantized one was made from, if it is one of the zoo: the
+            file can then be read without it. None for a module of one's own.
+        preprocess: Preprocessing of its images; None where they come normalised.
+
+    Raises:
+        OmpqError: The file cannot be written.
     """
     if isinstance(quantized, IntegerNetwork):
-        tensors, described = to_tensors(quantized)
+        tensors, described = convert_to_tensors(quantized)
     else:
-        tensors, described = _simulated(quantized)
+        tensors, described = _describe_simulated(quantized)
     description = {
         "format": FORMAT,
         "arithmetic": "integers" if isinstance(quantized, IntegerNetwork) else "float",
-        "architecture": source.architecture(),
+        "architecture": _name_own(quantized) if source is None else source.architecture(),
         "input_shape": list(quantized.input_shape),
-        "preprocess": asdict(preprocess),
+        "preprocess": asdict(preprocess or _as_they_come(quantized.input_shape)),
         **described,
         "model_size_mb": assignment.size_mb,
         "bits": list(assignment.widths),
         "act_bits": assignment.act_bits,
         "activation_bits": list(assignment.activations),
         "groups": [list(group.layers) for group in assignment.groups],
-        "weights": source.source,
+        "weights": "your own module" if source is None else source.source,
         "versions": versions(),
     }
     save_tensors(path, tensors, description)
 
 
-def _simulated(quantized: QuantizedNetwork) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a network that computes in float on quantized values."""
-    tensors = _float_tensors(quantized)
+def _name_own(quantized: QuantizedNetwork | IntegerNetwork) -> dict[str, Any]:
+    """Return what stands in the place of an architecture that this toolkit cannot build."""
+    return {"name": quantized.module._get_name(), "own": True}
+
+
+def _as_they_come(input_shape: tuple[int, int, int]) -> Preprocess:
+    """Return the preprocessing that leaves images, normalised already, as they are."""
+    channels, height, _ = input_shape
+    return Preprocess(height, height, mean=(0.0,) * channels, std=(1.0,) * channels)
+
+
+def _describe_simulated(quantized: QuantizedNetwork) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Collect tensors and description of a network that computes in float on quantized values."""
+    tensors = _collect_float_tensors(quantized)
     for layer, weight in quantized.weights.items():
         tensors[f"{layer}.weight"] = weight.integers
         tensors[f"{layer}.weight_scale"] = weight.params.scale
@@ -115,50 +145,61 @@ def _simulated(quantized: QuantizedNetwork) -> tuple[dict[str, Tensor], dict[str
     }
 
 
-def load(path: str | Path) -> Artifact:
-    """Read a quantized network: the same logits as when it was saved.
+def load_quantized(path: str | Path, network: nn.Module | None = None) -> Artifact:
+    """Read a quantized network, which gives the logits that it gave when it was saved, to the bit.
 
     Args:
-        path: the file, or the folder that holds `quantized.safetensors`.
+        path: Path of the file, or of the folder that holds `quantized.safetensors`.
+        network: The float network, for a file of a module of one's own; its weights do not matter,
+            and it is not changed.
 
     Raises:
-        OmpqError: missing, damaged, of another format, or not fitting the network that it names.
+        OmpqError: the file is missing, damaged, of another format, or does not fit the network
+            that it names.
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     description, tensors = _read(file)
     try:
-        return _build(description, tensors, file)
+        return _build(description, tensors, file, network)
     except KeyError as error:
         raise OmpqError(f"{file} is damaged: it does not hold {error}") from error
-    except (RuntimeError, TypeError, ValueError) as error:
+    except _UNFITTING as error:
         reason = str(error).split("\n")[0]
         raise OmpqError(f"{file} does not fit the network that it names: {reason}") from error
 
 
-def _build(description: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Artifact:
+def _build(
+    description: dict[str, Any], tensors: dict[str, Tensor], file: Path, module: nn.Module | None
+) -> Artifact:
     _check_numbers(tensors, file)
-    module = rebuild(description["architecture"], tensors)
+    architecture = description["architecture"]
+    if module is None and architecture.get("own"):
+        raise OmpqError(
+            f"{file} is of a module of your own, {architecture['name']}; read it in Python by "
+            "load_quantized(path, network)"
+        )
+    module = module or rebuild(architecture, tensors)
     channels, height, width = description["input_shape"]
     folded = fold_batch_norm(trace(module, (channels, height, width)))
     quantized: QuantizedNetwork | IntegerNetwork
     if description.get("arithmetic") == "integers":
-        quantized = from_tensors(folded, description, tensors)
+        quantized = restore_from_tensors(folded, description, tensors)
     else:
-        quantized = QuantizedNetwork(_with_quantizers(folded, description["activations"]))
+        quantized = QuantizedNetwork(_add_quantizers(folded, description["activations"]))
         _fill(quantized, description, tensors, file)
     settings = description["preprocess"]
     settings |= {key: tuple(settings[key]) for key in ("mean", "std")}
-    return Artifact(quantized, Preprocess(**settings), description, integers_of(tensors))
+    return Artifact(quantized, Preprocess(**settings), description, select_integers(tensors))
 
 
-def _float_tensors(quantized: QuantizedNetwork) -> dict[str, Tensor]:
-    """Everything in the network's state that no integers stand for."""
+def _collect_float_tensors(quantized: QuantizedNetwork) -> dict[str, Tensor]:
+    """Collect what the network's state holds beside quantized weights and quantizers."""
     quantized_names = {f"{layer}.weight" for layer in quantized.weights}
     state = quantized.module.state_dict()
     return {
         name: value
         for name, value in state.items()
-        if name not in quantized_names and not name.startswith(f"{ACTIVATIONS}.")
+        if name not in quantized_names and not name.startswith(f"{QUANTIZER_PATH}.")
     }
 
 
@@ -172,7 +213,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Refuse numbers that no quantized network has."""
+    """Refuse values that no quantized network holds: not finite, or no scale or zero point."""
     for name, value in tensors.items():
         bad = value.is_floating_point() and not bool(value.isfinite().all())
         bad |= name.endswith("scale") and not bool((value > 0).all())
@@ -181,9 +222,9 @@ def _check_numbers(tensors: Mapping[str, Tensor], file: Path) -> None:
             raise OmpqError(f"{file} is damaged: {name} holds values that cannot be")
 
 
-def _with_quantizers(graph: NetworkGraph, described: Mapping[str, Any]) -> NetworkGraph:
-    """Activation quantizers with the widths of the file."""
-    sites = activation_sites(graph)
+def _add_quantizers(graph: NetworkGraph, described: Mapping[str, Any]) -> NetworkGraph:
+    """Insert activation quantizers with the widths that the file describes."""
+    sites = find_activation_sites(graph)
     if set(sites) != set(described):
         differing = sorted(set(sites) ^ set(described))
         raise OmpqError(f"the file is of another network: activation {differing[0]} differs")
@@ -197,16 +238,18 @@ def _fill(
     tensors: Mapping[str, Tensor],
     file: Path,
 ) -> None:
+    """Fill weights, float tensors and activation quantizers from the content of the file."""
+    # The values of a state dict share memory with the network: copying into them fills it.
     state = quantized.module.state_dict()
-    own = _float_tensors(quantized)
-    for layer, grid in description["layers"].items():
+    own = _collect_float_tensors(quantized)
+    for layer, described in description["layers"].items():
         if f"{layer}.weight" not in own or f"{layer}.weight" not in tensors:
             raise OmpqError(f"{file}: layer {layer} is not in the network that it names")
         params = QuantParams(
             tensors[f"{layer}.weight_scale"],
             tensors[f"{layer}.weight_zero_point"],
-            grid["low"],
-            grid["high"],
+            described["low"],
+            described["high"],
         )
         weight = QuantizedWeight(tensors[f"{layer}.weight"], params)
         quantized.set_weight(layer, weight)

@@ -9,27 +9,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ompq.errors import OmpqError
 from ompq.graph import Group
-from ompq.widths import FLOAT_BITS
 
 BITS_PER_MB = 8 * 2**20
+FLOAT_BITS = 32
+# Images are integers already.
+PIXEL_BITS = 8
+# The sum of two branches needs more bits than either of them.
+SUM_BITS = 16
 
 
 def size_bits(groups: Sequence[Group], bits: Sequence[int]) -> int:
-    """Bits that the parameters of `groups` take at one width per group."""
+    """Return the bits that the parameters of `groups` take at one width per group."""
     return sum(group.params * width for group, width in zip(groups, bits, strict=True))
 
 
 def size_mb(groups: Sequence[Group], bits: Sequence[int]) -> float:
-    """Model size in MB (2²⁰ bytes) at one width per group."""
+    """Return the model size in MB (2²⁰ bytes) at one width per group."""
     return size_bits(groups, bits) / BITS_PER_MB
 
 
 def float_size_mb(groups: Sequence[Group]) -> float:
-    """Model size in MB (2²⁰ bytes) of the same parameters in 32-bit floats."""
+    """Return the model size in MB (2²⁰ bytes) with all parameters in 32-bit floats."""
     return size_mb(groups, [FLOAT_BITS] * len(groups))
 
 
 def bops(groups: Sequence[Group], bits: Sequence[int], act_bits: Sequence[int]) -> int:
-    """Bit operations for one image at one weight and one activation width per group."""
+    """Return the bit operations for one image at one weight and activation width per group."""
     return sum(g.ops * w * a for g, w, a in zip(groups, bits, act_bits, strict=True))
+
+
+def check_widths(bits: Sequence[object], where: str, lowest: int = 2, highest: int = 8) -> None:
+    """Refuse anything but whole numbers of bits that the quantizers know.
+
+    Args:
+        bits: Widths to check, of any type.
+        where: Name of what holds the widths, for the message.
+        lowest: Smallest width that is accepted.
+        highest: Largest width that is accepted.
+
+    Raises:
+        OmpqError: a width is no integer from `lowest` to `highest`; the message names the first.
+
+    >>> check_widths([4, 16], "bit list")
+    Traceback (most recent call last):
+    ompq.errors.OmpqError: bit list: entry 2 is 16; bit widths are whole numbers from 2 to 8
+    """
+    for position, width in enumerate(bits):
+        # The exact type: True is an int to isinstance, and no width.
+        if type(width) is not int or not lowest <= width <= highest:
+            entry = f"{where}: entry {position + 1}" if len(bits) > 1 else where
+            raise OmpqError(
+                f"{entry} is {width!r}; bit widths are whole numbers from {lowest} to {highest}"
+            )

@@ -2,4 +2,8 @@
 
 
 class OmpqError(Exception):
-    """What a user can put right: one line that says what was wrong, where, and what to do."""
+    """An error that a user can put right: one line that says what was wrong, where, what to do.
+
+    A message names what the user set by its Python name in backticks, such as `num_images`; a
+    script prints its own flag in the place of that name.
+    """

@@ -1,4 +1,4 @@
-"""Writing files so that nothing a user has is ever lost: beside first, then renamed."""
+"""Writing files so that nothing a user has is ever lost: beside the target first, then renamed."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ DESCRIPTION = "ompq"
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed and renamed over `path`.
+    """Yield the path of a temporary file, which is renamed to `path` when the body ends well.
 
     On any failure (a full disk, Ctrl-C, a bug) the temporary file is removed and what stood at
     `path` is untouched. The temporary name ends with the suffix of `path`, since libraries such as
     NumPy and matplotlib choose the format by it.
 
+    Args:
+        path: Path of the file to write; folders above it are created.
+
     Raises:
-        OmpqError: the folder cannot be created or written, or the disk is full.
+        OmpqError: The folder cannot be created or written, or the disk is full.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_orphans(path)
         descriptor, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f"{_prefix(path)}{os.getpid()}-", suffix=path.suffix
+            dir=path.parent, prefix=f"{_make_prefix(path)}{os.getpid()}-", suffix=path.suffix
         )
     except OSError as error:
         raise OmpqError(f"cannot write {path}: {error.strerror}; choose another folder") from error
@@ -46,7 +49,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
+        # mkstemp lets nobody else read; the finished file has the rights of any other.
+        os.chmod(temporary, 0o666 & ~_read_umask())
+        # Before the renaming: after a power cut a new name must not stand for an empty file.
         _flush_to_disk(temporary)
         os.replace(temporary, path)
     except OSError as error:
@@ -58,14 +63,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _prefix(path: Path) -> str:
-    """How the temporaries of `path` begin that processes of this machine write."""
+def _make_prefix(path: Path) -> str:
+    """Return the beginning of the names of temporaries that this machine writes for `path`."""
     return f".{path.stem}-{platform.node()}-"
 
 
 def _clear_orphans(path: Path) -> None:
     """Remove the temporaries that killed processes of this machine left beside `path`."""
-    prefix = _prefix(path)
+    prefix = _make_prefix(path)
     for file in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(path.suffix)}"):
         process = file.name.removeprefix(prefix).partition("-")[0]
         if process.isdecimal() and not _is_running(int(process)):
@@ -74,7 +79,7 @@ def _clear_orphans(path: Path) -> None:
 
 def _is_running(process: int) -> bool:
     try:
-        os.kill(process, 0)
+        os.kill(process, 0)  # signal 0 asks only whether the process is there
     except ProcessLookupError:
         return False
     except OSError:
@@ -83,7 +88,15 @@ def _is_running(process: int) -> bool:
 
 
 def save_state(path: str | Path, state: Any) -> None:
-    """Write what `torch.load(…, weights_only=True)` reads, all of it or nothing."""
+    """Write a file for `torch.load(…, weights_only=True)`, all of it or nothing.
+
+    Args:
+        path: Path of the file.
+        state: Tensors and plain values, in dictionaries and lists of any depth.
+
+    Raises:
+        OmpqError: The file cannot be written.
+    """
     with atomic_path(path) as temporary:
         try:
             torch.save(state, temporary)
@@ -95,9 +108,12 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], description: A
     """Write a safetensors file, all of it or nothing.
 
     Args:
-        path: of the file.
-        tensors: on any device.
-        description: JSON-ready; the file's metadata holds it under `DESCRIPTION`.
+        path: Path of the file.
+        tensors: Tensors by name, on any device.
+        description: JSON-ready value; the metadata of the file holds it under `DESCRIPTION`.
+
+    Raises:
+        OmpqError: The file cannot be written.
     """
     # Copies: the format does not know of tensors that share memory.
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -109,10 +125,16 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], description: A
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Tensors and description of a file of `save_tensors`; the latter None where there is none.
+    """Load a file that `save_tensors` wrote.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        The tensors by name, on the CPU, and the description, None where there is none.
 
     Raises:
-        OmpqError: damaged, or no such file.
+        OmpqError: The file is damaged or missing.
     """
     try:
         with safe_open(path, framework="pt") as opened:
@@ -124,17 +146,17 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 
 def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
-    """Move what an earlier run left out of the way of a new one, into `folder`/earlier-N.
+    """Move the files of an earlier run out of the way of a new one, into `folder`/earlier-N.
 
     Args:
-        folder: of the run.
-        names: of files that the new run will write; those that exist are moved together.
+        folder: Folder of the run.
+        names: Names of the files that the new run will write; those that exist are moved together.
 
     Returns:
-        where they are now; None if there were none.
+        The folder where they are now; None if there were none.
 
     Raises:
-        OmpqError: they cannot be moved.
+        OmpqError: They cannot be moved.
     """
     existing = [folder / name for name in names if (folder / name).exists()]
     if not existing:
@@ -156,10 +178,13 @@ def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Create a folder and try it, so that long work does not find out at its end.
+    """Create a folder and try to write to it, so that long work does not fail at its end.
+
+    Args:
+        folder: Path of the folder; folders above it are created.
 
     Raises:
-        OmpqError: it cannot be created or written.
+        OmpqError: The folder cannot be created or written.
     """
     folder = Path(folder)
     try:
@@ -167,7 +192,7 @@ def check_writable(folder: str | Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0")
     except FileExistsError as error:
-        raise OmpqError(f"{folder} is a file; give --output_dir a folder") from error
+        raise OmpqError(f"{folder} is a file; give `output_dir` a folder") from error
     except OSError as error:
         raise OmpqError(
             f"cannot write to {folder}: {error.strerror}; give another folder"
@@ -175,13 +200,30 @@ def check_writable(folder: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` (UTF-8), all of it or nothing."""
+    """Write a text as UTF-8, all of it or nothing.
+
+    Args:
+        path: Path of the file.
+        text: Text to write.
+
+    Raises:
+        OmpqError: The file cannot be written.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON in the order of its keys, all of it or nothing."""
+    """Write a value as indented JSON in the order of its keys, all of it or nothing.
+
+    Args:
+        path: Path of the file.
+        value: JSON-ready value, without NaN or infinity.
+
+    Raises:
+        OmpqError: The file cannot be written.
+        ValueError: The value holds NaN or infinity; nothing is written.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -190,7 +232,7 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _umask() -> int:
-    mask = os.umask(0)
+def _read_umask() -> int:
+    mask = os.umask(0)  # there is no other way to read it than to set it
     os.umask(mask)
     return mask

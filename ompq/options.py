@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +14,13 @@ from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks
 from ompq.zoo import Network, load_network
+
+# Fields of the library whose options are called otherwise, in all scripts.
+_FIELDS = {
+    "backend": "loader",
+    "network": "model",
+    "root": "data",
+}
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -23,15 +32,49 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like every other error of the scripts."""
+    """An argument parser that raises its errors as one line, and knows the flags of fields.
 
-    def __init__(self, **settings: Any) -> None:
+    The library's messages name a field in backticks, as Python code knows it; `in_flags` puts the
+    script's flag in its place. The parsed arguments hold the parser as `parser`.
+
+    Args:
+        fields: Name of a field in the library → destination of the option that sets it, where the
+            two differ.
+        settings: Of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, fields: Mapping[str, str] | None = None, **settings: Any) -> None:
         settings.setdefault("formatter_class", _Help)
         super().__init__(allow_abbrev=False, **settings)
+        self._fields = {**_FIELDS, **(fields or {})}
+        self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""
         raise OmpqError(f"{message}; see {self.prog} --help")
+
+    def in_flags(self, text: str) -> str:
+        """Return a message of the library with this script's flags in the place of fields.
+
+        A field that no option of the script sets stays as it is.
+        """
+        flags = {action.dest: action.option_strings for action in self._actions}
+
+        def flag(match: re.Match[str]) -> str:
+            found = flags.get(self._fields.get(match[1], match[1]))
+            return _long_form(found) if found else match[0]
+
+        return re.sub(r"`(\w+)`", flag, text)
+
+    def print_notes(self, notes: Iterable[str]) -> None:
+        """Print messages of the library, one line each, with this script's flags in them."""
+        for note in notes:
+            print(f"note: {self.in_flags(note)}", flush=True)
+
+
+def _long_form(flags: Sequence[str]) -> str:
+    """Return the first long form among an option's flags."""
+    return next((flag for flag in flags if flag.startswith("--")), flags[0])
 
 
 def add_network_options(
@@ -121,7 +164,7 @@ def add_run_options(
     )
 
 
-def network_of(arguments: argparse.Namespace) -> tuple[Network, Preprocess]:
+def load_requested_network(arguments: argparse.Namespace) -> tuple[Network, Preprocess]:
     """The network that the command line names, and what its images go through.
 
     Args:
@@ -139,7 +182,7 @@ def network_of(arguments: argparse.Namespace) -> tuple[Network, Preprocess]:
     return network, own.at(arguments.input_size)
 
 
-def labelled_images_of(
+def make_evaluation_loader(
     arguments: argparse.Namespace,
     preprocess: Preprocess,
     batch_size: int,
@@ -192,7 +235,7 @@ def json_ready(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         key: str(value) if isinstance(value, Path) else value
         for key, value in vars(arguments).items()
-        if key != "local_rank"
+        if key not in ("local_rank", "parser")
     }
 
 

@@ -1,4 +1,4 @@
-"""Pictures: drawn off screen, written beside and renamed."""
+"""Pictures: drawn off screen, written beside the target and renamed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,24 @@ from matplotlib.figure import Figure
 
 from ompq.files import atomic_path
 
-INK, ACCENT, SOFT = "#22303c", "#d1495b", "#8fb8de"
+INK = "#22303c"
+ACCENT = "#d1495b"
+SOFT = "#8fb8de"
 
 
 @contextmanager
 def figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of width × height inches that is written to `path` when the body ends."""
+    """Yield an empty figure, and write it to `path` when the body ends without an error.
+
+    Args:
+        path: Path of the picture; its suffix chooses the format.
+        width: Width of the figure in inches.
+        height: Height of the figure in inches.
+
+    Raises:
+        OmpqError: The picture cannot be written.
+    """
+    # Neither pyplot nor its global state: no display is needed, and no figure stays open.
     drawn = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(drawn)
     yield drawn

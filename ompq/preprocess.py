@@ -18,14 +18,14 @@ class Preprocess:
     """Evaluation preprocessing: resize the shorter side, crop the centre, scale to 0..1, normalise.
 
     Attributes:
-        input_size: side of the square centre crop, in pixels.
-        resize: length the image's shorter side is resized to before the crop, in pixels.
-        mean: per-channel mean of pixels in 0..1; its length is the number of input channels.
-        std: per-channel standard deviation of pixels in 0..1, positive.
-        interpolation: "bilinear" or "bicubic".
+        input_size: Side of the square centre crop, in pixels.
+        resize: Length that the shorter side of an image is resized to before the crop, in pixels.
+        mean: Mean of each channel, of pixels in 0..1; its length is the number of input channels.
+        std: Standard deviation of each channel, of pixels in 0..1, positive.
+        interpolation: "bilinear" or "bicubic", for the resizing.
 
     Raises:
-        OmpqError: a value is out of range or two contradict each other.
+        OmpqError: A value is out of range, or two values contradict each other.
     """
 
     input_size: int = 224
@@ -39,17 +39,24 @@ class Preprocess:
         _check_normalisation(self.mean, self.std)
         if self.interpolation not in INTERPOLATIONS:
             raise OmpqError(
-                f"preprocess: interpolation {self.interpolation!r} is not one of "
+                f"preprocess: `interpolation` {self.interpolation!r} is not one of "
                 f"{', '.join(INTERPOLATIONS)}"
             )
 
     @property
     def channels(self) -> int:
-        """Number of input channels."""
+        """Return the number of input channels."""
         return len(self.mean)
 
     def at(self, input_size: int | None) -> Preprocess:
-        """The same for another crop, the resize in proportion; itself where None."""
+        """Return this preprocessing for another crop, with `resize` in proportion.
+
+        Args:
+            input_size: Side of the other crop, in pixels; None to keep this one.
+
+        >>> Preprocess(input_size=224, resize=256).at(112).resize
+        128
+        """
         if input_size is None or input_size == self.input_size:
             return self
         resize = round(self.resize * input_size / self.input_size)
@@ -58,10 +65,10 @@ class Preprocess:
 
 def _check_sizes(input_size: int, resize: int) -> None:
     if input_size < 1:
-        raise OmpqError(f"preprocess: input_size must be at least 1 pixel, not {input_size}")
+        raise OmpqError(f"preprocess: `input_size` must be at least 1 pixel, not {input_size}")
     if resize < input_size:
         raise OmpqError(
-            f"preprocess: resize ({resize}) is smaller than input_size ({input_size}); "
+            f"preprocess: `resize` ({resize}) is smaller than `input_size` ({input_size}); "
             "the centre crop would not fit into the resized image"
         )
 
@@ -69,9 +76,10 @@ def _check_sizes(input_size: int, resize: int) -> None:
 def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
     if len(mean) != len(std) or not mean:
         raise OmpqError(
-            f"preprocess: mean and std must name the same channels, got {len(mean)} and {len(std)}"
+            f"preprocess: `mean` and `std` must name the same channels, got {len(mean)} and "
+            f"{len(std)}"
         )
     if not all(math.isfinite(value) for value in mean):
-        raise OmpqError(f"preprocess: mean must be finite, got {tuple(mean)}")
+        raise OmpqError(f"preprocess: `mean` must be finite, got {tuple(mean)}")
     if not all(math.isfinite(value) and value > 0 for value in std):
-        raise OmpqError(f"preprocess: std must be positive and finite, got {tuple(std)}")
+        raise OmpqError(f"preprocess: `std` must be positive and finite, got {tuple(std)}")

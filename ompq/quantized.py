@@ -1,4 +1,8 @@
-"""A network that computes with quantized weights and activations, and the integers behind it."""
+"""A network that computes with quantized weights and activations, and the integers they are.
+
+It simulates quantization: everything is computed in float, on values that integers stand for.
+Networks that compute with the integers themselves are in `ompq.integer`.
+"""
 
 from __future__ import annotations
 
@@ -10,36 +14,46 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ompq.bitconfig import Assignment
-from ompq.graph import NetworkGraph, activation_sites, fold_batch_norm
+from ompq.assignment import Assignment
+from ompq.cost import PIXEL_BITS
+from ompq.graph import NetworkGraph, find_activation_sites, fold_batch_norm
 from ompq.quantizers import ActivationQuantizer, QuantParams, dequantize
-from ompq.widths import PIXEL_BITS
 
 # Path of the quantizers in the traced network; each is called after the node whose value it takes.
-ACTIVATIONS = "activation_quantizers"
+QUANTIZER_PATH = "activation_quantizers"
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """Integers of a layer's weight (int8, or uint8 where the range begins at 0) and their grid."""
+    """Integers of a layer's weight, with the scale and zero point that give them their values.
+
+    Attributes:
+        integers: int8, or uint8 where the range begins at 0; of the weight's shape, on the CPU.
+        params: Scale, zero point and range of the integers, on the CPU.
+    """
 
     integers: Tensor
     params: QuantParams
 
     @classmethod
     def of(cls, integers: Tensor, params: QuantParams) -> QuantizedWeight:
-        """From integers of any type, put on the CPU."""
+        """Make a quantized weight from integers of any integer type and device.
+
+        Args:
+            integers: Integers of the weight, within the range of `params`.
+            params: Scale, zero point and range of the integers.
+        """
         kind = torch.uint8 if params.low >= 0 else torch.int8
-        grid = QuantParams(params.scale.cpu(), params.zero_point.cpu(), params.low, params.high)
-        return cls(integers.to(device="cpu", dtype=kind), grid)
+        held = QuantParams(params.scale.cpu(), params.zero_point.cpu(), params.low, params.high)
+        return cls(integers.to(device="cpu", dtype=kind), held)
 
     @property
     def bits(self) -> int:
-        """Width of the integers."""
+        """Return the width of the integers in bits."""
         return (self.params.high - self.params.low).bit_length()
 
     def values(self) -> Tensor:
-        """The float32 weights that the integers stand for."""
+        """Return the float32 weights that the integers stand for."""
         return dequantize(self.integers.int(), self.params)
 
 
@@ -47,8 +61,12 @@ class QuantizedWeight:
 class QuantizedNetwork:
     """A traced network, batch norm folded, with a quantizer at every activation that layers read.
 
-    `weights` holds the integers of the layers that are quantized; the layers' own weights are what
-    these stand for. The activation quantizers start disabled.
+    The activation quantizers start disabled.
+
+    Attributes:
+        graph: Structure of the network; its module computes.
+        weights: Integers of the layers that are quantized, by layer; the layers' own weights hold
+            the values that these integers stand for.
     """
 
     graph: NetworkGraph
@@ -56,17 +74,17 @@ class QuantizedNetwork:
 
     @property
     def module(self) -> GraphModule:
-        """What computes."""
+        """Return the module that computes the network."""
         return self.graph.module
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Channels × height × width of an image."""
+        """Return channels, height and width of an image."""
         return self.graph.input_shape
 
     def calls(self) -> dict[str, str]:
-        """Node → the node that calls its quantizer, in execution order."""
-        prefix = ACTIVATIONS + "."
+        """Map each quantized node to the node that calls its quantizer, in execution order."""
+        prefix = QUANTIZER_PATH + "."
         return {
             str(node.target).removeprefix(prefix): node.name
             for node in self.module.graph.nodes
@@ -74,41 +92,44 @@ class QuantizedNetwork:
         }
 
     def activations(self) -> dict[str, ActivationQuantizer]:
-        """Node → the quantizer of its value, in execution order."""
-        return {site: _quantizer(self.module, f"{ACTIVATIONS}.{site}") for site in self.calls()}
+        """Map each quantized node to the quantizer of its value, in execution order."""
+        return {
+            site: _get_quantizer(self.module, f"{QUANTIZER_PATH}.{site}") for site in self.calls()
+        }
 
     def readers(self) -> dict[str, tuple[str, ...]]:
-        """Node → the layers that read its quantized value."""
-        layers = activation_sites(self.graph)
+        """Map each quantized node to the layers that read its quantized value."""
+        # The layers read the node that calls the quantizer, so that is where they are found.
+        layers = find_activation_sites(self.graph)
         return {site: layers[call] for site, call in self.calls().items() if call in layers}
 
     @torch.no_grad()
     def set_weight(self, layer: str, weight: QuantizedWeight) -> None:
-        """Give a layer its integers."""
+        """Give a layer its integers, and the values that these stand for as its weight."""
         self.weights[layer] = weight
         self.graph.layer_module(layer).weight.copy_(weight.values())
 
     def copy(self) -> QuantizedNetwork:
-        """One that shares nothing with this."""
+        """Return an independent copy of the network."""
         module = GraphModule(copy.deepcopy(self.module), copy.deepcopy(self.module.graph))
         return QuantizedNetwork(self.graph.with_module(module), dict(self.weights))
 
 
 def prepare(graph: NetworkGraph, assignment: Assignment) -> QuantizedNetwork:
-    """A copy of a network, ready to be quantized: batch norm folded, activation quantizers set in.
+    """Prepare a copy of a network for quantization: fold batch norm, insert activation quantizers.
 
-    It still computes what the float network computes. A value that several layers read gets the
-    widest of their activation widths; the images keep the 8 bits of their pixels.
+    The copy still computes what the float network computes. A value that several layers read gets
+    the widest of their activation widths; the images keep the 8 bits of their pixels.
 
     Args:
-        graph: the float network.
-        assignment: the widths of its groups.
+        graph: Float network.
+        assignment: Widths of its groups.
     """
     folded = fold_batch_norm(graph)
     act_bits = assignment.layer_act_bits()
     widths = {
         site: max(act_bits[layer] for layer in readers)
-        for site, readers in activation_sites(folded).items()
+        for site, readers in find_activation_sites(folded).items()
     }
     images = [node.name for node in folded.module.graph.nodes if node.op == "placeholder"]
     widths |= {name: PIXEL_BITS for name in images if name in widths}
@@ -116,30 +137,34 @@ def prepare(graph: NetworkGraph, assignment: Assignment) -> QuantizedNetwork:
 
 
 def insert_quantizers(graph: NetworkGraph, widths: Mapping[str, int]) -> NetworkGraph:
-    """Set a disabled quantizer behind some values; whoever reads them, reads them quantized.
+    """Insert a disabled quantizer after some nodes; whatever reads their values reads its output.
 
     The traced module is changed in place.
 
     Args:
-        graph: the network.
-        widths: node → width of its value.
+        graph: Traced network.
+        widths: Width of each value to quantize, by the name of its node.
+
+    Returns:
+        The view of the changed network.
     """
     module = graph.module
     nodes = {node.name: node for node in module.graph.nodes}
     device = next(module.parameters()).device
     for site, width in widths.items():
         node = nodes[site]
-        path = f"{ACTIVATIONS}.{site}"
+        path = f"{QUANTIZER_PATH}.{site}"
         module.add_submodule(path, ActivationQuantizer(width).to(device))
         with module.graph.inserting_after(node):
             call = module.graph.call_module(path, (node,))
         call.meta["shape"] = node.meta["shape"]
+        # All users of the value but the quantizer itself.
         node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
     module.recompile()
     return graph.with_module(module.eval())
 
 
-def _quantizer(module: GraphModule, path: str) -> ActivationQuantizer:
+def _get_quantizer(module: GraphModule, path: str) -> ActivationQuantizer:
     found = module.get_submodule(path)
     if not isinstance(found, ActivationQuantizer):
         raise TypeError(f"{path} is a {type(found).__name__}")

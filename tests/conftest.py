@@ -13,9 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from support import ROOT, run_command
 
+from examples.train_float import train_float
 from ompq.data import make_loader, preprocess_for
 from ompq.runtime import seed_everything
-from ompq.training import train_float
 from ompq.zoo import load_network
 
 # No test depends on time.

@@ -10,25 +10,21 @@ import torch
 from support import lively
 
 from benchmarks.rerunning import quantize_rerunning
-from ompq.bitconfig import uniform
+from ompq.assignment import uniform
 from ompq.graph import trace
 from ompq.zoo import load_network
-from PTQ.cache import Cache
-from PTQ.recovery import Recovery
+from PTQ.quantize import quantize_network
 from PTQ.settings import Settings
-from PTQ.sweep import quantize_network
 
 
-def test_running_the_networks_anew_gives_what_one_pass_gives(tmp_path: Path) -> None:
+def test_running_the_networks_anew_gives_what_one_pass_gives() -> None:
     torch.manual_seed(0)
     graph = trace(lively(load_network("small_resnet").module), (3, 16, 16))
     images = torch.randn(20, 3, 16, 16)
     # Without steps nothing is random: all that remains is which values reach which block.
     settings = Settings(weight_iterations=0, act_iterations=0)
     assignment = uniform(graph.groups, 3)
-    cache = Cache("cpu", torch.device("cpu"), tmp_path)
-    recovery = Recovery(tmp_path / "state", {}, resume=False)
-    network, _ = quantize_network(graph, assignment, images, settings, cache, recovery)
+    network, _ = quantize_network(graph, assignment, images, settings)
     anew = quantize_rerunning(graph, assignment, images, settings)
     with torch.no_grad():
         assert torch.equal(anew(images), network.module(images))

@@ -12,7 +12,7 @@ from support import ROOT
 import bit_config
 from examples import train_float
 from mixed_bit import compare, feature_extract, measure_latency, model_cost
-from ompq.bitconfig import resolve
+from ompq.assignment import resolve
 from ompq.graph import trace
 from PTQ import main_imagenet
 from QAT import options as quant_train

@@ -1,19 +1,22 @@
 """Data sets by name, behind one interface.
 
-registry        the data sets, and what is known of each
-folders, digits, fashion_mnist, cifar10, download      how each is opened
+datasets/       how each data set is opened: `registry` lists them; `folders`, `digits`,
+                `fashion_mnist` and `cifar10` open them as `splits`; `download` fetches them
+decoding/       image files to pixels: `backends` chooses `pillow` or `dali`, both cut the `views`
+                of an image and return `decoded` files
 sampling        which images, in which order, on which rank
-decoding        files to pixels, by `pillow` or `dali`, both looking through `views`
 pixels          pixels to batches, shifted and flipped, normalised
+batching        a stream of images cut into batches
 loader          batches of a split
-calibration, calibration_file                          a handful of images
+calibration     a handful of training images
+calibration_file                images that a user saved
 """
 
 from ompq.data.calibration import CalibrationImages, calibration_batches, calibration_images
 from ompq.data.calibration_file import load_calibration_file
-from ompq.data.decoding import BACKENDS
+from ompq.data.datasets.registry import DATASETS, DatasetInfo, preprocess_for
+from ompq.data.decoding.backends import BACKENDS
 from ompq.data.loader import Loader, make_loader, unreadable_note
-from ompq.data.registry import DATASETS, DatasetInfo, preprocess_for
 
 __all__ = [
     "BACKENDS",

@@ -11,17 +11,33 @@ Batch = tuple[Tensor, Tensor]
 
 
 def batch_sizes(total: int, largest: int) -> list[int]:
-    """Split `total` into the fewest parts of nearly equal size, none above `largest`."""
+    """Split `total` into the fewest batches of nearly equal size, none above `largest`.
+
+    Args:
+        total: Number of images.
+        largest: Greatest allowed batch size, at least 1.
+
+    Returns:
+        The sizes, larger ones first; they differ by at most one.
+
+    >>> batch_sizes(10, 4)
+    [4, 3, 3]
+    """
     count = -(-total // largest)
     return [total // count + (index < total % count) for index in range(count)]
 
 
 def rebatch(pieces: Iterable[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
-    """Cut pieces of any length into batches of `sizes`, the last ones shorter if images run out.
+    """Cut pieces of any length into batches of `sizes`; where images run out, the last is shorter.
 
     Args:
-        pieces: images n × …, and labels n.
-        sizes: wanted lengths, positive; more pieces than they need are not asked for.
+        pieces: Pairs of images (n × …) and labels (n), n being any number. No piece is asked for
+            that `sizes` does not need, so that its images are never decoded.
+        sizes: Wanted batch sizes, at least 1 each.
+
+    >>> pieces = [(torch.zeros(3, 1), torch.arange(3)), (torch.zeros(2, 1), torch.arange(2))]
+    >>> [labels.tolist() for _, labels in rebatch(pieces, [2, 2, 2])]
+    [[0, 1], [2, 0], [1]]
     """
     stream = iter(pieces)
     images: list[Tensor] = []

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ompq.data.batching import Batch, batch_sizes, rebatch
-from ompq.data.decoding import choose_backend, decode
-from ompq.data.loader import check_positive, from_memory
+from ompq.data.datasets.registry import DatasetInfo, find_dataset
+from ompq.data.datasets.splits import FileSplit, Split, TensorSplit
+from ompq.data.decoding.backends import choose_backend, decode
+from ompq.data.loader import check_positive, prepare_batch
 from ompq.data.pixels import normalise
-from ompq.data.registry import DatasetInfo, dataset_info
-from ompq.data.sampling import augmentation_seeds, random_stream
-from ompq.data.splits import FileSplit, Split, TensorSplit
+from ompq.data.sampling import draw_augmentation_seeds, seed_generator
 from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
 
@@ -24,17 +24,18 @@ _PIECE = 256
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """This rank's part of the calibration images.
+    """Calibration images in memory.
 
-    `images` is n_rank × 3 × H × W, float32; `labels` n_rank, int64, −1 where there are none;
-    `skipped` names the unreadable files that were met; `total` is the number of images of all ranks
-    together, fewer than were asked for if there are no more.
+    Attributes:
+        images: Normalised images, n × 3 × H × W, float32; n is smaller than what was asked for
+            where the data set has no more readable images.
+        labels: Class of each image, n, int64; −1 where there is none.
+        skipped: Paths of the unreadable files that were met.
     """
 
     images: Tensor
     labels: Tensor
     skipped: list[str]
-    total: int
 
 
 def calibration_images(
@@ -47,30 +48,44 @@ def calibration_images(
     backend: str = "auto",
     workers: int = 0,
     augment: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> CalibrationImages:
-    """`num_images` seeded training images, in memory at once; of them this rank's shard.
+    """Load seeded training images, all of them at once.
 
-    The same seed gives the same images for every world size; shards are contiguous and their sizes
-    differ by at most one. Every rank decodes all of them, since which files are readable shows only
-    then. Folders may be plain, without classes: `root/*.jpg` or `root/train/*.jpg`.
+    One seed gives the same images in every process. Unreadable files are skipped and replaced by
+    further images while there are any. A folder may be plain, without classes: `root/*.jpg` or
+    `root/train/*.jpg`.
+
+    Args:
+        dataset: Name of the data set, one of `DATASETS`.
+        root: Folder of the data set; None for data sets that need none.
+        preprocess: Preprocessing of the images.
+        num_images: Number of images, at least 2.
+        seed: Seed that chooses the images, and their augmentation.
+        backend: "auto", "torchvision" or "dali", the decoder of image files.
+        workers: Number of threads that decode files; 0 for none beside this one.
+        augment: Whether images are cropped or shifted and flipped at random, as in training.
 
     Raises:
-        OmpqError: the data set cannot be opened, or has fewer than two readable images.
+        OmpqError: The data set cannot be opened, or has fewer than two readable images.
     """
-    chosen = _choose(dataset, root, preprocess, num_images, seed, backend, workers, augment)
+    chosen = _choose(
+        dataset,
+        root,
+        preprocess,
+        num_images,
+        seed=seed,
+        backend=backend,
+        workers=workers,
+        augment=augment,
+    )
     skipped: list[str] = []
-    ((images, labels),) = rebatch(chosen.pieces(skipped), [chosen.wanted])
+    ((images, labels),) = rebatch(chosen.read(skipped), [chosen.wanted])
     if len(labels) < 2:
         raise OmpqError(
             f"calibration needs two images or more; {root or dataset} gave one ({num_images} asked "
             f"for, {len(skipped)} unreadable)"
         )
-    size, extra = divmod(len(labels), world_size)
-    start = rank * size + min(rank, extra)
-    shard = slice(start, start + size + (rank < extra))
-    return CalibrationImages(images[shard].clone(), labels[shard].clone(), skipped, len(labels))
+    return CalibrationImages(images, labels, skipped)
 
 
 def calibration_batches(
@@ -86,17 +101,42 @@ def calibration_batches(
     augment: bool = False,
     skipped: list[str] | None = None,
 ) -> Iterator[Tensor]:
-    """The images of `calibration_images` as batches, without holding them all; all ranks the same.
+    """Load seeded training images batch by batch, without holding them all.
 
-    Unreadable files are skipped, added to `skipped`, and replaced by further images while there
-    are any. The images are split into batches of nearly equal size, none above `batch_size`.
+    The images are those of `calibration_images`, in their order, on every rank. They are split
+    into batches of nearly equal size.
+
+    Args:
+        dataset: Name of the data set, one of `DATASETS`.
+        root: Folder of the data set; None for data sets that need none.
+        preprocess: Preprocessing of the images.
+        num_images: Number of images, at least 1.
+        batch_size: Greatest number of images in a batch, at least 1.
+        seed: Seed that chooses the images, and their augmentation.
+        workers: Number of threads that decode files; 0 for none beside this one.
+        backend: "auto", "torchvision" or "dali", the decoder of image files.
+        augment: Whether images are cropped or shifted and flipped at random, as in training.
+        skipped: List to which paths of unreadable files are added as they are met; None to drop
+            them.
+
+    Returns:
+        Batches of normalised images, n × 3 × H × W, float32.
 
     Raises:
-        OmpqError: the data set cannot be opened, or no image can be read.
+        OmpqError: The data set cannot be opened, or (while iterating) no image can be read.
     """
     check_positive(batch_size=batch_size)
-    chosen = _choose(dataset, root, preprocess, num_images, seed, backend, workers, augment)
-    pieces = chosen.pieces(skipped if skipped is not None else [])
+    chosen = _choose(
+        dataset,
+        root,
+        preprocess,
+        num_images,
+        seed=seed,
+        backend=backend,
+        workers=workers,
+        augment=augment,
+    )
+    pieces = chosen.read(skipped if skipped is not None else [])
     sizes = batch_sizes(chosen.wanted, batch_size)
     return (images for images, _ in rebatch(pieces, sizes))
 
@@ -114,19 +154,19 @@ class _Chosen:
     backend: str
     workers: int
 
-    def pieces(self, skipped: list[str]) -> Iterator[Batch]:
-        """Normalised images and labels, `wanted` of them if so many can be read."""
+    def read(self, skipped: list[str]) -> Iterator[Batch]:
+        """Read normalised images and labels, `wanted` of them if so many are readable."""
         if isinstance(self.split, FileSplit):
-            return self._from_files(self.split, skipped)
-        return self._from_memory(self.split)
+            return self._read_files(self.split, skipped)
+        return self._read_memory(self.split)
 
-    def _from_memory(self, split: TensorSplit) -> Iterator[Batch]:
+    def _read_memory(self, split: TensorSplit) -> Iterator[Batch]:
         for start in range(0, self.wanted, _PIECE):
             part = slice(start, min(start + _PIECE, self.wanted))
             seeds = None if self.seeds is None else self.seeds[part]
-            yield from_memory(split, self.order[part], self.info, self.preprocess, seeds)
+            yield prepare_batch(split, self.order[part], self.info, self.preprocess, seeds)
 
-    def _from_files(self, split: FileSplit, skipped: list[str]) -> Iterator[Batch]:
+    def _read_files(self, split: FileSplit, skipped: list[str]) -> Iterator[Batch]:
         """Decode as many files as are wanted, then as many more as were unreadable, and so on."""
         start, missing = 0, self.wanted
         while missing and start < len(self.order):
@@ -153,13 +193,14 @@ def _choose(
     root: str | Path | None,
     preprocess: Preprocess,
     num_images: int,
+    *,
     seed: int,
     backend: str,
     workers: int,
     augment: bool,
 ) -> _Chosen:
     check_positive(num_images=num_images)
-    info = dataset_info(dataset)
+    info = find_dataset(dataset)
     backend = choose_backend(backend)
     folder = Path(root) if root is not None else None
     if info.open_for_calibration is not None:
@@ -171,9 +212,11 @@ def _choose(
         split=opened,
         info=info,
         preprocess=preprocess,
-        order=torch.randperm(total, generator=random_stream(seed, "subset")),
+        # A permutation of all images, not of those wanted: what replaces unreadable ones, and
+        # whatever more is asked for, comes after them.
+        order=torch.randperm(total, generator=seed_generator(seed, "subset")),
         wanted=min(num_images, total),
-        seeds=augmentation_seeds(total, seed) if augment else None,
+        seeds=draw_augmentation_seeds(total, seed) if augment else None,
         backend=backend,
         workers=workers,
     )

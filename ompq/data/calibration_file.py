@@ -24,19 +24,22 @@ _UNREADABLE = (
 
 
 def load_calibration_file(path: str | Path) -> Tensor:
-    """Images of a `.pt` or `.npy` file, already normalised.
+    """Load normalised calibration images from a `.pt` or `.npy` file.
 
     Nothing in the file is executed: `.pt` is read with `weights_only`, `.npy` without pickles.
 
+    Args:
+        path: Path of a file that holds one tensor (`torch.save`) or one array (`numpy.save`).
+
     Returns:
-        n × 3 × H × W, float32; n is two or more.
+        The images, n × 3 × H × W, float32; n is at least 2.
 
     Raises:
-        OmpqError: missing, unreadable, no floats, another shape, fewer than two images, or not
-            finite (names the first such image).
+        OmpqError: The file is missing or unreadable, or holds no floats, another shape, fewer than
+            two images, or NaN or infinity (the first such image is named).
     """
     path = Path(path)
-    where = f"--calibration_data {path}"
+    where = f"`calibration_data` {path}"
     if not path.is_file():
         raise OmpqError(f"{where}: there is no such file")
     images = _read(path, where)
@@ -73,6 +76,7 @@ def _load(path: Path) -> Any:
         array = np.load(path, allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("several arrays")
+        # PyTorch takes arrays in the byte order of this machine only.
         native = array.astype(array.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(native)
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,24 +1,42 @@
-"""Any network as layers, tied groups, feature taps and blocks, known by structure alone."""
+"""Any network as layers, tied groups, features and blocks, known by its structure alone.
 
+    trace               trace.py          follow a module's forward pass; the view of what it does
+    NetworkGraph        network.py        that view: layers, groups, blocks, number of outputs
+    analyse             network.py        the view of a traced network whose shapes are recorded
+    Layer, Group        network.py        a layer with its costs; layers that share one bit width
+    Block               blocks.py         nodes between one tensor going in and one coming out
+    Subgraph            subgraphs.py      consecutive nodes, with the tensors they read and give
+    split_into_subgraphs, make_subgraph, extract_subgraph
+                        subgraphs.py      the network in subgraphs; one of them; it as a module
+    fold_batch_norm     folding.py        batch norm as part of the layer before it
+    find_activation_sites
+                        activations.py    the values that layers read, which are to be quantized
+    run_with_taps       run.py            a forward pass that reads values on the way
+
+What a single node computes is read in operations.py, and only there; canonicalize.py rewrites a
+traced network so that its nodes are what they look like; features.py finds a layer's feature.
+"""
+
+from ompq.graph.activations import find_activation_sites
 from ompq.graph.folding import fold_batch_norm
 from ompq.graph.network import Block, Group, Layer, NetworkGraph, analyse
-from ompq.graph.parts import Part, extract, part_of, parts_of
 from ompq.graph.run import run_with_taps
-from ompq.graph.sites import activation_sites
-from ompq.graph.trace import trace
+from ompq.graph.subgraphs import Subgraph, extract_subgraph, make_subgraph, split_into_subgraphs
+from ompq.graph.trace import trace, trace_for
 
 __all__ = [
     "Block",
     "Group",
     "Layer",
     "NetworkGraph",
-    "Part",
-    "activation_sites",
+    "Subgraph",
     "analyse",
-    "extract",
+    "extract_subgraph",
+    "find_activation_sites",
     "fold_batch_norm",
-    "part_of",
-    "parts_of",
+    "make_subgraph",
     "run_with_taps",
+    "split_into_subgraphs",
     "trace",
+    "trace_for",
 ]

@@ -1,4 +1,4 @@
-"""The one view of a network that every stage uses: layers, tied groups, feature taps, blocks."""
+"""The view of a network that every stage uses: layers, tied groups, features, blocks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 
 from ompq.errors import OmpqError
 from ompq.graph.blocks import Block, find_blocks
+from ompq.graph.features import find_feature_tap
 from ompq.graph.operations import (
     ARITHMETIC,
     BATCH_NORMS,
@@ -19,21 +20,29 @@ from ompq.graph.operations import (
     LAYOUTS,
     NORMS,
     PARAMETER_PLUMBING,
-    layer_of,
+    find_tensor_users,
+    get_layer,
+    is_quantizable,
     operation,
-    quantizable,
     tensor_shape,
-    tensor_users,
 )
-from ompq.graph.taps import feature_tap
 
 
 @dataclass(frozen=True)
 class Layer:
     """A convolution or linear layer that the network calls.
 
-    `params` and `ops` follow the accounting of the published results (see `ompq.cost`);
-    `macs` is the plain number of multiply-accumulates for one image.
+    Attributes:
+        name: Path of its module.
+        kind: `conv` or `linear`.
+        nodes: Nodes that call it, in execution order.
+        batch_norm: Path of the batch norm that reads this layer alone; None where there is none.
+        weight_shape: Shape of its weight.
+        output_shape: Shape of its output at the last call, without the dimension of the images.
+        weights: Number of elements of its weight.
+        params: Number of parameters, by the accounting of the published results (`ompq.cost`).
+        macs: Multiply-accumulates for one image.
+        ops: Operations for one image, by the accounting of the published results (`ompq.cost`).
     """
 
     name: str
@@ -52,8 +61,13 @@ class Layer:
 class Group:
     """Layers that share one bit width because their outputs are added to one feature.
 
-    `layers` begins with the one that names the group: the last layer of the deepest branch. `tap`
-    is the graph node whose value is the group's feature. `role` is stem, body or classifier.
+    Attributes:
+        layers: Names of the layers; the first, the last layer of the deepest branch, names the
+            group.
+        tap: Node whose value is the group's feature.
+        role: `stem`, `body` or `classifier`.
+        params: Number of parameters of all its layers.
+        ops: Operations of all its layers for one image.
     """
 
     layers: tuple[str, ...]
@@ -64,16 +78,20 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Name of the layer that stands for the group."""
+        """Return the name of the layer that stands for the group."""
         return self.layers[0]
 
 
 @dataclass(frozen=True)
 class NetworkGraph:
-    """A traced network with everything the stages ask of its structure.
+    """A traced network with everything that the stages ask of its structure.
 
-    `layers` and `groups` are in execution order. `float_layers` tells, by name, what holds weights
-    that the toolkit does not quantize.
+    Attributes:
+        module: Traced network; it computes, in evaluation mode, what the network computes.
+        input_shape: Channels, height and width of one image.
+        layers: Quantizable layers by name, in execution order.
+        groups: Groups of these layers, in execution order.
+        float_layers: Why a module or parameter with weights is not quantized, by its name.
     """
 
     module: GraphModule
@@ -84,22 +102,27 @@ class NetworkGraph:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """Single-entry single-exit parts, in execution order; every call of a layer is in one."""
+        """Return the blocks, in execution order; every call of a layer is in exactly one."""
         return find_blocks(self.module, [n for layer in self.layers.values() for n in layer.nodes])
 
     @property
     def num_outputs(self) -> int:
-        """Size of the last dimension of what the network gives: its number of classes."""
+        """Return the size of the last dimension of the output: the number of classes."""
         output = next(node for node in self.module.graph.nodes if node.op == "output")
         shape = tensor_shape(output.all_input_nodes[0])
         return shape[-1] if shape else 0
 
     def layer_module(self, name: str) -> nn.Conv2d | nn.Linear:
-        """The module of the layer called `name`."""
-        return layer_of(self.module, name)
+        """Return the module of the layer called `name`."""
+        return get_layer(self.module, name)
 
     def with_module(self, module: GraphModule) -> NetworkGraph:
-        """The view of a rewritten network with the same layers; costs stay those of this one."""
+        """Return the view of a rewritten network that has these layers and keeps their costs.
+
+        Args:
+            module: Rewritten network, with recorded shapes.
+        """
+        # Parameters are counted with their batch norm, which folding removes.
         view = analyse(module, self.input_shape)
         layers = {
             name: replace(layer, params=self.layers[name].params)
@@ -111,35 +134,40 @@ class NetworkGraph:
 
 
 def analyse(traced: GraphModule, input_shape: tuple[int, int, int]) -> NetworkGraph:
-    """Find layers, groups and float leftovers of a traced network with recorded shapes.
+    """Find the layers of a traced network, their groups, and what stays in float.
+
+    Args:
+        traced: Traced network with recorded shapes.
+        input_shape: Channels, height and width of one image.
 
     Raises:
         OmpqError: there is nothing to quantize.
     """
-    calls = _layer_calls(traced)
+    calls = _find_layer_calls(traced)
     if not calls:
         raise OmpqError("the network calls no Conv2d or Linear layer: there is nothing to quantize")
     layers = {name: _describe(traced, name, nodes) for name, nodes in calls.items()}
-    groups = _tied_groups(traced, layers)
-    return NetworkGraph(traced, input_shape, layers, groups, _left_in_float(traced, layers))
+    groups = _form_groups(traced, layers)
+    return NetworkGraph(traced, input_shape, layers, groups, _find_float_layers(traced, layers))
 
 
-def _layer_calls(traced: GraphModule) -> dict[str, list[Node]]:
+def _find_layer_calls(traced: GraphModule) -> dict[str, list[Node]]:
     calls: dict[str, list[Node]] = defaultdict(list)
     for node in traced.graph.nodes:
-        if node.op == "call_module" and quantizable(traced.get_submodule(node.target)):
+        if node.op == "call_module" and is_quantizable(traced.get_submodule(node.target)):
             calls[node.target].append(node)
     return dict(calls)
 
 
 def _describe(traced: GraphModule, name: str, nodes: list[Node]) -> Layer:
-    module = layer_of(traced, name)
+    module = get_layer(traced, name)
     weight = module.weight
     bias = 0 if module.bias is None else module.bias.numel()
     output_shape = tensor_shape(nodes[-1]) or ()
     outputs, weights = weight.shape[0], weight.numel()
+    # Of all calls: a layer that is called twice costs twice.
     positions = sum(prod(tensor_shape(node) or ()) // outputs for node in nodes)
-    batch_norm = _following_batch_norm(traced, nodes)
+    batch_norm = _find_batch_norm(traced, nodes)
     is_conv = isinstance(module, nn.Conv2d)
     per_position = weights + 5 * outputs if is_conv else 2 * weights + outputs
     return Layer(
@@ -156,12 +184,16 @@ def _describe(traced: GraphModule, name: str, nodes: list[Node]) -> Layer:
     )
 
 
-def _following_batch_norm(traced: GraphModule, nodes: list[Node]) -> str | None:
-    """Path of the batch norm that reads this layer alone, if it has one of its own.
+def _find_batch_norm(traced: GraphModule, nodes: list[Node]) -> str | None:
+    """Find the path of the batch norm that reads one layer and nothing else.
 
-    One without running statistics cannot become part of the layer.
+    A batch norm without running statistics does not count: it cannot become part of the layer.
+
+    Args:
+        traced: Traced network.
+        nodes: Nodes that call the layer.
     """
-    users = tensor_users(nodes[0])
+    users = find_tensor_users(nodes[0])
     if len(nodes) > 1 or len(users) != 1 or users[0].op != "call_module":
         return None
     norm = users[0]
@@ -172,17 +204,19 @@ def _following_batch_norm(traced: GraphModule, nodes: list[Node]) -> str | None:
     return None if traced.get_submodule(target).running_var is None else target
 
 
-def _tied_groups(traced: GraphModule, layers: dict[str, Layer]) -> tuple[Group, ...]:
-    """Groups of layers with one feature: a projection shortcut joins its block's last layer."""
+def _form_groups(traced: GraphModule, layers: dict[str, Layer]) -> tuple[Group, ...]:
+    """Group layers that share a feature: a projection shortcut joins its block's last layer."""
     nodes = {node.name: node for node in traced.graph.nodes}
     order = {name: position for position, name in enumerate(nodes)}
-    inputs = _nodes_behind_images(traced)
-    depth = _layer_depth(traced, layers)
-    feeding = _nodes_before_layers(traced, layers)
+    behind_images = _find_nodes_behind_images(traced)
+    depth = _measure_layer_depth(traced, layers)
+    feeding = _find_nodes_before_layers(traced, layers)
     by_tap: dict[str, list[Layer]] = defaultdict(list)
     for layer in layers.values():
-        by_tap[feature_tap(nodes[layer.nodes[-1]], traced, inputs).name].append(layer)
+        feature = find_feature_tap(nodes[layer.nodes[-1]], traced, behind_images)
+        by_tap[feature.name].append(layer)
 
+    # By depth first: a shortcut may be called before or after the branch that it is added to.
     def rank(layer: Layer) -> tuple[int, int]:
         return depth[layer.nodes[-1]], order[layer.nodes[-1]]
 
@@ -198,8 +232,8 @@ def _tied_groups(traced: GraphModule, layers: dict[str, Layer]) -> tuple[Group, 
     return tuple(group for _, group in sorted(groups, key=lambda pair: pair[0]))
 
 
-def _nodes_behind_images(traced: GraphModule) -> set[Node]:
-    """Nodes whose value depends on the images."""
+def _find_nodes_behind_images(traced: GraphModule) -> set[Node]:
+    """Find the nodes whose values depend on the images."""
     behind: set[Node] = set()
     for node in traced.graph.nodes:
         if node.op == "placeholder" or any(source in behind for source in node.all_input_nodes):
@@ -207,8 +241,8 @@ def _nodes_behind_images(traced: GraphModule) -> set[Node]:
     return behind
 
 
-def _layer_depth(traced: GraphModule, layers: dict[str, Layer]) -> dict[str, int]:
-    """Per node, the largest number of layers on a path from the images up to and with it."""
+def _measure_layer_depth(traced: GraphModule, layers: dict[str, Layer]) -> dict[str, int]:
+    """Count for each node the most layers on a path from the images up to and with the node."""
     calls = {name for layer in layers.values() for name in layer.nodes}
     depth: dict[str, int] = {}
     for node in traced.graph.nodes:
@@ -217,8 +251,8 @@ def _layer_depth(traced: GraphModule, layers: dict[str, Layer]) -> dict[str, int
     return depth
 
 
-def _nodes_before_layers(traced: GraphModule, layers: dict[str, Layer]) -> set[str]:
-    """Names of the nodes from which a later layer can be reached."""
+def _find_nodes_before_layers(traced: GraphModule, layers: dict[str, Layer]) -> set[str]:
+    """Find the names of the nodes from which a later layer can be reached."""
     calls = {name for layer in layers.values() for name in layer.nodes}
     before: set[str] = set()
     for node in reversed(traced.graph.nodes):
@@ -227,23 +261,24 @@ def _nodes_before_layers(traced: GraphModule, layers: dict[str, Layer]) -> set[s
     return before
 
 
-def _left_in_float(traced: GraphModule, layers: dict[str, Layer]) -> dict[str, str]:
-    """Name → reason, for what multiplies with weights and is not quantized."""
+def _find_float_layers(traced: GraphModule, layers: dict[str, Layer]) -> dict[str, str]:
+    """Find what multiplies with weights and is not quantized; give the reason by its name."""
     left = {}
     for node in traced.graph.nodes:
         if node.op == "call_module" and node.target not in layers:
             module = traced.get_submodule(node.target)
             if any(parameter.dim() > 1 for parameter in module.parameters()):
-                left[str(node.target)] = _reason(module)
+                left[str(node.target)] = _explain(module)
         elif node.op == "get_attr":
-            user = _multiplying_user(node, traced)
+            user = _find_multiplying_user(node, traced)
             if user is not None:
                 owner = str(node.target).rpartition(".")[0] or str(node.target)
                 left[owner] = f"its weight goes into the function {operation(user, traced)}"
     return left
 
 
-def _reason(module: nn.Module) -> str:
+def _explain(module: nn.Module) -> str:
+    """Say why a module with weights is not quantized."""
     name = type(module).__name__
     if not isinstance(module, nn.Conv2d | nn.Linear):
         return f"{name} is not quantized"
@@ -252,8 +287,8 @@ def _reason(module: nn.Module) -> str:
     return f"{name} computes otherwise than its base class"
 
 
-def _multiplying_user(parameter: Node, traced: GraphModule) -> Node | None:
-    """The first function that does more with a weight matrix than scale, shift or shape it."""
+def _find_multiplying_user(parameter: Node, traced: GraphModule) -> Node | None:
+    """Find the first function that does more with a matrix than scale, shift or shape it."""
     if len(tensor_shape(parameter) or ()) < 2:
         return None
     harmless = ARITHMETIC | LAYOUTS | IDENTITIES | NORMS | PARAMETER_PLUMBING

@@ -1,15 +1,25 @@
-"""What a node of a traced network does, by the name of its operation."""
+"""The one place that reads what a node of a traced network computes.
+
+Here are the name of a node's operation and the families of such names, what its value is and who
+computes with it, the layer that it calls, and the arguments of clips and poolings, whichever way
+they are written: as a module, as a function or as a method, by position or by keyword.
+"""
 
 from __future__ import annotations
+
+from math import inf
+from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
+# Names as `operation` gives them.
 ACTIVATIONS = frozenset(
     "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu leakyrelu logsigmoid mish "
     "prelu relu relu6 rrelu selu sigmoid silu softplus softshrink softsign swish tanh tanhshrink "
     "threshold clamp clip clamp_min clamp_max abs square sqrt exp".split()
 )
+CLIPS = frozenset("relu relu6 hardtanh clamp clip clamp_min clamp_max".split())
 BATCH_NORMS = frozenset("batchnorm1d batchnorm2d batchnorm3d syncbatchnorm batch_norm".split())
 NORMS = BATCH_NORMS | frozenset(
     "layernorm layer_norm groupnorm group_norm instancenorm2d instance_norm rmsnorm rms_norm "
@@ -19,51 +29,29 @@ IDENTITIES = frozenset(
     "identity dropout dropout2d alphadropout feature_dropout stochastic_depth drop_path "
     "contiguous clone detach to type_as float".split()
 )
-# Zeros that pad are on every grid.
+# Padding is among them: zero is a value of every fake quantizer.
 LAYOUTS = frozenset(
     "flatten unflatten reshape view permute transpose squeeze unsqueeze same_padding".split()
 )
 MAX_POOLS = frozenset("maxpool2d max_pool2d adaptivemaxpool2d adaptive_max_pool2d amax".split())
+AVERAGES = frozenset("avgpool2d avg_pool2d adaptiveavgpool2d adaptive_avg_pool2d mean".split())
 ADDITIONS = frozenset("add iadd".split())
+ARITHMETIC = ADDITIONS | frozenset("mul imul sub isub div truediv itruediv".split())
+# What prepares a parameter, or reads its size, without multiplying anything with it.
 PARAMETER_PLUMBING = frozenset(
     "expand cat concat repeat tile getitem getattr interpolate size dim chunk split unbind".split()
 )
-ARITHMETIC = ADDITIONS | frozenset("mul imul sub isub div truediv itruediv".split())
-
-
-def quantizable(module: nn.Module) -> bool:
-    """Whether the toolkit can quantize the weights of `module`: a plain layer with a plain weight.
-
-    A subclass that computes otherwise, or a weight that is computed anew at every call (weight
-    norm, spectral norm, standardisation), would not do what its weight says.
-    """
-    is_layer = isinstance(module, nn.Conv2d | nn.Linear)
-    return is_layer and plain_forward(module) and "weight" in module._parameters
-
-
-def plain_forward(module: nn.Module) -> bool:
-    """Whether a layer runs the forward pass of torch.nn's own class, and no hook before it."""
-    own = type(module).forward in (nn.Conv2d.forward, nn.Linear.forward)
-    return own and not module._forward_pre_hooks
-
-
-def layer_of(network: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
-    """The quantizable layer called `name`.
-
-    Raises:
-        TypeError: that module is of another kind.
-    """
-    module = network.get_submodule(name)
-    if not isinstance(module, nn.Conv2d | nn.Linear):
-        raise TypeError(f"{name} is a {type(module).__name__}")
-    return module
 
 
 def operation(node: Node, network: GraphModule) -> str:
-    """Lower-case name of what `node` computes, the same for its module, function and method form.
+    """Return the lower-case name of what a node computes: one name for module, function and method.
 
     A module goes by its closest base class in torch.nn (a subclass of LayerNorm is a layernorm),
     a function or method by its own name without the underscore of its in-place form.
+
+    Args:
+        node: Node of the traced network.
+        network: Traced network.
     """
     if node.op == "call_module":
         module_type = type(network.get_submodule(str(node.target)))
@@ -78,19 +66,131 @@ def operation(node: Node, network: GraphModule) -> str:
 
 
 def tensor_shape(node: Node) -> tuple[int, ...] | None:
-    """Shape of the node's value for the example input, None where the value is not a tensor."""
+    """Return the shape of a node's value for one image; None where the value is no tensor."""
     return node.meta.get("shape")
 
 
 def carries_values(node: Node) -> bool:
-    """Whether the node's value is a tensor, or several of them, computed from the images' values.
+    """Tell whether a node's value is made of tensors that are computed from the images' values.
 
-    Sizes and other numbers are not; parameters (`get_attr`) are not.
+    Sizes and other numbers are not, and neither are parameters (`get_attr`).
     """
     holds = tensor_shape(node) is not None or node.meta.get("holds_tensors", False)
     return node.op != "get_attr" and bool(holds)
 
 
-def tensor_users(node: Node) -> list[Node]:
-    """Users of `node` that compute with its values (reading its shape does not count)."""
+def find_tensor_users(node: Node) -> list[Node]:
+    """Find the users of a node that compute with its values (reading its shape does not count)."""
     return [user for user in node.users if user.op == "output" or tensor_shape(user) is not None]
+
+
+def is_quantizable(module: nn.Module) -> bool:
+    """Tell whether a module is a layer that computes with its weight as torch.nn's own layer does.
+
+    A subclass that computes otherwise, or a weight that is computed anew at every call (weight
+    norm, spectral norm, standardisation), would not do what its weight says.
+    """
+    is_layer = isinstance(module, nn.Conv2d | nn.Linear)
+    return is_layer and has_plain_forward(module) and "weight" in module._parameters
+
+
+def has_plain_forward(module: nn.Module) -> bool:
+    """Tell whether a layer runs the forward pass of torch.nn's own class, and no hook before it."""
+    own = type(module).forward in (nn.Conv2d.forward, nn.Linear.forward)
+    return own and not module._forward_pre_hooks
+
+
+def get_layer(network: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
+    """Return the convolution or linear layer called `name`.
+
+    Raises:
+        TypeError: that module is of another kind.
+    """
+    module = network.get_submodule(name)
+    if not isinstance(module, nn.Conv2d | nn.Linear):
+        raise TypeError(f"{name} is a {type(module).__name__}")
+    return module
+
+
+def read_clip_bounds(node: Node, module: GraphModule) -> tuple[float, float]:
+    """Read the least and the largest value that a clipping activation lets pass.
+
+    Args:
+        node: Node whose operation is one of `CLIPS`.
+        module: Traced network that the node belongs to.
+
+    Returns:
+        The two bounds, −∞ and ∞ where there is none.
+    """
+    name = operation(node, module)
+    if name == "relu":
+        return 0.0, inf
+    if name == "relu6":
+        return 0.0, 6.0
+    if node.op == "call_module":
+        found = module.get_submodule(str(node.target))
+        return float(found.min_val), float(found.max_val)  # type: ignore[arg-type]
+    given = dict(zip(("min", "max"), node.args[1:], strict=False)) | dict(node.kwargs)
+    # hardtanh has other keywords and defaults; clamp_max has its only bound at the place of `min`.
+    if name == "hardtanh":
+        given = {"min": given.get("min_val", given.get("min", -1.0)), **given}
+        given = {"max": given.get("max_val", given.get("max", 1.0)), **given}
+    if name == "clamp_max":
+        given = {"max": given.get("max", given.get("min"))}
+    low, high = given.get("min"), given.get("max")
+    return (-inf if low is None else float(low)), (inf if high is None else float(high))  # type: ignore[arg-type]
+
+
+def read_pooling_window(
+    node: Node, module: GraphModule
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
+    """Read kernel, stride and padding of an average over height and width.
+
+    Args:
+        node: Node whose operation is one of `AVERAGES`.
+        module: Traced network that the node belongs to.
+
+    Returns:
+        Kernel, stride and padding, each (height, width); None where not every output divides by
+        the size of the kernel, or other dimensions are averaged.
+    """
+    before, after = tensor_shape(node.all_input_nodes[0]), tensor_shape(node)
+    if before is None or after is None or len(before) != 4 or before[:2] != after[:2]:
+        return None
+    name = operation(node, module)
+    if name == "mean" or name.startswith("adaptive"):
+        rows, columns = after[2:] if len(after) == 4 else (1, 1)
+        # Adaptive windows of several sizes are no pooling with one kernel.
+        if before[2] % rows or before[3] % columns:
+            return None
+        kernel = before[2] // rows, before[3] // columns
+        return kernel, kernel, (0, 0)
+    return _read_given_window(node, module)
+
+
+def _read_given_window(
+    node: Node, module: GraphModule
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
+    """Read the window of a pooling whose kernel, stride and padding are written down."""
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+    if node.op == "call_module":
+        pool = module.get_submodule(str(node.target))
+        values = {key: getattr(pool, key) for key in (*names, "divisor_override")}
+    else:
+        values = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+    kernel = _to_pair(values["kernel_size"])
+    stride = _to_pair(values.get("stride") or kernel)
+    padding = _to_pair(values.get("padding", 0))
+    if values.get("ceil_mode") or values.get("divisor_override"):
+        return None
+    if padding != (0, 0) and not values.get("count_include_pad", True):
+        return None
+    return kernel, stride, padding
+
+
+def _to_pair(value: Any) -> tuple[int, int]:
+    """Write what stands for height and width as two numbers: one number, or one or two of them."""
+    if isinstance(value, int):
+        return value, value
+    first, *rest = value
+    return int(first), int(rest[0] if rest else first)

@@ -1,4 +1,4 @@
-"""From a module to a traced graph with shapes, or to the line of the network that stopped it."""
+"""Tracing of a module to a graph with shapes, or to the line of the network that stops it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ompq.errors import OmpqError
+from ompq.graph.canonicalize import canonicalize_layers, follow_in_place_changes
 from ompq.graph.network import NetworkGraph, analyse
-from ompq.graph.plain import follow_changes_in_place, make_layers_plain
 
 _OWN_FOLDER = str(Path(__file__).parent)
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
@@ -37,30 +37,53 @@ _UNSUITED = (
 
 
 def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> NetworkGraph:
-    """Trace `network` in evaluation mode and find its layers, groups and blocks.
+    """Trace a network in evaluation mode and find its layers, groups and blocks.
 
     The network is copied, never changed.
 
     Args:
-        network: any module whose forward takes one batch of images and is traceable by torch.fx.
-        input_shape: (channels, height, width) of one image; costs are counted for it.
+        network: Module whose forward takes one batch of images and is traceable by torch.fx.
+        input_shape: Channels, height and width of one image; costs are counted for it.
 
     Raises:
         OmpqError: the network cannot be traced (names its line), cannot run on this input shape,
             or holds no convolution or linear layer.
     """
     root = copy.deepcopy(network).eval().requires_grad_(False)
+    # The order matters: rewriting needs the shapes, the view needs the rewritten network.
     _split_fused_activations(root)
     traced = fx.GraphModule(root, _trace(root), type(network).__name__)
     _record_shapes(traced, input_shape)
     _check_output(traced)
-    make_layers_plain(traced)
-    follow_changes_in_place(traced)
+    canonicalize_layers(traced)
+    follow_in_place_changes(traced)
     return analyse(traced, input_shape)
 
 
+def trace_for(network: nn.Module | NetworkGraph, images: Tensor) -> NetworkGraph:
+    """Trace a network for images of the size of these (n × channels × height × width).
+
+    A network that is traced already is returned as it is.
+
+    Raises:
+        OmpqError: The images are of another shape, or the network cannot be traced.
+    """
+    if isinstance(network, NetworkGraph):
+        return network
+    if images.dim() != 4:
+        shape = "×".join(map(str, images.shape))
+        raise OmpqError(f"`images` is {shape}; give images n × channels × height × width")
+    channels, height, width = images.shape[1:]
+    return trace(network, (channels, height, width))
+
+
 class _Tracer(fx.Tracer):
-    """Stops at the layers and norms (also at subclasses of them) and at torch.nn's own modules."""
+    """A tracer that stops at layers and norms, at subclasses of them, and at torch.nn's modules.
+
+    Args:
+        opaque: Further classes of modules that are not traced into.
+        wrapped: Functions that are not traced into.
+    """
 
     def __init__(self, opaque: tuple[type, ...] = (), wrapped: tuple[Any, ...] = ()) -> None:
         super().__init__(autowrap_functions=wrapped)
@@ -73,9 +96,9 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(root: nn.Module) -> fx.Graph:
-    arguments = _default_arguments(root)
+    arguments = _read_default_arguments(root)
     errors: list[Exception] = []
-    for tracer in _tracers():
+    for tracer in _make_tracers():
         try:
             graph = tracer.trace(root, concrete_args=arguments)
         except _UNSUITED as error:
@@ -83,20 +106,21 @@ def _trace(root: nn.Module) -> fx.Graph:
         else:
             _drop_fixed_arguments(graph)
             return graph
-    raise OmpqError(_untraceable(root, errors[0])) from errors[0]
+    raise OmpqError(_explain_failure(root, errors[0])) from errors[0]
 
 
-def _tracers() -> Iterator[_Tracer]:
-    """Plain tracing; then, with timm in use, with what timm itself declares opaque to torch.fx."""
+def _make_tracers() -> Iterator[_Tracer]:
+    """Make a tracer; then, with timm in use, one that spares what timm declares opaque."""
     yield _Tracer()
+    # timm is only asked where the network may be its own: importing it takes seconds.
     if "timm" in sys.modules:
         from timm.models import get_notrace_functions, get_notrace_modules
 
         yield _Tracer(tuple(get_notrace_modules()), tuple(get_notrace_functions()))
 
 
-def _default_arguments(root: nn.Module) -> dict[str, Any] | None:
-    """The defaults of what `forward` takes beside the images."""
+def _read_default_arguments(root: nn.Module) -> dict[str, Any] | None:
+    """Read the defaults of what `forward` takes beside the images."""
     parameters = list(inspect.signature(root.forward).parameters.values())[1:]
     required = [
         p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
@@ -109,7 +133,8 @@ def _default_arguments(root: nn.Module) -> dict[str, Any] | None:
     return {p.name: p.default for p in parameters if p.default is not p.empty} or None
 
 
-def _untraceable(root: nn.Module, error: Exception) -> str:
+def _explain_failure(root: nn.Module, error: Exception) -> str:
+    """Name the line of the network's own code at which tracing failed, and what to do."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -137,6 +162,7 @@ def _check_output(traced: fx.GraphModule) -> None:
 def _drop_fixed_arguments(graph: fx.Graph) -> None:
     """Remove the placeholders (and their checks) of arguments that keep their default."""
     for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
+        # The list grows while it is read: users of users; then all go, the last first.
         checks = [node]
         for check in checks:
             checks.extend(user for user in check.users if user not in checks)
@@ -145,26 +171,26 @@ def _drop_fixed_arguments(graph: fx.Graph) -> None:
 
 
 def _split_fused_activations(root: nn.Module) -> None:
-    """Turn batch norms that carry their activation (timm's BatchNormAct2d) into a sequence."""
+    """Turn batch norms with an activation inside (timm's BatchNormAct2d) into a sequence."""
     for name, module in list(root.named_modules()):
         if isinstance(module, _BatchNorm) and isinstance(getattr(module, "act", None), nn.Module):
-            parts: OrderedDict[str, nn.Module] = OrderedDict()
-            parts["norm"] = _plain_batch_norm(module)
-            parts["drop"] = getattr(module, "drop", None) or nn.Identity()
-            parts["act"] = module.get_submodule("act")
-            root.set_submodule(name, nn.Sequential(parts).eval())
+            steps: OrderedDict[str, nn.Module] = OrderedDict()
+            steps["norm"] = _extract_batch_norm(module)
+            steps["drop"] = getattr(module, "drop", None) or nn.Identity()
+            steps["act"] = module.get_submodule("act")
+            root.set_submodule(name, nn.Sequential(steps).eval())
 
 
-def _plain_batch_norm(fused: _BatchNorm) -> nn.BatchNorm2d:
-    plain = nn.BatchNorm2d(fused.num_features, fused.eps, fused.momentum, fused.affine)
-    plain.load_state_dict(
-        {key: value for key, value in fused.state_dict().items() if key in plain.state_dict()}
+def _extract_batch_norm(fused: _BatchNorm) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(fused.num_features, fused.eps, fused.momentum, fused.affine)
+    norm.load_state_dict(
+        {key: value for key, value in fused.state_dict().items() if key in norm.state_dict()}
     )
-    return plain.eval().requires_grad_(False)
+    return norm.eval().requires_grad_(False)
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Runs the graph once and notes each tensor's shape, and who holds several, in the nodes."""
+    """An interpreter that notes in each node the shape of its tensor, or that it holds several."""
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

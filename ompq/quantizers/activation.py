@@ -1,4 +1,4 @@
-"""The quantizer of one activation: off, rounding, or learning its step size."""
+"""The fake quantizer of one activation: off, rounding, or learning its step size."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from ompq.quantizers.affine import QuantParams, fake_quantize
-from ompq.quantizers.learned_step import learned_step_quantize
-from ompq.quantizers.sample import some_values
-from ompq.quantizers.scale import lp_scale
+from ompq.quantizers.lsq import learned_step_quantize
+from ompq.quantizers.scale import lp_scale, sample_values
 
 
 class ActivationQuantizer(nn.Module):
-    """Fake-quantizes what passes, per tensor and affine; hands it on untouched until it is enabled.
+    """An affine fake quantizer with one scale for the whole tensor.
 
-    `drop_probability` leaves that share of the values in float, chosen anew each time (QDrop, Wei
-    et al., arXiv:2203.05740); 0 outside of training.
+    Values pass untouched until `enabled` is set. `drop_probability` leaves that share of the
+    values in float, chosen anew at each call (QDrop, Wei et al., arXiv:2203.05740); it is 0 outside
+    of training. The scale is a parameter, so that it can be learned.
+
+    Args:
+        bits: Width of the integers.
     """
 
     def __init__(self, bits: int) -> None:
@@ -32,28 +35,38 @@ class ActivationQuantizer(nn.Module):
 
     @property
     def params(self) -> QuantParams:
-        """Scale and zero point, on the CPU."""
+        """Return a copy of scale, zero point and range, on the CPU."""
         zero_point = torch.tensor(self.zero_point, dtype=torch.int32)
         return QuantParams(self.scale.detach().cpu().clone(), zero_point, self.low, self.high)
 
     @torch.no_grad()
     def set(self, params: QuantParams) -> None:
-        """Take over scale and zero point."""
+        """Take over scale, zero point and range.
+
+        Args:
+            params: Scalars, on any device.
+        """
         self.scale.copy_(params.scale)
         self.zero_point = int(params.zero_point)
         self.low, self.high = params.low, params.high
 
     def fit(self, x: Tensor) -> None:
-        """Choose scale and zero point for values like `x` by L_2.4 search."""
+        """Choose scale and zero point for values like those of `x`, by L_2.4 search.
+
+        Args:
+            x: Values of the activation, of any shape.
+        """
         values = x.detach()
-        sample = torch.cat([some_values(values), values.amin()[None], values.amax()[None]])
+        # With the extremes: the candidates are shares of the range, which a sample may miss.
+        sample = torch.cat([sample_values(values), values.amin()[None], values.amax()[None]])
         self.set(lp_scale(sample, self.bits, per_channel=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape → the same shape."""
+        """Fake-quantize values of any shape, where enabled."""
         if not self.enabled:
             return x
         bounds = self.zero_point, self.low, self.high
+        # With gradients, by the operator that has one for the scale, else by the faster one.
         if self.scale.requires_grad or x.requires_grad:
             rounded = learned_step_quantize(x, self.scale, *bounds)
         else:
@@ -65,18 +78,23 @@ class ActivationQuantizer(nn.Module):
         return rounded
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Return what `print` shows of the module."""
         return f"bits={self.bits}, enabled={self.enabled}"
 
 
 def activation_quantizers(network: nn.Module) -> dict[str, ActivationQuantizer]:
-    """All of a network, by their path."""
+    """Return all activation quantizers of a network, by their paths."""
     return {n: m for n, m in network.named_modules() if isinstance(m, ActivationQuantizer)}
 
 
 @contextmanager
 def enabled(network: nn.Module, state: bool = True) -> Iterator[None]:
-    """Switch the activation quantizers of `network` on (or off) while the body runs."""
+    """Switch the activation quantizers of a network on (or off) while the body runs.
+
+    Args:
+        network: Network, or a module of it.
+        state: Whether they are on.
+    """
     quantizers = list(activation_quantizers(network).values())
     before = [quantizer.enabled for quantizer in quantizers]
     for quantizer in quantizers:

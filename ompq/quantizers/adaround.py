@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from ompq.quantizers.affine import QuantParams
 
 # The rectified sigmoid h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1), equation 23.
-ZETA, GAMMA = 1.1, -0.1
+ZETA = 1.1
+GAMMA = -0.1
 _STRETCH = ZETA - GAMMA
 # σ(V) is so close to 0 or 1 there that h is clipped and stays.
 _SETTLED = 6.0
@@ -27,39 +28,47 @@ class AdaRound(nn.Module):
     """
 
     def __init__(self, weight: Tensor, params: QuantParams) -> None:
-        """Start from `weight` (channels × …, float) on the grid of `params` (same device)."""
+        """Start from a weight, which rounds up or down to multiples of its scale.
+
+        Args:
+            weight: Weight, channels × …, float.
+            params: Scale, zero point and range of its integers, on its device.
+        """
         super().__init__()
         shape = (-1,) + (1,) * (weight.dim() - 1)
         zero_point = params.zero_point.view(shape) if params.zero_point.dim() else params.zero_point
         scale = params.scale.view(shape) if params.scale.dim() else params.scale
         ratio = weight.detach() / scale
         floor = ratio.floor()
+        # h(V) starts at the fraction that flooring cuts off.
         share = ((ratio - floor - GAMMA) / _STRETCH).clamp_(1e-4, 1 - 1e-4)
         logit = torch.logit(share)
         lowest, highest = params.low - zero_point, params.high - zero_point
+        # Beyond the range there is no choice: the weight is its bound.
         logit = torch.where(floor < lowest, -_SETTLED, logit)
         logit = torch.where(floor >= highest, _SETTLED, logit)
         self.logit = nn.Parameter(logit)
         self.floor = floor.clamp(lowest, highest - 1)
         self.scale = scale
         self.zero_point = zero_point
+        # Neither parameters nor buffers: no state that a state dict would hold.
         self.sigmoid, self.soft, self.work = (torch.empty_like(floor) for _ in range(3))
         self.penalty = 0.0
         self.exponent = 2.0
 
     def weight(self) -> Tensor:
-        """The soft-rounded weight, with a gradient for `logit`; valid until the next call."""
-        result: Tensor = _SoftRound.apply(self.logit, self)
+        """Return the soft-rounded weight, differentiable in `logit`; valid until the next call."""
+        result: Tensor = _SoftRounding.apply(self.logit, self)
         return result
 
     def integers(self) -> Tensor:
-        """The rounding that was learned: int32, within the range."""
+        """Return the integers of the rounding that was learned: int32, within the range."""
         up = self.logit.detach() >= 0
         return (self.floor + up + self.zero_point).int()
 
 
-class _SoftRound(torch.autograd.Function):
-    """Works in the module's buffers: fresh memory would cost more than the arithmetic."""
+class _SoftRounding(torch.autograd.Function):
+    """Soft rounding in memory of the module: fresh memory would cost more than the arithmetic."""
 
     @staticmethod
     def forward(ctx: Any, logit: Tensor, rounding: AdaRound) -> Tensor:

@@ -15,9 +15,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class QuantParams:
-    """Scale (positive float32) and zero point (int32), scalars or one per channel; and the range.
+    """Scale and zero point of an affine quantizer, and the range of its integers.
 
-    Integers run from `low` to `high`, both included.
+    Attributes:
+        scale: Positive float32, a scalar or one per channel.
+        zero_point: int32, of the scale's shape.
+        low: Smallest integer.
+        high: Largest integer.
+
+    Raises:
+        ValueError: scale and zero point differ in shape, or the range is empty.
     """
 
     scale: Tensor
@@ -33,22 +40,35 @@ class QuantParams:
 
 
 def quantize(x: Tensor, params: QuantParams) -> Tensor:
-    """Integers (int32) of `x`, the same shape."""
-    scale, zero_point = _along_channels(x, params)
+    """Quantize floats to integers (int32) of their shape.
+
+    >>> params = QuantParams(torch.tensor(0.5), torch.tensor(2, dtype=torch.int32), 0, 7)
+    >>> quantize(torch.tensor([-9.0, 0.0, 0.25, 0.75]), params)  # half to even
+    tensor([0, 2, 2, 4], dtype=torch.int32)
+    """
+    scale, zero_point = _align_with_channels(x, params)
     return torch.clamp(torch.round(x / scale) + zero_point, params.low, params.high).int()
 
 
 def dequantize(q: Tensor, params: QuantParams) -> Tensor:
-    """Floats that the integers stand for, the same shape."""
-    scale, zero_point = _along_channels(q, params)
+    """Dequantize integers to the floats (float32) that they stand for, of their shape.
+
+    >>> params = QuantParams(torch.tensor(0.5), torch.tensor(2, dtype=torch.int32), 0, 7)
+    >>> dequantize(torch.tensor([0, 2, 4]), params)
+    tensor([-1.,  0.,  1.])
+    """
+    scale, zero_point = _align_with_channels(q, params)
     return (q - zero_point) * scale
 
 
 def fake_quantize(x: Tensor, params: QuantParams) -> Tensor:
-    """`dequantize(quantize(x))`, with a gradient that passes straight through within the range."""
+    """Fake-quantize floats: `dequantize(quantize(x))`, with a straight-through gradient.
+
+    The gradient is 1 where the integer lies within the range, else 0.
+    """
     if params.scale.dim() == 0:
         if x.device.type == "cpu":
-            return _on_cpu(x, params)
+            return _fake_quantize_on_cpu(x, params)
         return torch.fake_quantize_per_tensor_affine(
             x, params.scale, params.zero_point, params.low, params.high
         )
@@ -58,7 +78,15 @@ def fake_quantize(x: Tensor, params: QuantParams) -> Tensor:
 
 
 def round_to(x: Tensor, scale: Tensor) -> Tensor:
-    """`x` rounded to multiples of `scale` (which broadcasts to it), gradients as if it were not."""
+    """Round to multiples of a scale, with a gradient of 1 for `x`.
+
+    Args:
+        x: Floats of any shape.
+        scale: Positive floats, of a shape that broadcasts to that of `x`.
+
+    >>> round_to(torch.tensor([0.3, 0.7, -5.2]), torch.tensor(0.5))
+    tensor([ 0.5000,  0.5000, -5.0000])
+    """
     result: Tensor = _Rounding.apply(x, scale)
     return result
 
@@ -73,16 +101,16 @@ class _Rounding(torch.autograd.Function):
         return grad, None
 
 
-def _on_cpu(x: Tensor, params: QuantParams) -> Tensor:
-    """There the fused operator takes three times as long as its four steps."""
+def _fake_quantize_on_cpu(x: Tensor, params: QuantParams) -> Tensor:
+    # The fused operator takes three times as long there as its four steps.
     zero_point = int(params.zero_point)
-    result: Tensor = _Clamped.apply(
+    result: Tensor = _ClampedRounding.apply(
         x, float(params.scale), params.low - zero_point, params.high - zero_point
     )
     return result
 
 
-class _Clamped(torch.autograd.Function):
+class _ClampedRounding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float, lowest: int, highest: int) -> Tensor:
         ctx.save_for_backward(x)
@@ -96,7 +124,8 @@ class _Clamped(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(grad, x, *ctx.range), None, None, None
 
 
-def _along_channels(x: Tensor, params: QuantParams) -> tuple[Tensor, Tensor]:
+def _align_with_channels(x: Tensor, params: QuantParams) -> tuple[Tensor, Tensor]:
+    """Reshape scale and zero point so that they broadcast along the first dimension of `x`."""
     if params.scale.dim() == 0:
         return params.scale, params.zero_point
     if x.shape[0] != params.scale.shape[0]:

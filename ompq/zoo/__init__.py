@@ -4,6 +4,12 @@ Files without a leading underscore are networks of our own; all others come from
 pytorchcv or the user's file.
 """
 
-from ompq.zoo._load import RANDOM_WEIGHTS, Network, load_network, rebuild
+from ompq.zoo._load import (
+    RANDOM_WEIGHTS,
+    RANDOM_WEIGHTS_NOTE,
+    Network,
+    load_network,
+    rebuild,
+)
 
-__all__ = ["RANDOM_WEIGHTS", "Network", "load_network", "rebuild"]
+__all__ = ["RANDOM_WEIGHTS", "RANDOM_WEIGHTS_NOTE", "Network", "load_network", "rebuild"]

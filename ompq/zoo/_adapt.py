@@ -1,7 +1,7 @@
 """Changes that make a network compute what the network of a checkpoint computes.
 
-Each takes the network and the translated weights, changes both in place where they call for it, and
-says in words what it changed (an empty text: nothing).
+Each function takes the network and the translated weights, changes both in place where the weights
+call for it, and returns in words what it changed, or an empty text.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def add_projections(network: nn.Module, state: State) -> str:
     for key, weight in state.items():
         path, found, _ = key.partition(".downsample.0.weight")
         block = modules.get(path) if found else None
+        # Only blocks that have the attribute and leave it empty can take a projection.
         if block is None or weight.ndim != 4 or getattr(block, "downsample", block) is not None:
             continue
         outputs, inputs = weight.shape[:2]
@@ -33,7 +34,7 @@ def add_projections(network: nn.Module, state: State) -> str:
     return f"projection shortcut in {', '.join(added)}" if added else ""
 
 
-def stride_on_first(network: nn.Module, state: State) -> str:
+def move_stride_to_first(network: nn.Module, state: State) -> str:
     """Move the stride of bottlenecks from the 3×3 convolution to the first 1×1."""
     moved = False
     for block in network.modules():

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ompq.checkpoint import read_state_dict
 from ompq.errors import OmpqError
+from ompq.zoo._checkpoint import read_state_dict
 from ompq.zoo._layouts import LAYOUTS, Layout
 from ompq.zoo._sources import Source, find_source
 
@@ -22,7 +22,18 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Fit:
-    """A network, the weights under its names, and what keeps the two from fitting (if anything)."""
+    """A network, weights under its names, and what keeps the two from fitting, if anything.
+
+    Attributes:
+        source: Origin of the network.
+        layout: Layout that the weights were translated from.
+        module: The network, with random weights until `load` is called.
+        state: The weights under the network's names.
+        notes: Changes to the network or the weights, in words.
+        missing: Names in the network that the weights lack.
+        unexpected: Names in the weights that the network lacks.
+        misshapen: Names with their two shapes, where these differ, in words.
+    """
 
     source: Source
     layout: Layout
@@ -35,11 +46,12 @@ class Fit:
 
     @property
     def misfits(self) -> int:
-        """How many names do not fit."""
+        """Return the number of names that do not fit."""
         return len(self.missing) + len(self.unexpected) + len(self.misshapen)
 
     def load(self) -> nn.Module:
-        """The network with the weights in it."""
+        """Load the weights into the network and return it."""
+        # Other codebases save no batch counters; inference does not use them.
         counters = {k: v for k, v in self.module.state_dict().items() if k.endswith(_COUNTER)}
         own = set(self.module.state_dict())
         self.module.load_state_dict(counters | {k: v for k, v in self.state.items() if k in own})
@@ -47,14 +59,19 @@ class Fit:
 
 
 def load_checkpoint(source: Source, file: Path, num_classes: int | None) -> tuple[Fit, str]:
-    """Fit the weights of `file` into the network of `source`.
+    """Fit the weights of a checkpoint into a network, in the first layout that fits.
+
+    Args:
+        source: Origin of the network.
+        file: Path of the checkpoint.
+        num_classes: Number of classes that the user gave; None for whatever the checkpoint has.
 
     Returns:
-        the fit, weights loaded, and where they came from in words.
+        The fit, its weights loaded, and the origin of the weights in words.
 
     Raises:
-        OmpqError: unreadable; does not fit in any known layout (says what does not fit in the one
-            that comes closest); or has another number of classes than `num_classes`.
+        OmpqError: The file is unreadable, does not fit in any known layout (what does not fit in
+            the closest one is named), or has another number of classes than `num_classes`.
     """
     state = read_state_dict(file)
     fits: list[Fit] = []
@@ -67,14 +84,17 @@ def load_checkpoint(source: Source, file: Path, num_classes: int | None) -> tupl
             fit.load()
             return fit, f"{file} ({'; '.join((layout.name, *fit.notes))})"
         fits.append(fit)
-    raise OmpqError(_misfit(min(fits, key=lambda fit: fit.misfits), file))
+    raise OmpqError(_describe_misfit(min(fits, key=lambda fit: fit.misfits), file))
 
 
-def classifier(module: nn.Module) -> tuple[str, int]:
-    """Name and outputs of the last convolution or linear layer in the order of definition.
+def find_classifier(module: nn.Module) -> tuple[str, int]:
+    """Find the last convolution or linear layer in the order of definition.
+
+    Returns:
+        The name of the layer and its number of outputs.
 
     Raises:
-        OmpqError: there is none.
+        OmpqError: There is none.
     """
     layers = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     if not layers:
@@ -84,12 +104,13 @@ def classifier(module: nn.Module) -> tuple[str, int]:
 
 
 def _fit(source: Source, layout: Layout, state: dict[str, Tensor]) -> Fit:
-    """Build the network that `layout` calls for and compare names and shapes."""
+    """Build the network that a layout calls for, and compare names and shapes with the weights."""
     if source.name in layout.siblings:
         source = find_source(layout.siblings[source.name])
     module = source.build(None)
-    translated = layout.translate(_without_wrapper(state, module.state_dict()))
-    name, classes = classifier(module)
+    translated = layout.translate(_drop_wrapper(state, module.state_dict()))
+    # The checkpoint's classifier tells the number of classes.
+    name, classes = find_classifier(module)
     weight = translated.get(f"{name}.weight")
     if weight is not None and weight.ndim > 1 and weight.shape[0] != classes:
         module = source.build(weight.shape[0])
@@ -99,17 +120,20 @@ def _fit(source: Source, layout: Layout, state: dict[str, Tensor]) -> Fit:
     if dropped:
         notes.append(f"{len(dropped)} entries of auxiliary classifiers left out")
     translated = {key: value for key, value in translated.items() if key not in dropped}
+    missing, unexpected, misshapen = _compare(own, translated)
     return Fit(
-        source,
-        layout,
-        module,
-        translated,
-        tuple(filter(None, notes)),
-        *_differences(own, translated),
+        source=source,
+        layout=layout,
+        module=module,
+        state=translated,
+        notes=tuple(filter(None, notes)),
+        missing=missing,
+        unexpected=unexpected,
+        misshapen=misshapen,
     )
 
 
-def _without_wrapper(state: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+def _drop_wrapper(state: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
     """Drop a first name (`model.`, `backbone.`) that all keys share and the network lacks."""
     heads = {key.partition(".")[0] for key in state}
     head = next(iter(heads)) + "."
@@ -118,14 +142,14 @@ def _without_wrapper(state: dict[str, Tensor], own: Iterable[str]) -> dict[str, 
     return {key.removeprefix(head): value for key, value in state.items()}
 
 
-def _differences(
+def _compare(
     own: dict[str, Tensor], state: dict[str, Tensor]
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Names that are missing, unexpected, and of another shape; counters of batches may lack."""
+    """List the names that are missing, unexpected and of another shape; batch counters pass."""
     missing = tuple(k for k in own if k not in state and not k.endswith(_COUNTER))
     unexpected = tuple(k for k in state if k not in own and not k.endswith(_COUNTER))
     misshapen = tuple(
-        f"{key} is {_shape(value)}, not {_shape(own[key])}"
+        f"{key} is {_describe_shape(value)}, not {_describe_shape(own[key])}"
         for key, value in state.items()
         if key in own and value.shape != own[key].shape
     )
@@ -133,15 +157,15 @@ def _differences(
 
 
 def _check_classes(fit: Fit, file: Path, num_classes: int | None) -> None:
-    name, classes = classifier(fit.module)
+    name, classes = find_classifier(fit.module)
     if num_classes not in (None, classes):
         raise OmpqError(
-            f"--num_classes {num_classes} contradicts {file}, which has {classes} classes "
-            f"({name}.weight); leave --num_classes out or give the other checkpoint"
+            f"`num_classes` {num_classes} contradicts {file}, which has {classes} classes "
+            f"({name}.weight); leave `num_classes` out or give the other checkpoint"
         )
 
 
-def _misfit(fit: Fit, file: Path) -> str:
+def _describe_misfit(fit: Fit, file: Path) -> str:
     parts = [
         f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{', …' if names[_SHOWN:] else ''})"
         for what, names in (
@@ -157,5 +181,5 @@ def _misfit(fit: Fit, file: Path) -> str:
     )
 
 
-def _shape(tensor: Tensor) -> str:
+def _describe_shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "a scalar"

@@ -20,16 +20,17 @@ from ompq.zoo._rules import Rule
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of one codebase.
+    """A layout of weight files: the names and the structure of one codebase's networks.
 
     Attributes:
-        name: for messages.
-        marker: pattern of a key that only this layout has; the layout is tried when one matches.
-        rules: (pattern, replacement) pairs on whole keys; the first that matches renames, a key
-            that none matches keeps its name.
-        adapts: changes to the network, in order; each says in words what it did, or nothing.
-        siblings: named network → network to build in its place, where that computes what the
-            layout's does.
+        name: The layout in words, for messages.
+        marker: Pattern of a key that only this layout has; the layout is tried where a key matches.
+        rules: Pairs of pattern and replacement for whole keys; the first that matches renames a
+            key, and a key that none matches keeps its name.
+        adapts: Functions that change the network, called in order; each returns in words what it
+            changed, or an empty text.
+        siblings: Name of a network, and name of the network that is built in its place because it
+            computes what the codebase's network does.
     """
 
     name: str
@@ -39,12 +40,16 @@ class Layout:
     siblings: Mapping[str, str] = field(default_factory=dict)
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether some key is of this layout."""
+        """Tell whether some key of a state dict is of this layout."""
         pattern = re.compile(self.marker)
         return any(pattern.match(key) for key in state)
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict under our names; keys that would collide keep their own."""
+        """Return the state dict under our names; keys that would collide keep their own.
+
+        >>> list(LAYOUTS[1].translate({"conv1.bn.bias": Tensor(), "fc.bias": Tensor()}))
+        ['bn1.bias', 'fc.bias']
+        """
         rules = [(re.compile(pattern), replacement) for pattern, replacement in self.rules]
         translated: dict[str, Tensor] = {}
         for key, value in state.items():
@@ -72,45 +77,45 @@ LAYOUTS = (
     Layout(
         "the names of the paper's MobileNetV2",
         marker=r"features\.\d+\.conv\.0\.conv\.weight",
-        rules=_rules.paper_mobilenet(),
+        rules=_rules.build_paper_mobilenet(),
     ),
     Layout(
         "the names of BRECQ's MobileNetV2",
         marker=r"features\.\d+\.conv\.[37]\.running_mean|features\.1\.conv\.0\.weight",
-        rules=_rules.flat_mobilenet(),
+        rules=_rules.build_flat_mobilenet(),
     ),
     Layout(
         "timm's names of MobileNetV2",
         marker=r"blocks\.0\.0\.conv_dw\.weight",
-        rules=_rules.timm_mobilenet(),
+        rules=_rules.build_timm_mobilenet(),
     ),
     Layout(
         "pytorchcv's names of a ResNet",
         marker=r"features\.stage\d\.unit\d+\.body\.conv1\.conv\.weight",
-        rules=_rules.pytorchcv_resnet(),
-        adapts=(_adapt.stride_on_first,),
+        rules=_rules.build_pytorchcv_resnet(),
+        adapts=(_adapt.move_stride_to_first,),
     ),
     Layout(
         "pytorchcv's names of MobileNetV2",
         marker=r"features\.stage1\.unit1\.conv1\.conv\.weight",
-        rules=_rules.pytorchcv_mobilenet(("conv1", "conv2", "conv3")),
+        rules=_rules.build_pytorchcv_mobilenet(("conv1", "conv2", "conv3")),
         adapts=(_adapt.expand_first_block, _adapt.flatten_classifier),
     ),
     Layout(
         "pytorchcv's names of MobileNetV2 (b)",
         marker=r"features\.stage1\.unit1\.conv2\.conv\.weight",
-        rules=_rules.pytorchcv_mobilenet(("conv2", "conv3")),
+        rules=_rules.build_pytorchcv_mobilenet(("conv2", "conv3")),
         adapts=(_adapt.flatten_classifier,),
     ),
     Layout(
         "pytorchcv's names of Inception v3",
         marker=r"features\.stage\d\.unit\d\.branches\.",
-        rules=_rules.pytorchcv_inception(),
+        rules=_rules.build_pytorchcv_inception(),
     ),
     Layout(
         "efficientnet-lite-pytorch's names",
         marker=r"_blocks\.0\._depthwise_conv\.weight",
-        rules=_rules.lite0(),
+        rules=_rules.build_lite0(),
         # TensorFlow pads strided convolutions on one side only, with a batch norm epsilon of
         # 0.001; timm's tf_ networks compute that.
         siblings={"efficientnet_lite0": "timm:tf_efficientnet_lite0"},

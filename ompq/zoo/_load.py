@@ -9,22 +9,29 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ompq.checkpoint import check_finite, find_weights
 from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
-from ompq.zoo._fitting import classifier, load_checkpoint
+from ompq.zoo._checkpoint import check_finite, find_weights
+from ompq.zoo._fitting import find_classifier, load_checkpoint
 from ompq.zoo._layouts import LAYOUTS
 from ompq.zoo._sources import Source, download, find_source
 
 RANDOM_WEIGHTS = "random initialisation"
+RANDOM_WEIGHTS_NOTE = "the network has random weights; give a checkpoint with `path`"
 
 
 @dataclass
 class Network:
-    """A network in evaluation mode (float32, CPU), and what its images go through.
+    """A network with its weights and the preprocessing of its images.
 
-    `source` says in words where the weights came from; `layout` is the layout of the checkpoint,
-    if one was read, which may have changed the network's structure.
+    Attributes:
+        name: Name that the network was loaded by.
+        module: The network itself, float32, on the CPU, in evaluation mode.
+        preprocess: Preprocessing of its images.
+        num_classes: Number of classes.
+        source: Origin of the weights in words; `RANDOM_WEIGHTS` where there are none.
+        layout: Name of the checkpoint's layout, which may have changed the structure of the
+            network; empty where no checkpoint was read.
     """
 
     name: str
@@ -35,7 +42,7 @@ class Network:
     layout: str = ""
 
     def architecture(self) -> dict[str, Any]:
-        """JSON-ready values from which `rebuild` makes the same network without weights."""
+        """Return JSON-ready values from which `rebuild` builds the network without weights."""
         return {
             "name": self.name,
             "num_classes": self.num_classes,
@@ -54,61 +61,66 @@ def load_network(
     """Build the network called `name` and load its weights.
 
     Args:
-        name: a torchvision or timm name (torchvision's where both have it), one with the prefix
-            `torchvision:`, `timm:` or `pytorchcv:`, one of ours, or `FILE.py:FACTORY`.
-        path: checkpoint file, or the folder that holds it, in any of the known layouts.
-        pretrained: the library's own weights (from an installed package, else downloaded).
-        num_classes: number of classes where no checkpoint tells it; the library's default if None.
+        name: Name that torchvision or timm knows (torchvision's network where both do), a name
+            with the prefix `torchvision:`, `timm:` or `pytorchcv:`, the name of a network of ours,
+            or `FILE.py:FACTORY`.
+        path: Path of a checkpoint in any of the known layouts, or of the folder that holds it.
+        pretrained: Whether to take the library's own weights (from an installed package, else
+            downloaded).
+        num_classes: Number of classes where no checkpoint tells it; None for the library's default.
 
     Raises:
-        OmpqError: unknown name, unreadable or unfitting checkpoint, no network connection, NaN in
-            the weights, or a number of classes that contradicts the checkpoint.
+        OmpqError: The name is unknown, the checkpoint is unreadable or does not fit, the weights
+            cannot be downloaded or hold NaN or infinity, or `num_classes` contradicts them.
     """
     if path is not None and pretrained:
-        raise OmpqError("--path and --pretrained name two sources of weights; give one")
+        raise OmpqError("`path` and `pretrained` name two sources of weights; give one")
     if num_classes is not None and num_classes < 1:
-        raise OmpqError(f"--num_classes must be at least 1, not {num_classes}")
+        raise OmpqError(f"`num_classes` must be at least 1, not {num_classes}")
     source = find_source(name)
     if path is not None:
-        return _from_file(name, source, find_weights(path), num_classes)
+        return _load_file(name, source, find_weights(path), num_classes)
     if not pretrained:
         origin = "what your file gave" if source.library == "your file" else RANDOM_WEIGHTS
-        return _network(name, source, source.build(num_classes), origin)
+        return _make_network(name, source, source.build(num_classes), origin)
     if source.package is not None:
         package, file = source.package
-        network = _from_file(name, source, file, num_classes)
+        network = _load_file(name, source, file, num_classes)
         network.source = f"the package {package}"
         return network
-    network = _network(name, source, download(source), source.weights)
+    network = _make_network(name, source, download(source), source.weights)
     if num_classes not in (None, network.num_classes):
         raise OmpqError(
-            f"--num_classes {num_classes} contradicts --pretrained: {source.weights} for {name} "
+            f"`num_classes` {num_classes} contradicts `pretrained`: {source.weights} for {name} "
             f"has {network.num_classes} classes"
         )
     return network
 
 
-def _from_file(name: str, source: Source, file: Path, num_classes: int | None) -> Network:
+def _load_file(name: str, source: Source, file: Path, num_classes: int | None) -> Network:
     fit, origin = load_checkpoint(source, file, num_classes)
     preprocess = source.published.get(file.name)
     if preprocess is not None and hasattr(fit.module, "transform_input"):
         # The library's own file of such a network was made for inputs in -1..1.
         fit.module.transform_input = True  # type: ignore[assignment]
-    network = _network(name, fit.source, fit.module, origin, preprocess)
+    network = _make_network(name, fit.source, fit.module, origin, preprocess)
     network.layout = fit.layout.name
     return network
 
 
 def rebuild(architecture: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network that `Network.architecture` describes, with random weights.
+    """Build the network that `Network.architecture` describes, with random weights.
 
     Args:
-        architecture: what `Network.architecture` gave.
-        weights: tensors under the network's names, whose presence and shapes tell what a
-            checkpoint's layout changed.
+        architecture: Values that `Network.architecture` returned.
+        weights: Weights under the network's own names; their presence and shapes tell what the
+            layout of a checkpoint changed in the network. Their values are not used.
+
+    Returns:
+        The network, float32, on the CPU, in evaluation mode.
 
     Raises:
-        OmpqError: the network or the layout is not known here.
+        OmpqError: The network or the layout is not known here.
     """
     source = find_source(architecture["name"])
     layout = next((known for known in LAYOUTS if known.name == architecture["layout"]), None)
@@ -117,16 +129,16 @@ def rebuild(architecture: Mapping[str, Any], weights: Mapping[str, Tensor]) -> n
     if layout is not None and source.name in layout.siblings:
         source = find_source(layout.siblings[source.name])
     module = source.build(None)
-    if classifier(module)[1] != architecture["num_classes"]:
+    if find_classifier(module)[1] != architecture["num_classes"]:
         module = source.build(architecture["num_classes"])
     for adapt in layout.adapts if layout is not None else ():
-        adapt(module, dict(weights))
+        adapt(module, dict(weights))  # a copy, which it may change
     if architecture["transform_input"]:
         module.transform_input = True  # type: ignore[assignment]
     return module.float().cpu().eval()
 
 
-def _network(
+def _make_network(
     name: str,
     source: Source,
     module: nn.Module,
@@ -135,5 +147,5 @@ def _network(
 ) -> Network:
     module = module.float().cpu().eval()
     check_finite(module.state_dict(), f"{name}, {origin}")
-    classes = classifier(module)[1]
+    classes = find_classifier(module)[1]
     return Network(name, module, preprocess or source.preprocess(module), classes, origin)

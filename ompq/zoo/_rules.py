@@ -7,17 +7,22 @@ import re
 Rule = tuple[str, str]
 
 
-def _units(first: int, depths: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """(stage, unit, running number) of blocks in stages, all counted from `first`."""
+def _count_units(first: int, depths: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """Count the units of all stages: stage and unit from `first`, running number from 0."""
     pairs = [(s, u) for s, depth in enumerate(depths, first) for u in range(first, first + depth)]
     return [(stage, unit, number) for number, (stage, unit) in enumerate(pairs)]
 
 
-def _inverted(number: int, parts: tuple[str, ...], source: str, inner: str = "{}") -> list[Rule]:
-    """Rules of one inverted residual: `parts` name (convolution, batch norm) pairs in order.
+def _build_inverted_residual(number: int, parts: tuple[str, ...], source: str) -> list[Rule]:
+    """Build the rules of one inverted residual of MobileNetV2.
 
     torchvision nests all but the last convolution with its batch norm: conv.0.0, conv.0.1, …,
     then conv.N, conv.N+1.
+
+    Args:
+        number: Number of the block in torchvision's `features`.
+        parts: Their names of each convolution and its batch norm, a space between them, in order.
+        source: Pattern of their name of the block, up to its last dot.
     """
     last = len(parts) - 1
     rules: list[Rule] = []
@@ -29,20 +34,26 @@ def _inverted(number: int, parts: tuple[str, ...], source: str, inner: str = "{}
             else (f"conv.{index}.0", f"conv.{index}.1")
         )
         for theirs, mine in zip((convolution, norm), ours, strict=True):
-            pattern = source + re.escape(inner.format(theirs))
+            pattern = source + re.escape(theirs)
             rules.append((rf"{pattern}\.(\w+)", rf"features.{number}.{mine}.\1"))
     return rules
 
 
-def flat_mobilenet() -> tuple[Rule, ...]:
-    """Position in BRECQ's flat blocks: conv, bn, relu6, conv, bn, relu6, conv, bn."""
-    rules = _inverted(1, ("0 1", "3 4"), r"features\.1\.conv\.")
+def build_flat_mobilenet() -> tuple[Rule, ...]:
+    """Build the rules of BRECQ's MobileNetV2, whose blocks number all their layers in one row.
+
+    A block is conv, bn, relu6, conv, bn, relu6, conv, bn.
+    """
+    rules = _build_inverted_residual(1, ("0 1", "3 4"), r"features\.1\.conv\.")
     for number in range(2, 18):
-        rules += _inverted(number, ("0 1", "3 4", "6 7"), rf"features\.{number}\.conv\.")
+        rules += _build_inverted_residual(
+            number, ("0 1", "3 4", "6 7"), rf"features\.{number}\.conv\."
+        )
     return tuple(rules)
 
 
-def paper_mobilenet() -> tuple[Rule, ...]:
+def build_paper_mobilenet() -> tuple[Rule, ...]:
+    """Build the rules of the paper's MobileNetV2."""
     rules: list[Rule] = [
         (r"features\.(0|18)\.conv\.weight", r"features.\1.0.weight"),
         (r"features\.(0|18)\.bn\.(\w+)", r"features.\1.1.\2"),
@@ -51,11 +62,12 @@ def paper_mobilenet() -> tuple[Rule, ...]:
     parts = ("0.conv 0.bn", "1.conv 1.bn", "2.conv 2.bn")
     for number in range(1, 18):
         used = parts[: 2 if number == 1 else 3]
-        rules += _inverted(number, used, rf"features\.{number}\.conv\.")
+        rules += _build_inverted_residual(number, used, rf"features\.{number}\.conv\.")
     return tuple(rules)
 
 
-def timm_mobilenet() -> tuple[Rule, ...]:
+def build_timm_mobilenet() -> tuple[Rule, ...]:
+    """Build the rules of timm's MobileNetV2, whose first block has no expansion."""
     rules: list[Rule] = [
         (r"conv_stem\.(\w+)", r"features.0.0.\1"),
         (r"bn1\.(\w+)", r"features.0.1.\1"),
@@ -64,14 +76,18 @@ def timm_mobilenet() -> tuple[Rule, ...]:
         (r"classifier\.(\w+)", r"classifier.1.\1"),
     ]
     parts = ("conv_pw bn1", "conv_dw bn2", "conv_pwl bn3")
-    for stage, unit, number in _units(0, (1, 2, 3, 4, 3, 3, 1)):
+    for stage, unit, number in _count_units(0, (1, 2, 3, 4, 3, 3, 1)):
         used = ("conv_dw bn1", "conv_pw bn2") if number == 0 else parts
-        rules += _inverted(number + 1, used, rf"blocks\.{stage}\.{unit}\.")
+        rules += _build_inverted_residual(number + 1, used, rf"blocks\.{stage}\.{unit}\.")
     return tuple(rules)
 
 
-def pytorchcv_mobilenet(first: tuple[str, ...]) -> tuple[Rule, ...]:
-    """`first` names the convolutions of the first block: with an expansion, or without."""
+def build_pytorchcv_mobilenet(first: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Build the rules of pytorchcv's MobileNetV2.
+
+    Args:
+        first: Names of the convolutions in the first block, which has an expansion or has not.
+    """
     rules: list[Rule] = [
         (r"features\.init_block\.conv\.(\w+)", r"features.0.0.\1"),
         (r"features\.init_block\.bn\.(\w+)", r"features.0.1.\1"),
@@ -79,10 +95,12 @@ def pytorchcv_mobilenet(first: tuple[str, ...]) -> tuple[Rule, ...]:
         (r"features\.final_block\.bn\.(\w+)", r"features.18.1.\1"),
         (r"output\.(\w+)", r"classifier.1.\1"),
     ]
-    for stage, unit, number in _units(1, (1, 2, 3, 7, 4)):
+    for stage, unit, number in _count_units(1, (1, 2, 3, 7, 4)):
         names = first if number == 0 else ("conv1", "conv2", "conv3")
         parts = tuple(f"{name}.conv {name}.bn" for name in names)
-        rules += _inverted(number + 1, parts, rf"features\.stage{stage}\.unit{unit}\.")
+        rules += _build_inverted_residual(
+            number + 1, parts, rf"features\.stage{stage}\.unit{unit}\."
+        )
     return tuple(rules)
 
 
@@ -96,7 +114,8 @@ PAPER_RESNET: tuple[Rule, ...] = (
 )
 
 
-def pytorchcv_resnet() -> tuple[Rule, ...]:
+def build_pytorchcv_resnet() -> tuple[Rule, ...]:
+    """Build the rules of pytorchcv's ResNets, up to 39 units a stage (ResNet-152 has 36)."""
     rules: list[Rule] = [
         (r"features\.init_block\.conv\.conv\.(\w+)", r"conv1.\1"),
         (r"features\.init_block\.conv\.bn\.(\w+)", r"bn1.\1"),
@@ -160,20 +179,25 @@ _INCEPTION_UNITS = (
 _INCEPTION_STEM = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
 
 
-def pytorchcv_inception() -> tuple[Rule, ...]:
+def build_pytorchcv_inception() -> tuple[Rule, ...]:
+    """Build the rules of pytorchcv's Inception v3."""
     rules: list[Rule] = [(r"output\.fc\.(\w+)", r"fc.\1")]
     for number, name in enumerate(_INCEPTION_STEM, 1):
         rules.append((rf"features\.init_block\.conv{number}\.(.+)", rf"Conv2d_{name}.\1"))
     for unit, name, branches in _INCEPTION_UNITS:
         for theirs, ours in branches.items():
             pattern = rf"features\.{re.escape(unit)}\.branches\.{theirs}\.((?:conv|bn)\.\w+)"
+            # A branch with a number of its own takes group 1; the rest of the key comes after it.
             group = 2 if "(" in theirs else 1
             rules.append((pattern, rf"{name}.{ours}.\{group}"))
     return tuple(rules)
 
 
-def lite0() -> tuple[Rule, ...]:
-    """Blocks counted through become stage and block; the first has no expansion."""
+def build_lite0() -> tuple[Rule, ...]:
+    """Build the rules of efficientnet-lite-pytorch: its running numbers become stage and unit.
+
+    The first block has no expansion.
+    """
     rules: list[Rule] = [
         (r"_conv_stem\.(\w+)", r"conv_stem.\1"),
         (r"_bn0\.(\w+)", r"bn1.\1"),
@@ -184,7 +208,7 @@ def lite0() -> tuple[Rule, ...]:
     theirs = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
     ours = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
     shallow = ("conv_dw", "bn1", "conv_pw", "bn2")
-    for stage, unit, number in _units(0, (1, 2, 2, 3, 3, 4, 1)):
+    for stage, unit, number in _count_units(0, (1, 2, 2, 3, 3, 4, 1)):
         pairs = (
             zip(theirs[2:], shallow, strict=True) if number == 0 else zip(theirs, ours, strict=True)
         )

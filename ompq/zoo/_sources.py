@@ -40,17 +40,21 @@ _CROP_SHARE = 0.875
 
 @dataclass(frozen=True)
 class Source:
-    """A named network.
+    """A named network of a library, before it is built.
 
     Attributes:
-        library: for messages.
-        name: the library's name of the network.
-        build: number of classes (None: the library's default) → network with random weights.
-        download: → network with the library's own weights; None where it has none.
-        preprocess: network → what its images go through.
-        published: names of the library's own weight files → what these take.
-        weights: the library's own weights, in words.
-        package: an installed package that holds such weights, and the file in it.
+        library: Name of the library, for messages.
+        name: Name of the network in that library.
+        build: Function that builds the network with random weights, given the number of classes
+            (None for the library's default).
+        download: Function that builds the network with the library's own weights; None where
+            there are none.
+        preprocess: Function that returns the preprocessing of the images, given the network.
+        published: Name of each of the library's own weight files, and the preprocessing of the
+            images for these weights.
+        weights: The library's own weights, in words.
+        package: Name of an installed package that holds these weights, and the path of the file in
+            it; None where there is none.
     """
 
     library: str
@@ -64,16 +68,20 @@ class Source:
 
 
 def find_source(name: str) -> Source:
-    """Resolve `name`, with or without the prefix of a library.
+    """Find the library, file or network of ours that a network's name means.
+
+    Args:
+        name: Name with or without the prefix of a library, or `FILE.py:FACTORY`.
 
     Raises:
-        OmpqError: no library knows it (close names are given), or a needed package is missing.
+        OmpqError: No library knows the name (close names are given), or a needed package is
+            missing.
     """
     file, separator, factory = name.rpartition(":")
     if not separator and name.endswith(".py"):
         raise OmpqError(f"network {name}: say which function builds it, {name}:FACTORY")
     if file.endswith(".py"):
-        return _user_source(file, factory)
+        return _find_in_user_file(file, factory)
     library, _, rest = name.rpartition(":")
     if library and library not in LIBRARIES:
         raise OmpqError(
@@ -81,16 +89,16 @@ def find_source(name: str) -> Source:
             f"{', '.join(f'{known}:NAME' for known in LIBRARIES)}, or FILE.py:FACTORY"
         )
     plain = ALIASES.get(rest, rest)
-    candidates = [LIBRARIES[library]] if library else [_own, _torchvision, _timm]
+    candidates = [LIBRARIES[library]] if library else [_find_own, _find_torchvision, _find_timm]
     for find in candidates:
         source = find(plain)
         if source is not None:
-            return source if library else _with_package(source)
-    raise OmpqError(_unknown(rest, library))
+            return source if library else _add_package(source)
+    raise OmpqError(_describe_unknown(rest, library))
 
 
-def _with_package(source: Source) -> Source:
-    """The source, with its weights from an installed package where there is one."""
+def _add_package(source: Source) -> Source:
+    """Add the installed package that holds the network's weights, where there is one."""
     package, finder = PACKAGED.get(source.name, ("", ""))
     if not package or find_spec(package) is None:
         return source
@@ -98,7 +106,7 @@ def _with_package(source: Source) -> Source:
     return replace(source, package=(package.replace("_", "-"), file))
 
 
-def _own(name: str) -> Source | None:
+def _find_own(name: str) -> Source | None:
     if name not in OWN:
         return None
     factory, preprocess = OWN[name]
@@ -106,13 +114,13 @@ def _own(name: str) -> Source | None:
     return Source("ompq", name, build, None, lambda _: preprocess)
 
 
-def _torchvision(name: str) -> Source | None:
+def _find_torchvision(name: str) -> Source | None:
     from torchvision import models
 
     if name not in models.list_models(module=models):
         return None
     entries = list(models.get_model_weights(name))
-    presets = [_from_transforms(entry.transforms()) for entry in entries]
+    presets = [_read_transforms(entry.transforms()) for entry in entries]
     return Source(
         library="torchvision",
         name=name,
@@ -127,18 +135,18 @@ def _torchvision(name: str) -> Source | None:
     )
 
 
-def _from_transforms(transforms: Any) -> Preprocess:
-    """Preprocessing out of torchvision's evaluation preset."""
+def _read_transforms(transforms: Any) -> Preprocess:
+    """Read the preprocessing out of torchvision's evaluation preset."""
     return Preprocess(
         input_size=transforms.crop_size[0],
         resize=max(transforms.resize_size[0], transforms.crop_size[0]),
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
-        interpolation=_interpolation(transforms.interpolation.value),
+        interpolation=_choose_interpolation(transforms.interpolation.value),
     )
 
 
-def _timm(name: str) -> Source | None:
+def _find_timm(name: str) -> Source | None:
     import timm
 
     if not timm.is_model(name):
@@ -149,24 +157,24 @@ def _timm(name: str) -> Source | None:
         name=name,
         build=partial(_build, partial(timm.create_model, name)),
         download=partial(timm.create_model, name, pretrained=True),
-        preprocess=lambda module: _from_timm(getattr(module, "pretrained_cfg", {})),
+        preprocess=lambda module: _read_timm_config(getattr(module, "pretrained_cfg", {})),
         weights=f"timm's {config.tag or 'own weights'}" if config is not None else "",
     )
 
 
-def _from_timm(config: Mapping[str, Any]) -> Preprocess:
-    """Preprocessing out of timm's pretrained_cfg."""
+def _read_timm_config(config: Mapping[str, Any]) -> Preprocess:
+    """Read the preprocessing out of timm's `pretrained_cfg`."""
     size = config.get("input_size", (3, 224, 224))[-1]
     return Preprocess(
         input_size=size,
         resize=int(size / config.get("crop_pct", _CROP_SHARE)),
         mean=tuple(config.get("mean", Preprocess.mean)),
         std=tuple(config.get("std", Preprocess.std)),
-        interpolation=_interpolation(config.get("interpolation", "bilinear")),
+        interpolation=_choose_interpolation(config.get("interpolation", "bilinear")),
     )
 
 
-def _pytorchcv(name: str) -> Source | None:
+def _find_pytorchcv(name: str) -> Source | None:
     if find_spec("pytorchcv") is None:
         raise OmpqError(
             f"pytorchcv:{name} needs the package pytorchcv; install it with pip install pytorchcv"
@@ -180,32 +188,33 @@ def _pytorchcv(name: str) -> Source | None:
         name=name,
         build=partial(_build, partial(get_model, name)),
         download=partial(get_model, name, pretrained=True),
-        preprocess=_from_pytorchcv,
+        preprocess=_choose_for_pytorchcv,
         weights="pytorchcv's own weights",
     )
 
 
-def _from_pytorchcv(module: nn.Module) -> Preprocess:
+def _choose_for_pytorchcv(module: nn.Module) -> Preprocess:
+    """Choose the preprocessing by the input size, the only thing that pytorchcv tells of it."""
     size = getattr(module, "in_size", (224, 224))[0]
     share = _CROP_SHARE if size >= 224 else 1.0
     return Preprocess(input_size=size, resize=round(size / share))
 
 
-def _user_source(file: str, factory: str) -> Source:
+def _find_in_user_file(file: str, factory: str) -> Source:
     return Source(
         library="your file",
         name=f"{file}:{factory}",
-        build=_user_file.network_builder(Path(file), factory),
+        build=_user_file.import_builder(Path(file), factory),
         download=None,
-        preprocess=_user_file.preprocess_of,
+        preprocess=_user_file.read_preprocess,
         weights="",
     )
 
 
 LIBRARIES: dict[str, Callable[[str], Source | None]] = {
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "pytorchcv": _pytorchcv,
+    "torchvision": _find_torchvision,
+    "timm": _find_timm,
+    "pytorchcv": _find_pytorchcv,
 }
 
 
@@ -215,7 +224,7 @@ def _build(factory: Callable[..., nn.Module], num_classes: int | None) -> nn.Mod
         # torchvision announces that two networks will one day be initialised differently.
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            return without_auxiliary(factory(**options))
+            return remove_auxiliary(factory(**options))
         except Exception as error:  # each library refuses in its own way
             which = f"with {num_classes} classes " if num_classes is not None else ""
             reason = str(error).split("\n")[0][:160]
@@ -225,8 +234,8 @@ def _build(factory: Callable[..., nn.Module], num_classes: int | None) -> nn.Mod
             ) from error
 
 
-def without_auxiliary(module: nn.Module) -> nn.Module:
-    """The network without its auxiliary classifiers (inception_v3, googlenet)."""
+def remove_auxiliary(module: nn.Module) -> nn.Module:
+    """Remove a network's auxiliary classifiers (inception_v3, googlenet), in place."""
     if getattr(module, "aux_logits", False):
         module.aux_logits = False  # type: ignore[assignment]
         for name in _AUXILIARY:
@@ -236,27 +245,27 @@ def without_auxiliary(module: nn.Module) -> nn.Module:
 
 
 def download(source: Source) -> nn.Module:
-    """The network with its library's own weights.
+    """Build the network of `source` with its library's own weights.
 
     Raises:
-        OmpqError: the library has none, or they cannot be fetched.
+        OmpqError: The library has none, or they cannot be fetched.
     """
-    advice = "give a checkpoint with --path"
+    advice = "give a checkpoint with `path`"
     if source.download is None:
         raise OmpqError(f"{source.library} has no weights for {source.name}; {advice}")
     try:
-        with _quiet("huggingface_hub", "timm"), contextlib.redirect_stdout(io.StringIO()):
-            return without_auxiliary(source.download())
+        with _silence("huggingface_hub", "timm"), contextlib.redirect_stdout(io.StringIO()):
+            return remove_auxiliary(source.download())
     except Exception as error:  # each library has its own errors for a failed download
         reason = str(error).split("\n")[0][:200]
         raise OmpqError(
-            f"--pretrained: {source.library}'s weights for {source.name} cannot be fetched "
+            f"`pretrained`: {source.library}'s weights for {source.name} cannot be fetched "
             f"({type(error).__name__}: {reason}); {advice}"
         ) from error
 
 
 @contextlib.contextmanager
-def _quiet(*loggers: str) -> Iterator[None]:
+def _silence(*loggers: str) -> Iterator[None]:
     """Silence loggers that repeat what the error will say."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     for name in loggers:
@@ -268,19 +277,20 @@ def _quiet(*loggers: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _interpolation(name: str) -> str:
+def _choose_interpolation(name: str) -> str:
+    """Choose bicubic in the place of an interpolation that `Preprocess` does not know."""
     return name if name in INTERPOLATIONS else "bicubic"
 
 
-def _unknown(name: str, library: str) -> str:
-    known = _known_names(library)
+def _describe_unknown(name: str, library: str) -> str:
+    known = _list_names(library)
     close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
     where = f"{library} has no network" if library else "there is no network"
     return f"{where} called {name!r}; {hint} (a network of your own: FILE.py:FACTORY)"
 
 
-def _known_names(library: str) -> list[str]:
+def _list_names(library: str) -> list[str]:
     if library == "pytorchcv":
         from pytorchcv.model_provider import _models
 

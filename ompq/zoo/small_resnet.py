@@ -10,7 +10,7 @@ PREPROCESS = Preprocess(input_size=32, resize=32)
 
 
 class _Block(nn.Module):
-    """Two 3×3 convolutions and a shortcut, projected where the shape changes."""
+    """A residual block: two 3×3 convolutions and a shortcut, projected where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -25,13 +25,20 @@ class _Block(nn.Module):
             self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """n × inputs × h × w → n × outputs × h/stride × w/stride."""
+        """Map n × inputs × h × w to n × outputs × h/stride × w/stride."""
         branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         return self.relu(branch + self.shortcut(x))
 
 
 class SmallResNet(nn.Module):
-    """Stem, three stages of two residual blocks, pooling, classifier (175 k parameters at 16)."""
+    """A residual network for images of 8 to 32 pixels: stem, three stages, pooling, classifier.
+
+    Every stage has two residual blocks; at the default width there are 175 000 parameters.
+
+    Args:
+        num_classes: Number of classes.
+        width: Number of channels of the first stage; each further stage doubles it.
+    """
 
     def __init__(self, num_classes: int = 10, width: int = 16) -> None:
         super().__init__()
@@ -48,10 +55,10 @@ class SmallResNet(nn.Module):
         self.classifier = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """n × 3 × h × w → n × classes."""
+        """Map normalised images, n × 3 × h × w, to logits, n × classes."""
         return self.classifier(self.pool(self.stages(self.stem(x))).flatten(1))
 
 
 def small_resnet(num_classes: int = 10) -> SmallResNet:
-    """The network with its default width."""
+    """Build the network with its default width."""
     return SmallResNet(num_classes)

@@ -12,7 +12,7 @@ from support import lively
 from torch import Tensor, nn
 
 from ompq import artifact
-from ompq.bitconfig import uniform
+from ompq.assignment import uniform
 from ompq.data import calibration_images, preprocess_for
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, run_with_taps, trace
@@ -20,12 +20,12 @@ from ompq.preprocess import Preprocess
 from ompq.quantized import QuantizedNetwork
 from ompq.quantizers import enabled
 from ompq.zoo import load_network
-from PTQ.cache import Cache
-from PTQ.losses import reconstruction_loss
-from PTQ.recovery import Recovery
-from PTQ.results import PartReport
+from PTQ.activation_cache import ActivationCache
+from PTQ.block_result import BlockReport
+from PTQ.quantize import quantize_network, round_to_nearest
+from PTQ.reconstruct import compute_loss
+from PTQ.resume import FinishedBlocks
 from PTQ.settings import Settings
-from PTQ.sweep import quantize_network, rounded
 
 CPU = torch.device("cpu")
 QUICK = Settings(weight_iterations=60, act_iterations=20, batch_size=16)
@@ -42,15 +42,15 @@ def images(count: int = 48, size: int = 16) -> Tensor:
 
 def run(
     graph: NetworkGraph, settings: Settings, folder: Path, width: int = 3, **cache: str
-) -> tuple[QuantizedNetwork, list[PartReport]]:
+) -> tuple[QuantizedNetwork, list[BlockReport]]:
     size = graph.input_shape[-1]
     return quantize_network(
         graph,
         uniform(graph.groups, width),
         images(size=size),
         settings,
-        Cache(cache.get("place", "auto"), CPU, folder / "cache"),
-        Recovery(folder / "state", {}, resume=True),
+        cache=ActivationCache(cache.get("place", "auto"), CPU, folder / "cache"),
+        finished=FinishedBlocks(folder / "state", {}, resume=True),
     )
 
 
@@ -65,7 +65,7 @@ def test_it_is_closer_to_float_than_rounding(granularity: str, tmp_path: Path) -
     graph = small()
     settings = replace(QUICK, granularity=granularity)
     network, reports = run(graph, settings, tmp_path)
-    nearest = rounded(graph, uniform(graph.groups, 3), settings)
+    nearest = round_to_nearest(graph, uniform(graph.groups, 3), settings)
     with enabled(network.module, False):
         assert distance(network.module, graph.module) < distance(nearest.module, graph.module)
     assert distance(network.module, graph.module) < distance(nearest.module, graph.module)
@@ -77,7 +77,7 @@ def test_it_is_closer_to_float_than_rounding(granularity: str, tmp_path: Path) -
     assert any(report.kept == "reconstruction" for report in reports)
 
 
-def test_every_layer_keeps_or_raises_its_signal_to_noise(trained: Path, tmp_path: Path) -> None:
+def test_every_layer_keeps_or_raises_its_signal_to_noise(trained: Path) -> None:
     network = load_network("small_resnet", path=trained)
     preprocess = preprocess_for("digits", network.preprocess)
     calibration = calibration_images("digits", None, preprocess, 256).images
@@ -88,8 +88,6 @@ def test_every_layer_keeps_or_raises_its_signal_to_noise(trained: Path, tmp_path
         widths,
         calibration,
         replace(QUICK, act_quant=False, weight_iterations=150),
-        Cache("auto", CPU, tmp_path),
-        Recovery(tmp_path / "state", {}, resume=False),
     )
 
     def features(view: NetworkGraph) -> dict[str, Tensor]:
@@ -99,7 +97,7 @@ def test_every_layer_keeps_or_raises_its_signal_to_noise(trained: Path, tmp_path
         return found
 
     target = features(graph)
-    before = features(rounded(graph, widths, QUICK).graph)
+    before = features(round_to_nearest(graph, widths, QUICK).graph)
     after = features(reconstructed.graph)
     for name, wanted in target.items():
         noise_before = (before[name] - wanted).square().sum()
@@ -129,7 +127,7 @@ def test_the_same_seed_gives_the_same_integers(tmp_path: Path) -> None:
     assert not list((tmp_path / "two" / "cache").iterdir())
 
 
-def test_finished_parts_are_not_learned_again(tmp_path: Path) -> None:
+def test_finished_blocks_are_not_learned_again(tmp_path: Path) -> None:
     graph = small()
     first, reports = run(graph, QUICK, tmp_path)
     for file in sorted((tmp_path / "state").glob("part-*"))[3:]:
@@ -151,7 +149,7 @@ def test_every_choice_changes_the_result_and_beats_rounding(change: dict, tmp_pa
     graph = small()
     plain, _ = run(graph, QUICK, tmp_path / "plain")
     network, _ = run(graph, replace(QUICK, **change), tmp_path / "changed")
-    nearest = rounded(graph, uniform(graph.groups, 3), replace(QUICK, **change))
+    nearest = round_to_nearest(graph, uniform(graph.groups, 3), replace(QUICK, **change))
     assert distance(network.module, graph.module) < distance(nearest.module, graph.module)
     assert distance(network.module, plain.module) > 0
 
@@ -161,11 +159,13 @@ def test_one_scale_per_layer_is_coarser(tmp_path: Path) -> None:
     one = replace(QUICK, per_channel=False)
     network, _ = run(graph, one, tmp_path)
     assert all(weight.params.scale.dim() == 0 for weight in network.weights.values())
-    coarse, fine = (rounded(graph, uniform(graph.groups, 3), choice) for choice in (one, QUICK))
+    coarse, fine = (
+        round_to_nearest(graph, uniform(graph.groups, 3), choice) for choice in (one, QUICK)
+    )
     assert distance(coarse.module, graph.module) > distance(fine.module, graph.module)
 
 
-def test_a_loss_that_is_not_finite_falls_back_to_rounding(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_falls_back_to_rounding() -> None:
     graph = small()
     said: list[str] = []
     settings = replace(QUICK, act_quant=False)
@@ -174,11 +174,9 @@ def test_a_loss_that_is_not_finite_falls_back_to_rounding(tmp_path: Path) -> Non
         uniform(graph.groups, 3),
         images() * 1e30,  # squares of it are beyond float32
         settings,
-        Cache("auto", CPU, tmp_path),
-        Recovery(tmp_path / "state", {}, resume=False),
-        said.append,
+        say=said.append,
     )
-    nearest = rounded(graph, uniform(graph.groups, 3), settings)
+    nearest = round_to_nearest(graph, uniform(graph.groups, 3), settings)
     assert distance(network.module, nearest.module) == 0
     assert len(said) == len(reports) + 1
     assert all("kept rounding (the loss was not finite)" in line for line in said[1:])
@@ -194,10 +192,14 @@ def test_the_file_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     graph = trace(source.module, (3, 32, 32))
     settings = replace(QUICK, weight_iterations=2, act_iterations=2)
     network, _ = run(graph, settings, tmp_path, width=4)
-    artifact.save(
-        tmp_path / "q.safetensors", network, source, Preprocess(32, 32), uniform(graph.groups, 4)
+    artifact.save_quantized(
+        tmp_path / "q.safetensors",
+        network,
+        uniform(graph.groups, 4),
+        source=source,
+        preprocess=Preprocess(32, 32),
     )
-    read = artifact.load(tmp_path / "q.safetensors")
+    read = artifact.load_quantized(tmp_path / "q.safetensors")
     with torch.no_grad():
         assert torch.equal(read.network.module(images(size=32)), network.module(images(size=32)))
     for layer, weight in network.weights.items():
@@ -221,7 +223,7 @@ class Twice(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def test_a_layer_called_in_two_parts_keeps_what_the_first_decided(tmp_path: Path) -> None:
+def test_a_layer_called_in_two_blocks_keeps_what_the_first_decided(tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph = trace(Twice(), (3, 16, 16))
     settings = replace(QUICK, granularity="layer")
@@ -230,7 +232,8 @@ def test_a_layer_called_in_two_parts_keeps_what_the_first_decided(tmp_path: Path
     assert first.iterations == settings.weight_iterations
     assert later
     assert all(report.iterations == 0 for report in later)
-    state = Recovery(tmp_path / "state", {}, resume=True)
+    assert all("kept an earlier block's" in report.format_line() for report in later)
+    state = FinishedBlocks(tmp_path / "state", {}, resume=True)
     number = reports.index(first)
     kept = state.load(number)
     assert kept is not None
@@ -239,35 +242,55 @@ def test_a_layer_called_in_two_parts_keeps_what_the_first_decided(tmp_path: Path
     assert distance(network.module, again.module) == 0
 
 
-def test_a_part_whose_loss_was_not_finite_is_remembered() -> None:
-    report = PartReport("p", ("a",), 3, math.nan, math.nan, "rounding", 0, None, None, "", 1.0)
-    again = PartReport.from_json(report.to_json())
+def test_a_block_whose_loss_was_not_finite_is_remembered() -> None:
+    report = BlockReport("p", ("a",), 3, math.nan, math.nan, "rounding", 0, None, None, "", 1.0)
+    again = BlockReport.from_json(report.to_json())
     assert math.isnan(again.loss_before)
-    assert again.line() == report.line()
+    assert again.format_line() == report.format_line()
 
 
 def test_what_is_no_quantized_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "quantized.safetensors").write_bytes(b"nonsense")
     with pytest.raises(OmpqError, match="damaged"):
-        artifact.load(tmp_path)
+        artifact.load_quantized(tmp_path)
     with pytest.raises(OmpqError, match="does not exist"):
-        artifact.load(tmp_path / "nowhere")
+        artifact.load_quantized(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [(torch.randn(1, 3, 16, 16), "needs 2"), (torch.full((4, 3, 16, 16), math.nan), "NaN")],
 )
-def test_bad_images_are_refused(bad: Tensor, message: str, tmp_path: Path) -> None:
+def test_bad_images_are_refused(bad: Tensor, message: str) -> None:
     graph = small()
     with pytest.raises(OmpqError, match=message):
+        quantize_network(graph, uniform(graph.groups, 3), bad, QUICK)
+
+
+def test_a_plain_network_is_traced_at_the_size_of_the_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = small()
+    torch.manual_seed(0)
+    module = lively(load_network("small_resnet").module)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    network, reports = quantize_network(module, uniform(graph.groups, 3), images(), QUICK)
+    expected, _ = run(graph, QUICK, tmp_path)
+    assert network.input_shape == (3, 16, 16)
+    assert distance(network.module, expected.module) == 0
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1 : len(reports) + 1] == [
+        f"{number:>3}/{len(reports)} {report.format_line()}"
+        for number, report in enumerate(reports, 1)
+    ]
+
+
+def test_images_without_channels_are_refused_for_a_plain_network() -> None:
+    graph = small()
+    with pytest.raises(OmpqError, match="`images` is 4×16×16"):
         quantize_network(
-            graph,
-            uniform(graph.groups, 3),
-            bad,
-            QUICK,
-            Cache("auto", CPU, tmp_path),
-            Recovery(tmp_path / "state", {}, resume=False),
+            load_network("small_resnet").module, uniform(graph.groups, 3), torch.randn(4, 16, 16)
         )
 
 
@@ -275,9 +298,9 @@ def test_bad_images_are_refused(bad: Tensor, message: str, tmp_path: Path) -> No
     ("change", "message"),
     [
         ({"warmup": 1.5}, "between 0 and 1"),
-        ({"weight_iterations": -1}, "--iters_w"),
-        ({"act_lr": 0.0}, "--lr"),
-        ({"act_quant": False, "drop_probability": 0.5}, "--act_quant"),
+        ({"weight_iterations": -1}, "`weight_iterations` is -1"),
+        ({"act_lr": 0.0}, "`act_lr`"),
+        ({"act_quant": False, "drop_probability": 0.5}, "`act_quant`"),
         ({"loss": "mae"}, "choose one of"),
     ],
 )
@@ -292,12 +315,12 @@ def test_the_loss_is_the_formula() -> None:
     for power, importance in ((2.0, None), (2.4, None), (2.0, weight.abs())):
         terms = difference**power * (1 if importance is None else importance.double())
         expected = terms.sum(dim=1).mean()
-        found = reconstruction_loss([output], [target], [importance], power)
+        found = compute_loss([output], [target], [importance], power)
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_full_disk_is_said_in_words(tmp_path: Path) -> None:
-    cache = Cache("disk", CPU, tmp_path)
+    cache = ActivationCache("disk", CPU, tmp_path)
     with pytest.raises(OmpqError, match="no room"):
         cache.allocate((2**40, 2**10))
     room = cache.allocate((5, 3))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +20,14 @@ import torch
 from support import ENVIRONMENT, ROOT, lively, run_command
 
 from ompq import artifact
-from ompq.bitconfig import uniform
+from ompq.assignment import uniform
 from ompq.errors import OmpqError
 from ompq.files import atomic_path, load_tensors, save_tensors
 from ompq.graph import trace
 from ompq.zoo import load_network
 from PTQ.main_imagenet import build_parser, quantize, run
+from PTQ.options import read_settings
+from PTQ.settings import Settings
 
 SCRIPT = "PTQ/main_imagenet.py"
 QUICK = ["--iters_w", "20", "--iters_a", "10", "--num_samples", "64", "--workers", "0"]
@@ -82,7 +86,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(
         process = subprocess.Popen(
             command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL
         )
-        # Wait for another part, then a little longer: in the middle of the next.
+        # Wait for another block, then a little longer: in the middle of the next.
         while process.poll() is None and len(list(state.glob("part-*"))) <= kill:
             time.sleep(0.01)
         time.sleep(chosen.random() * 0.5)
@@ -96,11 +100,11 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(
 def test_an_unfinished_run_is_neither_lost_nor_mixed_up(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("PTQ.pipeline.rounded_row", lambda *_: 1 / 0)
+    monkeypatch.setattr("PTQ.pipeline.measure_rounded", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         quantize(build_parser().parse_args(options))
     monkeypatch.undo()
-    with pytest.raises(OmpqError, match="add --resume"):
+    with pytest.raises(OmpqError, match="add `resume`"):
         quantize(build_parser().parse_args(options))
     with pytest.raises(OmpqError, match=r"other settings \(weight_iterations"):
         quantize(build_parser().parse_args([*options, "--resume", "--iters_w", "21"]))
@@ -121,7 +125,7 @@ def test_an_earlier_result_is_moved_and_not_lost(
     for number in (1, 2):
         aside = folder / f"earlier-{number}"
         assert (aside / "results.json").read_text() == kept[number - 1]
-        assert artifact.load(aside).network.weights
+        assert artifact.load_quantized(aside).network.weights
     assert (folder / "results.json").read_text() == kept[2]
 
 
@@ -151,18 +155,30 @@ def test_images_without_labels_are_judged_by_agreement(photos: Path, tmp_path: P
         (["--bit_cfg", "uniform3", "--disable_8bit_head_stem"], "--disable_8bit_head_stem"),
         (["--path", "/nowhere.pth"], "does not exist"),
         (["--dataset", "imagenet"], "needs its folder"),
-        (["--cache_device", "cuda"], "needs --device cuda"),
+        (["--cache_device", "cuda", "--device", "cpu"], "--cache_device cuda needs --device cuda"),
         (["--num_samples", "1"], "two images or more"),
-        (["--warmup", "2"], "--warmup"),
+        (["--num_samples", "0"], "--num_samples"),
+        (["--warmup", "2"], "--warmup is 2"),
+        (["--iters_w", "-1"], "--iters_w is -1"),
+        (["--drop_prob", "2"], "--drop_prob is 2"),
+        (["--p", "0.5"], "--p is 0.5"),
         (["--evaluate", "/nowhere"], "does not exist"),
     ],
 )
-def test_what_cannot_be_done_says_why(
-    change: list[str], message: str, options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["main_imagenet.py", *options, *change])
-    with pytest.raises(OmpqError, match=message):
-        run()
+def test_what_cannot_be_done_says_why(change: list[str], message: str, options: list[str]) -> None:
+    arguments = build_parser().parse_args([*options, *change])
+    with pytest.raises(OmpqError) as refused:
+        run(arguments)
+    assert re.search(message, arguments.parser.in_flags(str(refused.value)))
+
+
+def test_every_setting_is_named_by_its_option() -> None:
+    parser = build_parser()
+    # The script's --batch_size is that of the evaluation; no option sets that of a step.
+    for name in {field.name for field in fields(Settings)} - {"batch_size"}:
+        flag = parser.in_flags(f"`{name}`")
+        assert flag.startswith("--"), name
+        assert flag in parser.format_help()
 
 
 def test_nan_images_are_named(options: list[str], tmp_path: Path) -> None:
@@ -178,9 +194,7 @@ def test_nan_images_are_named(options: list[str], tmp_path: Path) -> None:
 
 
 def test_every_reconstruction_option_reaches_the_settings() -> None:
-    from PTQ.main_imagenet import settings_of
-
-    plain = settings_of(build_parser().parse_args(["--arch", "x", "--act_quant"]))
+    plain = read_settings(build_parser().parse_args(["--arch", "x", "--act_quant"]))
     for option, field, value in (
         ("--iters_w", "weight_iterations", 7),
         ("--iters_a", "act_iterations", 7),
@@ -194,10 +208,10 @@ def test_every_reconstruction_option_reaches_the_settings() -> None:
         ("--seed", "seed", 3),
     ):
         parsed = build_parser().parse_args(["--arch", "x", "--act_quant", option, str(value)])
-        changed = settings_of(parsed)
+        changed = read_settings(parsed)
         assert getattr(changed, field) == value != getattr(plain, field)
     for flag, field in (("--sym", "symmetric"), ("--channel_wise", "per_channel")):
-        changed = settings_of(build_parser().parse_args(["--arch", "x", "--act_quant", flag]))
+        changed = read_settings(build_parser().parse_args(["--arch", "x", "--act_quant", flag]))
         assert getattr(changed, field) is True is not getattr(plain, field)
 
 
@@ -217,7 +231,7 @@ def test_a_file_that_was_damaged_is_refused(harm, words: str, options, tmp_path:
     harm(tensors)
     save_tensors(file, tensors, description)
     with pytest.raises(OmpqError, match=words):
-        artifact.load(file)
+        artifact.load_quantized(file)
 
 
 def test_temporaries_of_killed_processes_are_cleared(tmp_path: Path) -> None:

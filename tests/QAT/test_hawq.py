@@ -10,7 +10,7 @@ import pytest
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, trace
 from ompq.zoo import load_network
-from QAT.hawq import assignment_of_names, read_dictionary
+from QAT.hawq import match_dictionary, read_dictionary
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def of_resnet18() -> dict[str, int]:
 
 
 def test_entries_reach_the_layers_that_they_mean(resnet18: NetworkGraph) -> None:
-    chosen = assignment_of_names(of_resnet18(), resnet18)
+    chosen = match_dictionary(of_resnet18(), resnet18)
     weights, reads = chosen.layer_bits(), chosen.layer_act_bits()
     assert (weights["conv1"], weights["fc"]) == (8, 8)
     assert weights["layer1.0.conv1"] == 4 and weights["layer4.1.conv1"] == 7
@@ -53,7 +53,7 @@ def test_units_are_found_by_structure(name: str) -> None:
     places = [f"stage{s + 1}.unit{u + 1}" for s, n in enumerate(units) for u in range(n)]
     named = {f"{place}.quant_convbn1": 4 for place in places} | {"quant_init_convbn": 8}
     named |= {"quant_final_block_convbn": 5} if name == "mobilenet_v2" else {}
-    chosen = assignment_of_names(named, graph).layer_bits()
+    chosen = match_dictionary(named, graph).layer_bits()
     assert list(chosen.values()).count(4) == len(places)
     if name == "mobilenet_v2":
         assert chosen["features.18.0"] == 5
@@ -75,7 +75,7 @@ def test_an_entry_that_fits_nothing_is_named(
     change: dict[str, int], words: str, resnet18: NetworkGraph
 ) -> None:
     with pytest.raises(OmpqError, match=words):
-        assignment_of_names(of_resnet18() | change, resnet18)
+        match_dictionary(of_resnet18() | change, resnet18)
 
 
 def test_literals_and_files_are_read_and_never_run(tmp_path: Path) -> None:

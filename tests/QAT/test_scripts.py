@@ -17,18 +17,18 @@ from support import ENVIRONMENT, ROOT, lively, run_command
 
 from ompq import artifact
 from ompq.artifact import Artifact
-from ompq.bitconfig import uniform
+from ompq.assignment import uniform
 from ompq.errors import OmpqError
-from ompq.fixed_point import IntegerNetwork, Scheme, to_integers
 from ompq.graph import fold_batch_norm, trace
+from ompq.integer import ConversionSettings, IntegerNetwork, convert_to_integers
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks, seed_everything
 from ompq.zoo import load_network
+from PTQ.quantize import round_to_nearest
 from PTQ.settings import Settings
-from PTQ.sweep import rounded
-from QAT.options import build_parser, settings_of
+from QAT.initialise import adopt_ptq_network
+from QAT.options import build_parser, read_settings, torchrun_command
 from QAT.quant_train import run, train
-from QAT.start import take_over
 from QAT.training import distillation_loss
 
 SCRIPT = "QAT/quant_train.py"
@@ -49,6 +49,14 @@ def result(options: list[str]) -> dict:
     arguments = build_parser().parse_args(options)
     seed_everything(arguments.seed)
     return train(arguments, Ranks(), CPU)
+
+
+def message_of(*options: object) -> str:
+    """What a user reads of a command that fails."""
+    parser = build_parser()
+    with pytest.raises(OmpqError) as caught:
+        run(parser.parse_args([*map(str, options)]))
+    return parser.in_flags(str(caught.value))
 
 
 def untimed(file: Path) -> dict:
@@ -167,14 +175,12 @@ def test_narrow_biases_are_felt(options: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("choice", [["--fixed_point_quantization"], ["--bias_bit", "0"]])
 def test_choices_that_no_integers_can_follow_are_told(
-    choice: list[str], options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    choice: list[str], options: list[str], tmp_path: Path
 ) -> None:
     content = result([*options, *choice])
     assert content["top1"] > 85 and not content["integers_only"]
-    asked = ["--evaluate", str(tmp_path / "output"), "--dataset", "digits", "--integer_only"]
-    monkeypatch.setattr(sys, "argv", ["quant_train.py", *asked])
-    with pytest.raises(OmpqError, match="does not run on integers alone"):
-        run()
+    asked = ["--evaluate", tmp_path / "output", "--dataset", "digits", "--integer_only"]
+    assert "does not run on integers alone" in message_of(*asked)
 
 
 def test_a_teacher_is_listened_to(options: list[str], trained: Path, tmp_path: Path) -> None:
@@ -218,15 +224,15 @@ def test_it_starts_where_ptq_ended(options: list[str], trained: Path, tmp_path: 
         result([*rest, "--act_bits", "4", "--init_from", str(tmp_path / "ptq")])
 
 
-def test_grids_of_ptq_go_where_the_network_is() -> None:
+def test_scales_of_ptq_go_where_the_network_is() -> None:
     graph = trace(load_network("small_resnet").module, (3, 16, 16))
     widths = uniform(graph.groups, 4)
-    rounded_network = rounded(graph, widths, Settings())
-    network = to_integers(
-        fold_batch_norm(graph), widths.layer_bits(), widths.layer_act_bits(), Scheme()
+    rounded_network = round_to_nearest(graph, widths, Settings())
+    network = convert_to_integers(
+        fold_batch_norm(graph), widths.layer_bits(), widths.layer_act_bits(), ConversionSettings()
     )
     network.module.to("meta")
-    take_over(network, Artifact(rounded_network, Preprocess(16, 16), {}, {}))
+    adopt_ptq_network(network, Artifact(rounded_network, Preprocess(16, 16), {}, {}))
     assert {buffer.device.type for buffer in network.module.buffers()} == {"meta"}
 
 
@@ -240,12 +246,12 @@ def test_networks_without_integer_form_train_and_say_which(photos: Path, tmp_pat
     )  # fmt: skip
     assert not content["integers_only"]
     assert "gelu" in content["float_operations"].values()
-    read = artifact.load(tmp_path / "out")
+    read = artifact.load_quantized(tmp_path / "out")
     assert isinstance(read.network, IntegerNetwork) and not read.integers
 
 
 def test_a_network_of_the_users_own_with_a_shared_layer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "own.py"
     file.write_text(
@@ -266,8 +272,7 @@ def test_a_network_of_the_users_own_with_a_shared_layer(
     )  # fmt: skip
     assert content["integers_only"]
     asked = ["--evaluate", str(tmp_path / "out"), "--dataset", "digits", "--integer_only"]
-    monkeypatch.setattr(sys, "argv", ["quant_train.py", *asked])
-    run()
+    run(build_parser().parse_args(asked))
     assert "359 of 359 images" in capsys.readouterr().out
 
 
@@ -276,11 +281,21 @@ def test_a_network_of_the_users_own_with_a_shared_layer(
     [
         (["--quant_scheme", "modelsize_6.7_a6_75B"], "is for resnet18"),
         (["--bit_cfg", "[4]", "--quant_scheme", "uniform4"], "not allowed with"),
-        (["--path", "/nowhere.pth"], "does not exist"),
-        (["--data_percentage", "0"], "share between 0 and 1"),
+        (["--path", "/nowhere.pth"], "does not exist; give --path"),
+        (["--data_percentage", "0"], "--data_percentage is 0.0; it is a share between 0 and 1"),
         (["--dataset", "images", "--data", str(ROOT / "docs")], "no labels"),
         (["--batch_size", "0"], "cannot be shared"),
-        (["--temperature", "0"], "--temperature"),
+        (["--temperature", "0"], "--temperature is 0.0"),
+        (["--lr", "-1"], "--lr is -1.0"),
+        (["--wd", "-1"], "--wd is -1.0"),
+        (["--evaluate_times", "0"], "--evaluate_times is 0"),
+        (["--checkpoint_iter", "-2"], "--checkpoint_iter is -2"),
+        (["--print_freq", "-1"], "--print_freq is -1"),
+        (["--fix_BN_threshold", "-1"], "--fix_BN_threshold is -1"),
+        (["--act_range_momentum", "2"], "--act_range_momentum is 2.0"),
+        (["--weight_percentile", "-1"], "--weight_percentile is -1.0"),
+        (["--bias_bit", "40"], "--bias_bit is 40"),
+        (["--start_epoch", "3"], "--start_epoch is 3; with --epochs 2"),
         (["--integer_only"], "goes with --evaluate"),
         (["--evaluate", "/nowhere"], "does not exist"),
         (["--resume", "/nowhere.tar"], "does not exist"),
@@ -292,12 +307,25 @@ def test_a_network_of_the_users_own_with_a_shared_layer(
         (["--world_size", "2", "--multiprocessing_distributed"], "--dist_url"),
     ],
 )
-def test_what_cannot_be_done_says_why(
-    change: list[str], message: str, options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["quant_train.py", *options, *change])
-    with pytest.raises(OmpqError, match=message):
-        run()
+def test_what_cannot_be_done_says_why(change: list[str], message: str, options: list[str]) -> None:
+    told = message_of(*options, *change)
+    assert message in told
+    assert "`" not in told, "a field that no option sets"
+
+
+def test_torchrun_gets_the_machines_and_the_command() -> None:
+    parsed = build_parser().parse_args
+    alone = torchrun_command(parsed([]), 2, ["script.py", "--amp"])
+    assert alone[1:] == [
+        "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "script.py", "--amp",
+    ]  # fmt: skip
+    among = parsed(["--world_size", "3", "--rank", "1", "--dist_url", "tcp://host:29500"])
+    assert torchrun_command(among, 8, ["script.py"])[3:] == [
+        "--nproc_per_node=8", "--nnodes=3", "--node_rank=1", "--master_addr=host",
+        "--master_port=29500", "script.py",
+    ]  # fmt: skip
+    with pytest.raises(OmpqError, match="write it tcp://HOST:PORT"):
+        torchrun_command(parsed(["--dist_url", "host"]), 2, [])
 
 
 def test_a_run_with_other_options_does_not_go_on(options: list[str]) -> None:
@@ -310,12 +338,13 @@ def test_a_run_with_other_options_does_not_go_on(options: list[str]) -> None:
 def test_an_unfinished_run_is_not_overwritten(
     options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("QAT.training._Run.epoch", lambda *_: 1 / 0)
+    monkeypatch.setattr("QAT.training._TrainingRun.train_epoch", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         result(options)
     monkeypatch.undo()
-    with pytest.raises(OmpqError, match=r"unfinished run \(0 of 12 steps\); add --resume"):
-        result(options)
+    told = message_of(*options)
+    assert "unfinished run (0 of 12 steps); add --resume to go on" in told
+    assert "give another --output_dir" in told
     assert result([*options, "--resume"])["steps"] == 12
 
 
@@ -332,7 +361,7 @@ def test_an_earlier_run_is_moved_and_not_lost(options: list[str], tmp_path: Path
 
 
 def test_every_training_option_reaches_the_settings() -> None:
-    plain = settings_of(build_parser().parse_args([]))
+    plain = read_settings(build_parser().parse_args([]))
     for option, field, value in (
         ("--epochs", "epochs", 7),
         ("--lr", "learning_rate", 0.5),
@@ -345,7 +374,7 @@ def test_every_training_option_reaches_the_settings() -> None:
         ("--checkpoint_iter", "checkpoint_steps", 5),
         ("--print_freq", "print_steps", 3),
     ):
-        changed = settings_of(build_parser().parse_args([option, str(value)]))
+        changed = read_settings(build_parser().parse_args([option, str(value)]))
         assert getattr(changed, field) == value != getattr(plain, field)
 
 

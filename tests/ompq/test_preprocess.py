@@ -19,10 +19,10 @@ def test_defaults_are_imagenets() -> None:
     ("change", "complaint"),
     [
         ({"input_size": 0}, "at least 1 pixel"),
-        ({"input_size": 300}, "smaller than input_size"),
+        ({"input_size": 300}, "smaller than `input_size`"),
         ({"mean": (0.5,)}, "the same channels"),
-        ({"std": (0.2, 0.0, 0.2)}, "std must be positive"),
-        ({"mean": (0.5, float("nan"), 0.5)}, "mean must be finite"),
+        ({"std": (0.2, 0.0, 0.2)}, "`std` must be positive"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "`mean` must be finite"),
         ({"interpolation": "nearest"}, "bilinear, bicubic"),
     ],
 )

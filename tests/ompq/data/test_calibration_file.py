@@ -59,7 +59,7 @@ def _with_nan(*indices: int) -> torch.Tensor:
 )
 def test_unusable_tensors_are_named(tmp_path: Path, value: Any, message: str) -> None:
     path = _write(tmp_path / "images.pt", value)
-    with pytest.raises(OmpqError, match=f"--calibration_data {path}:? {message}"):
+    with pytest.raises(OmpqError, match=f"`calibration_data` {path}:? {message}"):
         load_calibration_file(path)
 
 

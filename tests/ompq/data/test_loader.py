@@ -86,10 +86,29 @@ def test_a_subset_is_fixed_over_epochs() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 1438),
+        ({"fraction": 0.1}, 144),
+        ({"fraction": 0.1, "num_samples": 50}, 5),
+        ({"fraction": 1e-6}, 1),
+        ({"fraction": 1e-6, "world_size": 4}, 4),
+    ],
+)
+def test_a_fraction_of_the_images_is_a_fixed_subset(options: dict[str, Any], count: int) -> None:
+    loader = _digits(seed=3, shuffle=True, **options)
+    assert loader.num_images == count
+    by_number = _digits(seed=3, shuffle=True, **(options | {"fraction": 1, "num_samples": count}))
+    assert torch.equal(_join(loader)[0], _join(by_number)[0])
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
-        ({"num_samples": 0}, "num_samples is 0"),
+        ({"batch_size": 0}, "`batch_size` is 0; it must be at least 1"),
+        ({"num_samples": 0}, "`num_samples` is 0"),
+        ({"fraction": 0.0}, "`fraction` is 0.0; it is a share between 0 and 1"),
+        ({"fraction": 1.5}, "`fraction` is 1.5"),
         (
             {"shuffle": True, "num_samples": 2, "world_size": 3},
             r"3 ranks cannot share 2 image\(s\)",

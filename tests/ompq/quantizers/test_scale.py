@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ompq.quantizers import QuantParams, fake_quantize, lp_scale, min_max_scale
-from ompq.quantizers.contenders import contenders
+from ompq.quantizers.scale_bounds import contenders
 
 
 def literal_scale(channel: Tensor, bits: int, symmetric: bool, p: float) -> tuple[float, int]:

@@ -237,7 +237,7 @@ class TestMisfit:
 
     def test_number_of_classes(self, tmp_path: Path, state: State) -> None:
         self.load(tmp_path, state, CLASSES)
-        with pytest.raises(OmpqError, match=f"--num_classes 12 contradicts .* {CLASSES} classes"):
+        with pytest.raises(OmpqError, match=f"`num_classes` 12 contradicts .* {CLASSES} classes"):
             self.load(tmp_path, state, 12)
 
     def test_nan_is_named_by_its_layer(self, tmp_path: Path, state: State) -> None:

@@ -12,7 +12,7 @@ import torch
 from torchvision import models
 
 from ompq.errors import OmpqError
-from ompq.zoo import _sources, load_network
+from ompq.zoo import RANDOM_WEIGHTS, _sources, load_network
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_name_and_preprocess(name: str, size: int, resize: int, interpolation: s
     preprocess = network.preprocess
     assert (preprocess.input_size, preprocess.resize) == (size, resize)
     assert preprocess.interpolation == interpolation
-    assert network.source == "random initialisation"
+    assert network.source == RANDOM_WEIGHTS == "random initialisation"
     assert not network.module.training
     assert {p.dtype for p in network.module.parameters()} == {torch.float32}
 
@@ -49,7 +49,7 @@ def test_number_of_classes() -> None:
     assert load_network("resnet18").num_classes == 1000
     assert load_network("resnet18", num_classes=10).num_classes == 10
     assert load_network("timm:resnet18", num_classes=10).num_classes == 10
-    with pytest.raises(OmpqError, match="at least 1"):
+    with pytest.raises(OmpqError, match="`num_classes` must be at least 1"):
         load_network("resnet18", num_classes=0)
 
 
@@ -82,7 +82,7 @@ def test_a_library_that_refuses_the_number_of_classes() -> None:
 
 
 def test_path_and_pretrained_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(OmpqError, match="two sources of weights"):
+    with pytest.raises(OmpqError, match="`path` and `pretrained` name two sources of weights"):
         load_network("resnet18", path=tmp_path, pretrained=True)
 
 
@@ -93,7 +93,7 @@ class TestPretrained:
 
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         monkeypatch.setattr("torch.hub.urlopen", refuse)
-        with pytest.raises(OmpqError, match=r"resnet18 cannot be fetched.*--path") as caught:
+        with pytest.raises(OmpqError, match=r"resnet18 cannot be fetched.*`path`") as caught:
             load_network("resnet18", pretrained=True)
         assert "\n" not in str(caught.value)
 
@@ -109,7 +109,7 @@ class TestPretrained:
         network = load_network("resnet18", pretrained=True)
         assert network.source == "torchvision's IMAGENET1K_V1"
         assert network.module.fc.weight.equal(weights["fc.weight"])
-        with pytest.raises(OmpqError, match="--num_classes 10 contradicts --pretrained"):
+        with pytest.raises(OmpqError, match="`num_classes` 10 contradicts `pretrained`"):
             load_network("resnet18", pretrained=True, num_classes=10)
 
 

@@ -1,0 +1,262 @@
+"""Quantization of a whole network, block after block, in one pass of the calibration images.
+
+The blocks are reconstructed in execution order (BRECQ, arXiv:2102.05426). Every image goes once
+through the float network and once through the quantized one: a block's outputs are kept until the
+blocks that read them are done. A block learns from what the quantized network before it hands it,
+and is to give what the float network gives.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from ompq.assignment import Assignment
+from ompq.errors import OmpqError
+from ompq.graph import NetworkGraph, Subgraph, extract_subgraph, split_into_subgraphs, trace_for
+from ompq.quantized import QuantizedNetwork, QuantizedWeight, prepare
+from ompq.quantizers import QuantParams, activation_quantizers
+from ompq.runtime import say
+from PTQ.activation_cache import ActivationCache
+from PTQ.block_result import BlockReport, BlockResult
+from PTQ.fisher import measure_output_importances
+from PTQ.reconstruct import (
+    Examples,
+    reconstruct_activations,
+    reconstruct_weights,
+    round_block,
+)
+from PTQ.resume import FinishedBlocks
+from PTQ.settings import Settings
+
+MINIMUM_IMAGES = 2
+_FORWARD_BATCH = 128
+
+
+def round_to_nearest(
+    graph: NetworkGraph, assignment: Assignment, settings: Settings
+) -> QuantizedNetwork:
+    """Round the weights of a network to nearest, with activations in float.
+
+    Args:
+        graph: Float network.
+        assignment: Widths of the network's groups.
+        settings: Settings of the reconstruction; `per_channel` and `symmetric` count here.
+    """
+    network = prepare(graph, assignment)
+    bits = assignment.layer_bits()
+    with torch.no_grad():
+        nearest = round_block(network.module, bits, settings)
+    for layer in bits:
+        network.set_weight(
+            layer, QuantizedWeight.of(nearest.integers[layer], nearest.params[layer])
+        )
+    return network
+
+
+def quantize_network(
+    network: nn.Module | NetworkGraph,
+    assignment: Assignment,
+    images: Tensor,
+    settings: Settings | None = None,
+    *,
+    cache: ActivationCache | None = None,
+    finished: FinishedBlocks | None = None,
+    say: Callable[[str], None] = say,
+) -> tuple[QuantizedNetwork, list[BlockReport]]:
+    """Quantize a network by reconstructing its blocks in order (BRECQ, arXiv:2102.05426).
+
+    Args:
+        network: Float network on the device to compute on, a module or its traced graph; it is
+            copied, never changed. A module is traced for images of the calibration images' size.
+        assignment: Widths of the network's groups.
+        images: Calibration images, n × channels × height × width, normalised; n ≥ 2.
+        settings: Settings of the reconstruction; None for the defaults.
+        cache: Source of room for the values between blocks; None for the place that
+            `settings.cache_device` names, with files in the system's temporary folder.
+        finished: Blocks that an earlier run finished, which takes up those of this run as well;
+            None to remember nothing.
+        say: Function that is told what a user should know; it prints by default.
+
+    Returns:
+        The quantized network, with its activation quantizers enabled if `settings.act_quant` is
+        set, and one report per block.
+
+    Raises:
+        OmpqError: Too few images, NaN in them, a network that cannot be traced, or no room for the
+            values between blocks.
+    """
+    _check_images(images)
+    settings = settings or Settings()
+    graph = trace_for(network, images)
+    teacher = prepare(graph, assignment)
+    student = teacher.copy()
+    device = next(teacher.module.parameters()).device
+    cache = cache or ActivationCache(settings.cache_device, device, Path(tempfile.gettempdir()))
+    blocks = split_into_subgraphs(teacher.graph, settings.granularity)
+    bits = assignment.layer_bits()
+    entry = blocks[0].inputs[0]
+    float_values = {entry: images}
+    quantized_values = {entry: images}
+    importances: dict[str, Tensor] = {}
+    if settings.loss == "fisher_diag":
+        importances = measure_output_importances(
+            teacher.module, blocks, images, cache, settings.seed
+        )
+    reports = []
+    say("loss of every block on the calibration images, rounded → learned:")
+    for number, block in enumerate(blocks):
+        source = extract_subgraph(teacher.module, block)
+        target = extract_subgraph(student.module, block)
+        float_values |= _run(source, block, float_values, cache, device)
+        result = None if finished is None else finished.load(number)
+        if result is None:
+            job = _BlockJob(
+                block=block,
+                target=target,
+                # A layer that an earlier block called as well was quantized there.
+                bits={name: bits[name] for name in block.layers if name not in student.weights},
+                examples=_select(block, quantized_values, float_values, importances, device),
+                title=f"{number + 1}/{len(blocks)} {block.name}",
+            )
+            # Seeded block by block, so that a resumed run draws what an uninterrupted one draws.
+            torch.manual_seed(zlib.crc32(f"{settings.seed} {number}".encode()))
+            result = _reconstruct(job, settings)
+            if finished is not None:
+                finished.save(number, result)
+        _apply(result, student, target, settings)
+        say(f"{number + 1:>3}/{len(blocks)} {result.report.format_line()}")
+        reports.append(result.report)
+        quantized_values |= _run(target, block, quantized_values, cache, device)
+        _drop_unread(blocks[number + 1 :], float_values, quantized_values)
+    return student, reports
+
+
+def _check_images(images: Tensor) -> None:
+    if len(images) < MINIMUM_IMAGES:
+        raise OmpqError(f"reconstruction needs {MINIMUM_IMAGES} images or more, not {len(images)}")
+    bad = (~images.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise OmpqError(
+            f"calibration image {bad[0]} (of {len(bad)} such) holds NaN or infinity; leave it out"
+        )
+
+
+@dataclass(frozen=True)
+class _BlockJob:
+    """A block that is to be reconstructed.
+
+    `target` is its module in the quantized network; `bits` holds the widths of the layers whose
+    weights it decides.
+    """
+
+    block: Subgraph
+    target: GraphModule
+    bits: dict[str, int]
+    examples: Examples
+    title: str
+
+
+def _select(
+    block: Subgraph,
+    quantized_values: dict[str, Tensor],
+    float_values: dict[str, Tensor],
+    importances: dict[str, Tensor],
+    device: torch.device,
+) -> Examples:
+    """Select the inputs and targets of a block among the values that are kept."""
+    return Examples(
+        inputs=[quantized_values[name] for name in block.inputs],
+        float_inputs=[float_values[name] for name in block.inputs],
+        targets=[float_values[name] for name in block.outputs],
+        importances=[importances.get(name) for name in block.outputs],
+        device=device,
+    )
+
+
+def _reconstruct(job: _BlockJob, settings: Settings) -> BlockResult:
+    """Decide the weights, then the activations of a block; its modules take the values over."""
+    start = time.perf_counter()
+    target, bits, examples = job.target, job.bits, job.examples
+    for quantizer in activation_quantizers(target).values():
+        quantizer.enabled = False
+    weights = reconstruct_weights(target, examples, bits, settings, job.title)
+    # The scales of activations are learned with the weights that will be there.
+    for layer in bits:
+        _write(target, layer, QuantizedWeight.of(weights.integers[layer], weights.params[layer]))
+    activations: dict[str, QuantParams] = {}
+    before = after = None
+    kept = ""
+    if settings.act_quant and activation_quantizers(target):
+        learned = reconstruct_activations(target, examples, settings, job.title)
+        activations = learned.params
+        before, after, kept = learned.loss_before, learned.loss_after, learned.kept
+    report = BlockReport(
+        name=job.block.name,
+        layers=job.block.layers,
+        iterations=settings.weight_iterations if bits else 0,
+        loss_before=weights.loss_before,
+        loss_after=weights.loss_after,
+        kept=weights.kept,
+        act_iterations=settings.act_iterations if activations else 0,
+        act_loss_before=before,
+        act_loss_after=after,
+        act_kept=kept,
+        seconds=time.perf_counter() - start,
+    )
+    return BlockResult(report, weights.integers, weights.params, activations)
+
+
+def _apply(
+    result: BlockResult, student: QuantizedNetwork, target: GraphModule, settings: Settings
+) -> None:
+    """Put a block's result into the quantized network, of which `target` is that block."""
+    for layer, integers in result.integers.items():
+        student.set_weight(layer, QuantizedWeight.of(integers, result.weights[layer]))
+    for name, quantizer in activation_quantizers(target).items():
+        if settings.act_quant:
+            quantizer.set(result.activations[name])
+        quantizer.enabled = settings.act_quant
+
+
+@torch.no_grad()
+def _write(target: GraphModule, layer: str, weight: QuantizedWeight) -> None:
+    module = target.get_submodule(layer)
+    module.weight.copy_(weight.values())  # type: ignore[operator]
+
+
+@torch.no_grad()
+def _run(
+    module: GraphModule,
+    block: Subgraph,
+    values: dict[str, Tensor],
+    cache: ActivationCache,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Return the outputs of a block for all images, in room that the cache gives."""
+    inputs = [values[name] for name in block.inputs]
+    kept: list[Tensor] = []
+    for index in torch.arange(len(inputs[0])).split(_FORWARD_BATCH):
+        # Copies: a network may change what it is given in place.
+        outputs = module(*[value[index.to(value.device)].to(device) for value in inputs])
+        if not kept:
+            kept = [cache.allocate((len(inputs[0]), *output.shape[1:])) for output in outputs]
+        for room, output in zip(kept, outputs, strict=True):
+            room[index.to(room.device)] = output.to(room.device)
+    return dict(zip(block.outputs, kept, strict=True))
+
+
+def _drop_unread(remaining: Sequence[Subgraph], *stores: dict[str, Tensor]) -> None:
+    """Drop the values that no remaining block reads, and with them their room."""
+    needed = {name for block in remaining for name in block.inputs}
+    for store in stores:
+        for name in set(store) - needed:
+            del store[name]

@@ -1,0 +1,119 @@
+"""Checkpoints of a fine-tuning, and how a killed run goes on from one."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ompq.errors import OmpqError
+from ompq.files import save_state
+from ompq.integer.convert import COMBINATION_PATH, REQUANTIZER_PATH
+
+FORMAT = "ompq-qat-checkpoint/1"
+_UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
+_REQUANTIZER_PATHS = (f"{REQUANTIZER_PATH}.", f"{COMBINATION_PATH}.")
+_FORMER_NAME = re.compile(r"(.+)\.grid\.(minimum|maximum|scale|zero_point)")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], fingerprint: dict[str, Any]) -> None:
+    """Write a state; a file that is there is replaced once the new one is complete.
+
+    Args:
+        path: Path of the file.
+        state: State to write, of tensors and plain values.
+        fingerprint: What a run that goes on must have in common with this one.
+    """
+    save_state(path, {"format": FORMAT, "fingerprint": fingerprint, **state})
+
+
+def load_checkpoint(path: Path, fingerprint: dict[str, Any] | None) -> dict[str, Any]:
+    """Read a state; nothing in the file is run.
+
+    Args:
+        path: Path of the file.
+        fingerprint: What the run that goes on must have in common; None to accept any.
+
+    Returns:
+        The state, its tensors on the CPU.
+
+    Raises:
+        OmpqError: The file is missing, damaged, no checkpoint of a fine-tuning, or of another run.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise OmpqError(f"checkpoint {path} does not exist") from error
+    except _UNREADABLE as error:
+        raise OmpqError(f"checkpoint {path} is damaged; delete it to start anew") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise OmpqError(f"{path} is no checkpoint of quant_train.py; give weights as `path`")
+    known: dict[str, Any] = state["fingerprint"]
+    if fingerprint is not None and known != fingerprint:
+        differing = [key for key in known | fingerprint if known.get(key) != fingerprint.get(key)]
+        key = differing[0]
+        raise OmpqError(
+            f"{path} is of a run with {key} {known.get(key)}, not {fingerprint.get(key)}; give the "
+            "same options, or another `folder`"
+        )
+    return state | {"network": _translate_former_names(state["network"])}
+
+
+def _translate_former_names(network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename what fake quantizers hold in checkpoints from when their attribute was `grid`."""
+
+    def translate(name: str) -> str:
+        found = _FORMER_NAME.fullmatch(name)
+        if found is None:
+            return name
+        owner = found[1]
+        # The network itself may have a module called grid. Ours is that of a requantizer, or of a
+        # quantized layer, which also holds the float layer as `layer`.
+        ours = owner.startswith(_REQUANTIZER_PATHS) or f"{owner}.layer.weight" in network
+        return f"{owner}.fake_quantizer.{found[2]}" if ours else name
+
+    return {translate(name): value for name, value in network.items()}
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Keep a run from overwriting the checkpoint of one that has not ended.
+
+    Args:
+        path: Path of the checkpoint that would be overwritten, whether or not it is there.
+
+    Raises:
+        OmpqError: There is such a checkpoint, or a damaged one.
+    """
+    if not path.is_file():
+        return
+    state = load_checkpoint(path, None)
+    done, total = state["progress"]["step"], state["total_steps"]
+    if done < total:
+        raise OmpqError(
+            f"{path.parent} holds an unfinished run ({done} of {total} steps); add `resume` to go "
+            f"on with it, give another `folder`, or delete {path}"
+        )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a file is a checkpoint of a fine-tuning, and not weights from elsewhere.
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        OmpqError: There is no such file.
+    """
+    if not path.is_file():
+        raise OmpqError(f"checkpoint {path} does not exist; `resume` takes a file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE:
+        return False
+    return isinstance(state, dict) and state.get("format") == FORMAT

@@ -1,0 +1,261 @@
+"""What a fine-tuning consists of, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ompq import artifact
+from ompq.artifact import Artifact
+from ompq.assignment import Assignment, assign, resolve
+from ompq.data import Loader, calibration_images, make_loader
+from ompq.errors import OmpqError
+from ompq.graph import NetworkGraph, trace
+from ompq.integer import IntegerNetwork
+from ompq.options import check_classes, json_ready, load_requested_network, make_evaluation_loader
+from ompq.preprocess import Preprocess
+from ompq.runtime import Ranks
+from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network, load_network
+from QAT.hawq import match_dictionary, read_dictionary
+from QAT.initialise import prepare
+from QAT.options import BINDING_OPTIONS, DEFAULT_SCHEME, NO_TEACHER, read_conversion_settings
+from QAT.settings import TrainingSettings
+from QAT.training import TrainingTask
+
+CALIBRATION_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A fine-tuning before its first step.
+
+    Attributes:
+        network: Float network, as it was loaded.
+        preprocess: Preprocessing of its images.
+        assignment: Widths of its groups.
+        loaders: Training and test images.
+        task: Converted network, images and settings of the training.
+    """
+
+    network: Network
+    preprocess: Preprocess
+    assignment: Assignment
+    loaders: tuple[Loader, Loader]
+    task: TrainingTask
+
+
+def prepare_run(
+    arguments: argparse.Namespace, settings: TrainingSettings, ranks: Ranks, device: torch.device
+) -> PreparedRun:
+    """Load, trace and convert what the command line names, and print what it is.
+
+    Args:
+        arguments: Arguments of `QAT.options.build_parser`.
+        settings: Settings of the training.
+        ranks: This process among those that share the work.
+        device: Device to compute on.
+
+    Raises:
+        OmpqError: Something is missing, or does not go together.
+    """
+    if arguments.path is not None:
+        # The published command asks for the library's weights as well; a checkpoint goes before.
+        arguments.pretrained = False
+    network, preprocess = load_requested_network(arguments)
+    training, test = _open_loaders(arguments, preprocess, ranks)
+    side = preprocess.input_size
+    graph = trace(network.module.to(device), (preprocess.channels, side, side))
+    _check_labels(arguments, training, graph.num_outputs)
+    source = None if arguments.init_from is None else artifact.load_quantized(arguments.init_from)
+    assignment = _choose_assignment(arguments, graph, source)
+    if network.source == RANDOM_WEIGHTS:
+        print_notes_once(arguments, ranks, [RANDOM_WEIGHTS_NOTE])
+    print_once(ranks, _describe(network, assignment, training))
+    converted = _convert(arguments, graph, assignment, preprocess, source)
+    print_notes_once(arguments, ranks, _note_float_operations(converted.float_operations))
+    task = TrainingTask(
+        network=converted,
+        teacher=_load_teacher(arguments, graph.num_outputs, device),
+        train=training,
+        test=test,
+        settings=settings,
+        device=device,
+        ranks=ranks,
+        folder=arguments.output_dir,
+        fingerprint=_fingerprint(arguments, assignment, len(training)),
+        log=_open_log(arguments, ranks),
+    )
+    return PreparedRun(network, preprocess, assignment, (training, test), task)
+
+
+def _open_loaders(
+    arguments: argparse.Namespace, preprocess: Preprocess, ranks: Ranks
+) -> tuple[Loader, Loader]:
+    """Return this rank's share of the training images, and of the test images."""
+    per_rank, remainder = divmod(arguments.batch_size, ranks.world_size)
+    if remainder or per_rank < 1:
+        raise OmpqError(
+            f"`batch_size` {arguments.batch_size} cannot be shared by {ranks.world_size} processes"
+        )
+    training = make_loader(
+        arguments.dataset,
+        arguments.data,
+        "train",
+        preprocess,
+        per_rank,
+        augment=True,
+        shuffle=True,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        backend=arguments.loader,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        fraction=arguments.data_percentage,
+    )
+    return training, make_evaluation_loader(arguments, preprocess, max(per_rank, 64), ranks)
+
+
+def _check_labels(arguments: argparse.Namespace, training: Loader, num_classes: int) -> None:
+    if not training.num_classes:
+        raise OmpqError(f"`dataset` {arguments.dataset} has no labels to train with; use PTQ")
+    check_classes(training.num_classes, num_classes)
+
+
+def _choose_assignment(
+    arguments: argparse.Namespace, graph: NetworkGraph, source: Artifact | None
+) -> Assignment:
+    """Return the widths that the command line names, or those of the network to start from."""
+    given = arguments.quant_scheme if arguments.bit_cfg is None else arguments.bit_cfg
+    if source is not None:
+        _check_same_network(source, graph)
+    if given is None and source is not None:
+        held = source.description
+        if arguments.act_bits is not None:
+            return assign(graph.groups, "PTQ", held["bits"], arguments.act_bits)
+        without = assign(graph.groups, "PTQ", held["bits"], held["act_bits"])
+        return replace(without, group_act_bits=tuple(held["activation_bits"]))
+    given = DEFAULT_SCHEME if given is None else given
+    named = read_dictionary(given)
+    if named is not None:
+        if arguments.act_bits is not None:
+            raise OmpqError("a HAWQ dictionary tells the activations' widths; leave `act_bits` out")
+        return match_dictionary(named, graph)
+    return resolve(given, graph.groups, "QAT", act_bits=arguments.act_bits)
+
+
+def _check_same_network(source: Artifact, graph: NetworkGraph) -> None:
+    if source.description["groups"] != [list(group.layers) for group in graph.groups]:
+        raise OmpqError(
+            f"`init_from` is of another network ({source.description['architecture']['name']}); "
+            "its layers are not those of `model`"
+        )
+
+
+def _convert(
+    arguments: argparse.Namespace,
+    graph: NetworkGraph,
+    assignment: Assignment,
+    preprocess: Preprocess,
+    source: Artifact | None,
+) -> IntegerNetwork:
+    """Return the network that is trained, with its first scales, or those of PTQ."""
+    settings = read_conversion_settings(arguments)
+    found = calibration_images(
+        arguments.dataset,
+        arguments.data,
+        preprocess,
+        CALIBRATION_IMAGES,
+        seed=arguments.seed,
+        backend=arguments.loader,
+        workers=arguments.workers,
+    )
+    return prepare(graph, assignment, found.images, settings, source=source)
+
+
+def _load_teacher(
+    arguments: argparse.Namespace, num_classes: int, device: torch.device
+) -> nn.Module | None:
+    if arguments.distill_method == NO_TEACHER:
+        return None
+    try:
+        teacher = load_network(
+            arguments.teacher_arch,
+            path=arguments.teacher_path,
+            pretrained=arguments.teacher_path is None,
+            num_classes=None if arguments.teacher_path else num_classes,
+        )
+    except OmpqError as error:
+        told = str(error).replace("`path`", "`teacher_path`")
+        raise OmpqError(f"`teacher_arch` {arguments.teacher_arch}: {told}") from error
+    if teacher.num_classes != num_classes:
+        raise OmpqError(
+            f"the teacher {arguments.teacher_arch} has {teacher.num_classes} classes, the network "
+            f"{num_classes}; give `teacher_path` a checkpoint for these images"
+        )
+    return teacher.module.to(device).eval()
+
+
+def _fingerprint(
+    arguments: argparse.Namespace, assignment: Assignment, steps: int
+) -> dict[str, Any]:
+    """Return what a resumed run must have in common with the one that was killed."""
+    ready = json_ready(arguments)
+    given = {name: ready[name] for name in BINDING_OPTIONS}
+    return given | {
+        "weight bits": list(assignment.widths),
+        "activation bits": list(assignment.activations),
+        "steps per epoch": steps,
+    }
+
+
+def _open_log(arguments: argparse.Namespace, ranks: Ranks) -> Any:
+    """Return what takes scalars for TensorBoard; None unless asked for."""
+    if not arguments.tensorboard or not ranks.is_main:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise OmpqError(
+            "`tensorboard` needs the package tensorboard; pip install tensorboard"
+        ) from error
+    return SummaryWriter(arguments.output_dir / "tensorboard")
+
+
+def _describe(network: Network, assignment: Assignment, training: Loader) -> str:
+    return (
+        f"{network.name}: {assignment.float_size_mb:.4f} → {assignment.size_mb:.4f} MB, "
+        f"A {assignment.act_bits}, {training.num_images} training images\n"
+        f"weight bits: {list(assignment.widths)}"
+    )
+
+
+def _note_float_operations(operations: Mapping[str, str]) -> list[str]:
+    if not operations:
+        return []
+    counts = Counter(operations.values())
+    named = ", ".join(f"{what} ({count}×)" for what, count in counts.most_common())
+    return [f"without an integer form, and so in float: {named}; results.json names them all"]
+
+
+def print_once(ranks: Ranks, text: str) -> None:
+    """Print a text on the first rank alone."""
+    if ranks.is_main:
+        print(text, flush=True)
+
+
+def print_notes_once(arguments: argparse.Namespace, ranks: Ranks, notes: Iterable[str]) -> None:
+    """Print messages of the library, with the script's flags in them, on the first rank alone.
+
+    Args:
+        arguments: Arguments of `QAT.options.build_parser`, which hold the parser.
+        ranks: This process among those that share the work.
+        notes: Messages to print, one line each.
+    """
+    if ranks.is_main:
+        arguments.parser.print_notes(notes)

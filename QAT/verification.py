@@ -1,0 +1,75 @@
+"""Evidence that a trained network runs on integers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ompq.artifact import Artifact
+from ompq.errors import OmpqError
+from ompq.evaluation import Accuracy, Predictions, find_device
+from ompq.integer import IntegerExecution, IntegerNetwork, export_integers
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Result of running a network by integer arithmetic beside its simulation.
+
+    Attributes:
+        accuracy: Accuracy of integer arithmetic.
+        equal: Number of images for which it gives the logits of the simulation, to the bit.
+    """
+
+    accuracy: Accuracy
+    equal: int
+
+
+@torch.inference_mode()
+def verify(
+    network: IntegerNetwork | Artifact,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | None = None,
+) -> Verification:
+    """Run a network by integer arithmetic and as training simulated it, and compare the logits.
+
+    Args:
+        network: Network of integers; or one read from its file, with the integers written there.
+        batches: Batches of images (n × channels × height × width, normalised) and labels (n).
+        device: Device that the simulation computes on, None for the network's own; integer
+            arithmetic runs on the CPU.
+
+    Raises:
+        OmpqError: The network does not run on integers alone (says why), or there are no images.
+    """
+    if isinstance(network, Artifact):
+        network, numbers = _read_integers(network)
+    else:
+        numbers = export_integers(network)
+    device = device or find_device(network.module)
+    execution = IntegerExecution(network, numbers)
+    module = network.module.to(device).eval()
+    classes, known, equal = [], [], 0
+    for images, labels in batches:
+        logits = execution.logits(images)
+        simulated = module(images.to(device)).cpu()
+        equal += int((logits == simulated).all(dim=1).sum())
+        classes.append(logits.topk(min(5, logits.shape[1]), dim=1).indices)
+        known.append(labels)
+    if not known:
+        raise OmpqError("there are no images to evaluate on; check the data folder")
+    return Verification(Predictions(torch.cat(classes), torch.cat(known)).accuracy(), equal)
+
+
+def _read_integers(read: Artifact) -> tuple[IntegerNetwork, Mapping[str, Tensor]]:
+    """Return a stored network and its integers, or say why it has none."""
+    network = read.network
+    if not isinstance(network, IntegerNetwork):
+        raise OmpqError("integer arithmetic needs a network of QAT; one of PTQ computes in float")
+    if not read.integers:
+        named = list(read.description["float_operations"].items())[:3]
+        why = ", ".join(f"{name} ({what})" for name, what in named) or "rescaling or biases"
+        raise OmpqError(f"this network does not run on integers alone: {why} stayed in float")
+    return network, read.integers

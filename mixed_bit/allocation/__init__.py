@@ -1,0 +1,1 @@
+"""Which widths are best: the program, its budgets and its solvers."""

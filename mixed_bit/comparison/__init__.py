@@ -1,0 +1,1 @@
+"""What allocations do to the network's output: outcomes, baselines, Pareto fronts."""

@@ -1,0 +1,1 @@
+"""Latency tables: reading one, and measuring one by ONNX Runtime."""

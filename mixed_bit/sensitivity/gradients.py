@@ -1,0 +1,115 @@
+"""Squared gradients of the log-likelihood, and what rounding errors they weigh.
+
+g is the gradient of the log-likelihood of one image's label. Labels are drawn from the network's
+own prediction, so that E[g gᵀ] is the Fisher information, which is the Hessian of the divergence
+from the network's own output. Given labels make it the empirical Fisher information.
+
+One forward and one backward pass, three passes' work, in batches of a few images: gradients of
+drawn labels are independent and of zero mean, so that the square of their sum has the expectation
+of the sum of their squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mixed_bit.sensitivity.base import ProbedNetwork, Sensitivity, round_weights
+from ompq.evaluation import draw_labels
+
+# (squared gradients, squared errors), rows × n each → what each row's rounding costs.
+Weigh = Callable[[Tensor, Tensor], Tensor]
+
+_IMAGES = 2
+
+
+def second_order(probed: ProbedNetwork, weigh: Weigh) -> Sensitivity:
+    """½ E[weigh(g², (x − Q_b(x))²)] of the weights of a group's layers, and of what they read.
+
+    Args:
+        probed: what to price.
+        weigh: given one row for a layer's weights (g² summed over the images), or one row for each
+            image's activations.
+    """
+    squares, of_site = _collect(probed, weigh)
+
+    @torch.no_grad()
+    def of_layer(layer: str) -> list[float]:
+        weight = probed.network.graph.layer_module(layer).weight
+        return [
+            float(weigh(squares[layer].view(1, -1), (weight - other).square().view(1, -1)))
+            for other in round_weights(weight, probed.widths)
+        ]
+
+    half = 0.5 / len(probed.images)
+    return Sensitivity(
+        weights=half * probed.sum_over_layers(of_layer),
+        activations=half * probed.per_group(of_site),
+        log_scale=np.zeros(len(probed.groups)),
+        forward_passes=4.0 if probed.act_widths else 3.0,
+    )
+
+
+def _collect(
+    probed: ProbedNetwork, weigh: Weigh
+) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
+    """Per layer Σ g² of its weights; per site its price at every width, both over all images."""
+    generator = torch.Generator().manual_seed(probed.seed)
+    fitted = probed.fitted if probed.sites else {}
+    of_site = {site: [0.0] * len(probed.act_widths) for site in probed.sites}
+
+    def read(site: str, values: Tensor) -> Tensor:
+        with torch.no_grad():
+            errors = [(values - q(values)).square().flatten(1) for q in fitted[site]]
+
+        def add(gradient: Tensor) -> None:
+            for index, error in enumerate(errors):
+                of_site[site][index] += float(weigh(gradient.square().flatten(1), error).sum())
+
+        if not values.requires_grad:
+            values = values.detach().requires_grad_()
+        values.register_hook(add)
+        # A copy goes on, so that in-place operations leave the watched value alone.
+        return values.clone()
+
+    size = 1 if probed.labels is not None else _IMAGES
+    with _squared_gradients(probed) as squares, probed.watching(read):
+        for images, labels in probed.split(size):
+            logits = probed.network.module(images)
+            if labels is None:
+                labels = draw_labels(logits, generator)
+            cross_entropy(logits, labels, reduction="sum").backward()
+    return squares, of_site
+
+
+@contextmanager
+def _squared_gradients(probed: ProbedNetwork) -> Iterator[dict[str, Tensor]]:
+    """Layer → the sum of its weight's squared gradients over the backward passes of the body."""
+    squares: dict[str, Tensor] = {}
+    handles = []
+    graph = probed.network.graph
+
+    def add(layer: str, weight: Tensor) -> None:
+        if weight.grad is not None:
+            squares[layer].addcmul_(weight.grad, weight.grad)
+            weight.grad = None
+
+    for layer in (layer for group in probed.groups for layer in group.layers):
+        weight = graph.layer_module(layer).weight
+        squares[layer] = torch.zeros_like(weight)
+        weight.requires_grad_(True)
+        handles.append(
+            weight.register_post_accumulate_grad_hook(lambda w, layer=layer: add(layer, w))
+        )
+    try:
+        yield squares
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in squares:
+            graph.layer_module(layer).weight.requires_grad_(False)

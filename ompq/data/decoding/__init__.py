@@ -1,0 +1,1 @@
+"""Image files to pixels: Pillow or DALI, behind one interface."""

@@ -1,0 +1,155 @@
+"""How good a network is: its accuracy, its agreement and its divergence from another network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ompq.errors import OmpqError
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 and top-5 accuracy in per cent, over `count` labelled images."""
+
+    top1: float
+    top5: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} % of {self.count} images"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Likeliest classes and labels of n images.
+
+    Attributes:
+        classes: n × 5 integers, the five likeliest classes of every image, likeliest first; fewer
+            columns where the network has fewer classes.
+        labels: n integers; −1 where an image has no label.
+    """
+
+    classes: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def has_labels(self) -> bool:
+        """Tell whether every image has a label."""
+        return bool((self.labels >= 0).all())
+
+    def accuracy(self) -> Accuracy:
+        """Measure how often the label is the likeliest class, and among the five likeliest.
+
+        Raises:
+            OmpqError: the images have no labels.
+        """
+        if not self.has_labels:
+            raise OmpqError(
+                "accuracy needs labels, and this data set has none; use a folder "
+                "with one sub-folder per class"
+            )
+        hits = self.classes == self.labels[:, None]
+        return Accuracy(_to_percent(hits[:, 0]), _to_percent(hits.any(dim=1)), len(self))
+
+    def agreement(self, other: Predictions) -> float:
+        """Measure on how many images two networks name one likeliest class, in per cent.
+
+        Args:
+            other: Predictions of the other network for these images, in this order.
+        """
+        return _to_percent(self.classes[:, 0] == other.classes[:, 0])
+
+
+def _to_percent(hits: Tensor) -> float:
+    return 100 * int(hits.sum()) / len(hits)
+
+
+def kl_divergence(expected: Tensor, logits: Tensor) -> float:
+    """Sum KL(softmax(expected) ‖ softmax(logits)) over images, in nats.
+
+    Args:
+        expected: Logits of the reference network, n × classes.
+        logits: Logits of the network under test, n × classes.
+
+    >>> kl_divergence(torch.zeros(3, 10), torch.ones(3, 10))  # equal but for a constant
+    0.0
+    """
+    # In float64: where the logits hardly differ, positive and negative terms nearly cancel.
+    target = expected.double().log_softmax(dim=1)
+    found = logits.double().log_softmax(dim=1)
+    return float((target.exp() * (target - found)).sum())
+
+
+def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw one class per image from the network's own prediction.
+
+    The squared gradients of their log-likelihood have the Fisher information as expectation.
+
+    Args:
+        logits: Logits of the network, n × classes.
+        generator: Random generator on the CPU, so that the classes do not depend on the device.
+
+    Returns:
+        n classes, on the device of `logits`.
+    """
+    shares = logits.detach().float().softmax(dim=1).cpu()
+    return torch.multinomial(shares, 1, generator=generator).flatten().to(logits.device)
+
+
+def find_device(network: nn.Module) -> torch.device:
+    """Return the device of a network's parameters; the CPU where it has none."""
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+@torch.inference_mode()
+def predict(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | None = None,
+) -> Predictions:
+    """Predict the classes of batches of images.
+
+    Args:
+        network: Network; it is moved to `device`, and in evaluation mode from now on.
+        batches: Pairs of images (n × channels × height × width, normalised) and labels (n).
+        device: Device that computes; None for the network's own.
+
+    Raises:
+        OmpqError: there are no images.
+    """
+    device = device or find_device(network)
+    network = network.to(device).eval()
+    classes, known = [], []
+    for images, labels in batches:
+        logits = network(images.to(device))
+        classes.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu())
+        known.append(labels)
+    if not known:
+        raise OmpqError("there are no images to evaluate on; check the data folder")
+    return Predictions(torch.cat(classes), torch.cat(known))
+
+
+def evaluate(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | None = None,
+) -> Accuracy:
+    """Measure the accuracy of a network on labelled images.
+
+    Args:
+        network: Network; it is moved to `device`, and in evaluation mode from now on.
+        batches: Pairs of images (n × channels × height × width, normalised) and labels (n).
+        device: Device that computes; None for the network's own.
+
+    Raises:
+        OmpqError: there are no images, or they have no labels.
+    """
+    return predict(network, batches, device).accuracy()

@@ -1,0 +1,42 @@
+"""The activations to quantize: the values that layers read."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+
+from ompq.graph.network import NetworkGraph
+from ompq.graph.operations import IDENTITIES, LAYOUTS, MAX_POOLS, operation
+
+# These hand on values of their input, or zeros: what is quantized before them is so behind them.
+_SELECTING = LAYOUTS | IDENTITIES | MAX_POOLS
+
+
+def find_activation_sites(graph: NetworkGraph) -> dict[str, tuple[str, ...]]:
+    """Find the nodes whose values are to be quantized, and the layers that read them.
+
+    Every layer reads a quantized value: the network's input, or what was computed last before the
+    layer, reshaping and max pooling aside. Other readers of that value (a residual add) read it
+    quantized too. The network's output is read by no layer and stays as it is.
+
+    Args:
+        graph: Traced network.
+
+    Returns:
+        The layers that read each value, by the name of its node; nodes in execution order.
+    """
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    readers: dict[str, list[str]] = {}
+    for layer in graph.layers.values():
+        for call in layer.nodes:
+            source = _find_producer(nodes[call], graph.module)
+            if source is not None and layer.name not in readers.setdefault(source.name, []):
+                readers[source.name].append(layer.name)
+    return {name: tuple(readers[name]) for name in nodes if name in readers}
+
+
+def _find_producer(call: Node, module: GraphModule) -> Node | None:
+    """Find the node that computed what a layer reads; None where the layer reads a parameter."""
+    source = call.all_input_nodes[0]
+    while source.op not in ("placeholder", "get_attr") and operation(source, module) in _SELECTING:
+        source = source.all_input_nodes[0]
+    return None if source.op == "get_attr" else source

@@ -1,0 +1,66 @@
+"""The first scales of an integer network: ranges seen on images, and where learned ones begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ompq.integer.convert import IntegerNetwork
+from ompq.integer.fake_quantizers import (
+    FixedWeightFakeQuantizer,
+    LearnedActivationFakeQuantizer,
+    LearnedWeightFakeQuantizer,
+    fit_learned_weight_quantizer,
+)
+
+
+@torch.no_grad()
+def calibrate(network: IntegerNetwork, batches: Iterable[Tensor], device: torch.device) -> None:
+    """Give activations their first ranges; weights and batch norms stay as they are.
+
+    The network is in evaluation mode afterwards.
+
+    Args:
+        network: Network whose activation fake quantizers observe the images.
+        batches: Batches of calibration images, n × channels × height × width, normalised.
+        device: Device that holds the network.
+    """
+    layers = list(network.layers().values())
+    frozen = [layer.freeze_norm for layer in layers]
+    network.module.eval()
+    # Only what quantizes is in training mode: dropout stays off, and standalone batch norms keep
+    # their statistics.
+    for layer in layers:
+        layer.freeze_norm = True
+        layer.train()
+    for requantizer in network.requantizers().values():
+        requantizer.train()
+    for images in batches:
+        network.module(images.to(device))
+    for layer, was in zip(layers, frozen, strict=True):
+        layer.freeze_norm = was
+    network.module.eval()
+
+
+def start_learning_steps(network: IntegerNetwork, per_channel: bool) -> None:
+    """Make step sizes parameters that are learned (LSQ), from scales that fit the weights.
+
+    A scale that was fixed before (by post-training quantization) is where learning starts; any
+    other starts where the error of the weight is least. Activations stop observing ranges.
+
+    Args:
+        network: Calibrated network, changed in place.
+        per_channel: Whether a weight gets one step size per output channel.
+    """
+    for layer in network.layers().values():
+        weight = layer.fold()[0].detach()
+        given = layer.fake_quantizer
+        if isinstance(given, FixedWeightFakeQuantizer):
+            layer.fake_quantizer = LearnedWeightFakeQuantizer(given.compute_params(weight))
+        else:
+            layer.fake_quantizer = fit_learned_weight_quantizer(weight, given.bits, per_channel)
+    for requantizer in network.requantizers().values():
+        if isinstance(requantizer.fake_quantizer, LearnedActivationFakeQuantizer):
+            requantizer.fake_quantizer.observing = False

@@ -1,0 +1,451 @@
+"""What a network is made of once it computes with integers: layers, requantizers, sums.
+
+In training all of them compute in float on fake-quantized values, with gradients that pass
+straight through the rounding. In evaluation they compute what integer hardware computes, to the
+bit: values are float64 multiples of their scale, sums are exact, and rescaling is dyadic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, linear, pad
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ompq.integer.batch_norm import normalise
+from ompq.integer.dyadic import Dyadic
+from ompq.integer.fake_quantizers import (
+    ActivationFakeQuantizer,
+    FixedWeightFakeQuantizer,
+    WeightFakeQuantizer,
+)
+from ompq.quantizers import QuantParams, quantize
+
+# Sums of integers below this are exact in float32, in any order.
+_EXACT_IN_FLOAT32 = 2**24
+# A batch norm's weight closer to zero than this would make the folded weight vanish in training.
+_SMALLEST_GAIN = 1e-5
+
+
+@dataclass(frozen=True)
+class ScaleSource:
+    """The module that decides the scale of a value, and a divisor of that scale.
+
+    An average over k values is their sum at a k-th of the scale.
+
+    Attributes:
+        module: Layer or requantizer (sums and concatenations included) whose scale it is.
+        divisor: What the scale is divided by.
+    """
+
+    module: QuantizedLayer | Requantizer
+    divisor: int = 1
+
+    @property
+    def per_channel(self) -> bool:
+        """Tell whether the scale differs between channels."""
+        return isinstance(self.module, QuantizedLayer)
+
+    def get_scale(self) -> Tensor:
+        """Return the scale: float64, of a shape that broadcasts to the value's."""
+        return self.module.get_scale() / self.divisor
+
+
+@dataclass(frozen=True)
+class LayerIntegers:
+    """What integer hardware holds of a layer.
+
+    Attributes:
+        weight: Weight, int64, its zero point subtracted.
+        bias: Bias, int64, at the scale of the sums; None where there is none.
+        scale: Scale of the sums, float64, one per output channel, of a shape that broadcasts to
+            the output's.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor
+
+    def bound_sums(self, reach: int) -> Tensor:
+        """Return, per output channel, what |sums| cannot exceed for inputs of at most `reach`.
+
+        >>> weight, bias = torch.tensor([[3, -2], [1, 0]]), torch.tensor([5, -7])
+        >>> LayerIntegers(weight, bias, scale=torch.ones(2)).bound_sums(10)
+        tensor([55, 17])
+        """
+        largest = self.weight.abs().flatten(1).sum(dim=1) * reach
+        return largest if self.bias is None else largest + self.bias.abs()
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution or linear layer with its batch norm, its weight in integers.
+
+    While the batch norm's statistics are being learned, the weight is folded and quantized with
+    the running ones and the output normalised with the batch's, as training without quantization
+    does; with them frozen, and in evaluation, weight and bias are folded and quantized.
+
+    Args:
+        layer: The float layer.
+        norm: Batch norm that follows it; None where there is none.
+        fake_quantizer: Fake quantizer of the weight.
+        bias_bits: Width of the bias; 0 leaves it in float.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        norm: _BatchNorm | None,
+        fake_quantizer: WeightFakeQuantizer | FixedWeightFakeQuantizer,
+        bias_bits: int,
+    ) -> None:
+        super().__init__()
+        # In this order, which is that of the parameters in the optimizer's state of checkpoints.
+        self.layer, self.norm, self.fake_quantizer = layer, norm, fake_quantizer
+        self.bias_bits = bias_bits
+        self.freeze_norm = False
+        self.enabled = True
+        # In a tuple, which keeps the requantizer from becoming a submodule of every reader.
+        self._source: tuple[Requantizer, ...] = ()
+        self._integers: LayerIntegers | None = None
+
+    def read_from(self, source: Requantizer) -> None:
+        """Set the requantizer whose integers this layer reads."""
+        self._source = (source,)
+
+    @property
+    def has_source(self) -> bool:
+        """Tell whether it is known whose integers this layer reads."""
+        return bool(self._source)
+
+    @property
+    def source(self) -> Requantizer:
+        """Return the requantizer whose integers this layer reads."""
+        return self._source[0]
+
+    @property
+    def has_float_bias(self) -> bool:
+        """Tell whether a bias is added in float (`bias_bits` 0), which integers cannot follow."""
+        return not self.bias_bits and (self.norm is not None or self.layer.bias is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer and its batch norm for an input of n × channels (× height × width)."""
+        if not self.enabled:
+            return self._normalise(self._multiply(x, self.layer.weight, self.layer.bias))
+        return self._train(x) if self.training else self._evaluate(x)
+
+    def _train(self, x: Tensor) -> Tensor:
+        learning = self.norm is not None and not self.freeze_norm
+        gain = None if self.norm is None else self._align_to_weight(self._compute_gain(learning))
+        if learning and gain is not None:
+            # The batch norm's weight learns by the output that it scales below, not by rounding.
+            gain = gain.detach()
+        weight, scale = self._fake_quantize_weight(self.layer.weight, gain)
+        follows_channels = self.fake_quantizer.follows_channels
+        if learning:
+            # The batch's statistics undo whatever the running ones would do to a channel.
+            weight = weight if gain is None or follows_channels else weight / gain
+            return self._normalise(self._multiply(x, weight, self.layer.bias))
+        if gain is not None and follows_channels:
+            weight = weight * gain
+        return self._multiply(x, weight, self._round_bias(self._fold_bias(), scale))
+
+    def _fake_quantize_weight(self, weight: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the fake-quantized weight, and the scale per channel that it has when folded.
+
+        The weight is folded first, except where folding does not change the integers.
+        """
+        if gain is None or self.fake_quantizer.follows_channels:
+            params = self.fake_quantizer.compute_params(weight)
+            factor = 1.0 if gain is None else gain.detach().flatten().abs()
+            return self.fake_quantizer(weight, params), params.scale * factor
+        folded = weight * gain
+        params = self.fake_quantizer.compute_params(folded)
+        return self.fake_quantizer(folded, params), params.scale
+
+    @torch.no_grad()
+    def _evaluate(self, x: Tensor) -> Tensor:
+        held = self.compute_integers()
+        fits = int(held.bound_sums(self.source.largest).max()) < _EXACT_IN_FLOAT32
+        # Float32 is faster where it is exact; not so on CUDA, where it may be TF32.
+        exact = torch.float32 if x.device.type == "cpu" and fits else torch.float64
+        whole = torch.round(x.double() / self.source.get_scale())
+        sums = self._multiply(whole.to(exact), held.weight.to(exact), None).double()
+        if held.bias is not None:
+            sums += self._align_to_output(held.bias.double())
+        values = sums * held.scale
+        if self.has_float_bias:
+            values += self._align_to_output(self.fold()[1])  # type: ignore[arg-type]
+        return values
+
+    def train(self, mode: bool = True) -> QuantizedLayer:
+        """Switch between training and evaluation; integers are computed anew after it."""
+        self._integers = None
+        return super().train(mode)
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self.layer
+        if isinstance(layer, nn.Linear):
+            return linear(x, weight, bias)
+        padding: Any = layer.padding
+        if layer.padding_mode != "zeros":
+            x = pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+            padding = 0
+        return conv2d(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return x if self.norm is None else normalise(x, self.norm, self.freeze_norm)
+
+    def _compute_gain(self, away_from_zero: bool = False) -> Tensor:
+        """Return γ / σ of the batch norm, per channel."""
+        norm = self.norm
+        if norm is None or norm.running_var is None:
+            raise TypeError("only a batch norm with running statistics can be folded")
+        inverse = torch.rsqrt(norm.running_var + norm.eps)
+        if norm.weight is None:
+            return inverse
+        if not away_from_zero:
+            return norm.weight * inverse
+        weight = torch.where(norm.weight.abs() < _SMALLEST_GAIN, _SMALLEST_GAIN, norm.weight)
+        return weight * inverse
+
+    def fold(self) -> tuple[Tensor, Tensor | None]:
+        """Return float weight and bias with the batch norm's running statistics in them."""
+        weight = self.layer.weight
+        if self.norm is not None:
+            weight = weight * self._align_to_weight(self._compute_gain())
+        return weight, self._fold_bias()
+
+    def _fold_bias(self) -> Tensor | None:
+        norm, bias = self.norm, self.layer.bias
+        if norm is None or norm.running_mean is None:
+            return bias
+        shift = -norm.running_mean if bias is None else bias - norm.running_mean
+        return shift * self._compute_gain() + (0.0 if norm.bias is None else norm.bias)
+
+    def _align_to_weight(self, values: Tensor) -> Tensor:
+        """Reshape one value per output channel so that it broadcasts to the weight."""
+        return values.view(-1, *[1] * (self.layer.weight.dim() - 1))
+
+    def _align_to_output(self, values: Tensor) -> Tensor:
+        """Reshape one value per output channel so that it broadcasts to the output."""
+        return values if isinstance(self.layer, nn.Linear) else values.view(-1, 1, 1)
+
+    @torch.no_grad()
+    def compute_integers(self) -> LayerIntegers:
+        """Return what the layer is in evaluation, kept until the mode changes."""
+        if self._integers is not None:
+            return self._integers
+        whole, params = self.quantize_weight()
+        bias = self._fold_bias()
+        zero_point = params.zero_point
+        held = LayerIntegers(
+            (
+                whole - (self._align_to_weight(zero_point) if zero_point.dim() else zero_point)
+            ).long(),
+            None if bias is None or not self.bias_bits else self._quantize_bias(bias, params.scale),
+            self._align_to_output(self._scale_sums(params.scale)),
+        )
+        if not self.training:
+            self._integers = held
+        return held
+
+    @torch.no_grad()
+    def quantize_weight(self) -> tuple[Tensor, QuantParams]:
+        """Return the folded weight's integers (int32), and their scale and zero point."""
+        weight = self.layer.weight
+        if self.norm is None or not self.fake_quantizer.follows_channels:
+            weight = self.fold()[0]
+            params = self.fake_quantizer.compute_params(weight)
+            return quantize(weight, params), params
+        # Quantized as in training, then folded: folding first could round otherwise.
+        params, gain = self.fake_quantizer.compute_params(weight), self._compute_gain()
+        whole = quantize(weight, params) * self._align_to_weight(gain.sign().int())
+        # A gain of 0 has made the channel's integers 0; its scale must stay positive.
+        scale = params.scale * torch.where(gain == 0, 1.0, gain.abs())
+        return whole, QuantParams(scale, params.zero_point, params.low, params.high)
+
+    def _quantize_bias(self, bias: Tensor, scale: Tensor) -> Tensor:
+        limit = 2 ** (self.bias_bits - 1) - 1
+        return torch.round(bias.double() / self._scale_sums(scale)).clamp_(-limit, limit).long()
+
+    def _round_bias(self, bias: Tensor | None, scale: Tensor) -> Tensor | None:
+        """Fake-quantize the bias, with a gradient straight through."""
+        if bias is None or not self.bias_bits:
+            return bias
+        with torch.no_grad():
+            whole = self._quantize_bias(bias, scale)
+            rounded = (whole * self._scale_sums(scale)).to(bias.dtype)
+        return bias + (rounded - bias).detach()
+
+    def _scale_sums(self, scale: Tensor) -> Tensor:
+        """Return the sums' scale per output channel: the input's times the weight's `scale`."""
+        return (scale.double() * self.source.get_scale()).expand(self.layer.weight.shape[0])
+
+    def get_scale(self) -> Tensor:
+        """Return the scale of the sums: float64, one per output channel."""
+        return self.compute_integers().scale
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows."""
+        return f"bits={self.fake_quantizer.bits}"
+
+
+class Requantizer(nn.Module):
+    """Gives a value the scale and zero point that layers read, or that averages are taken of.
+
+    Args:
+        fake_quantizer: Fake quantizer that decides scale and zero point.
+        dyadic: Whether rescaling is by an integer and a shift, rather than by the real factor,
+            which no integer hardware computes.
+
+    Attributes:
+        clip: Bounds of an activation before it, which clips here; None where there is none.
+        scale_source: Source of the scale that the value has before; None where it is in float.
+    """
+
+    def __init__(self, fake_quantizer: ActivationFakeQuantizer, dyadic: bool) -> None:
+        super().__init__()
+        self.fake_quantizer, self.dyadic = fake_quantizer, dyadic
+        self.enabled = True
+        self.clip: tuple[float, float] | None = None
+        self.scale_source: ScaleSource | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Requantize a value of any shape: multiples of this scale."""
+        if self.training and self.enabled:
+            out: Tensor = self.fake_quantizer(x, self.clip)
+            return out
+        if self.clip is not None:
+            x = x.clamp(*self.clip)
+        if not self.enabled:
+            return x
+        return self.clamp_and_scale(self.requantize(x, self.scale_source))
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Return the least and the largest integer, less the zero point."""
+        zero_point = int(self.fake_quantizer.zero_point)
+        return self.fake_quantizer.low - zero_point, self.fake_quantizer.high - zero_point
+
+    @property
+    def largest(self) -> int:
+        """Return the largest magnitude of an integer less the zero point."""
+        return max(abs(bound) for bound in self.reach)
+
+    def get_scale(self) -> Tensor:
+        """Return the scale of the result, float64 scalar."""
+        return self.fake_quantizer.get_scale().double()
+
+    def compute_factor(self, scale_source: ScaleSource) -> Dyadic:
+        """Return the factor that takes integers of another scale to this one."""
+        return Dyadic.approximate(scale_source.get_scale() / self.get_scale())
+
+    @torch.no_grad()
+    def requantize(self, x: Tensor, scale_source: ScaleSource | None) -> Tensor:
+        """Return a value's integers at this scale, less the zero point, not yet clamped.
+
+        Args:
+            x: Value, any shape.
+            scale_source: Source of the scale that `x` has; None for one in float, which is rounded
+                to nearest.
+
+        Returns:
+            Integers as float64, of the shape of `x`.
+        """
+        if scale_source is None or not self.dyadic:
+            return torch.round(x.double() / self.get_scale())
+        # Rounded first: float64 multiples of a scale are integers but for their last bits.
+        whole = torch.round(x.double() / scale_source.get_scale())
+        return self.compute_factor(scale_source).apply_float(whole)
+
+    @torch.no_grad()
+    def clamp_and_scale(self, whole: Tensor) -> Tensor:
+        """Return the values that integers less the zero point stand for, once clamped."""
+        return whole.clamp(*self.reach) * self.get_scale()
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows."""
+        return f"bits={self.fake_quantizer.bits}"
+
+
+class QuantizedAdd(Requantizer):
+    """A sum of two values of different scales, which are rescaled to one and then added.
+
+    Args:
+        fake_quantizer: Fake quantizer that decides scale and zero point of the sum.
+        dyadic: Whether rescaling is by an integer and a shift, as in `Requantizer`.
+        scale_sources: Source of the scale of each part.
+    """
+
+    def __init__(
+        self,
+        fake_quantizer: ActivationFakeQuantizer,
+        dyadic: bool,
+        scale_sources: tuple[ScaleSource, ...],
+    ) -> None:
+        super().__init__(fake_quantizer, dyadic)
+        self.scale_sources = scale_sources
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Rescale the parts and combine them."""
+        if self.training or not self.enabled:
+            # 16 bits are finer than training could tell: it needs their range only.
+            combined = self.combine(parts)
+            if self.enabled and self.fake_quantizer.observing:
+                self.fake_quantizer.observe(combined)
+            return combined
+        pairs = zip(parts, self.scale_sources, strict=True)
+        whole = self.combine([self.requantize(part, source) for part, source in pairs])
+        return self.clamp_and_scale(whole)
+
+    def combine(self, parts: Sequence[Tensor]) -> Tensor:
+        """Add two parts of one shape, floats or integers."""
+        return parts[0] + parts[1]
+
+
+class QuantizedCat(QuantizedAdd):
+    """A concatenation of values of different scales, which are rescaled to one first.
+
+    Args:
+        fake_quantizer: Fake quantizer that decides scale and zero point of the concatenation.
+        dyadic: Whether rescaling is by an integer and a shift, as in `Requantizer`.
+        scale_sources: Source of the scale of each part.
+        dim: Dimension along which the parts are concatenated.
+    """
+
+    def __init__(
+        self,
+        fake_quantizer: ActivationFakeQuantizer,
+        dyadic: bool,
+        scale_sources: tuple[ScaleSource, ...],
+        dim: int,
+    ) -> None:
+        super().__init__(fake_quantizer, dyadic, scale_sources)
+        self.dim = dim
+
+    def combine(self, parts: Sequence[Tensor]) -> Tensor:
+        """Concatenate parts, floats or integers."""
+        return torch.cat(list(parts), dim=self.dim)
+
+
+class OutputRounding(nn.Module):
+    """Rids an average at the network's output of float64's rounding, in evaluation.
+
+    Args:
+        scale_source: Source of the scale of the average.
+    """
+
+    def __init__(self, scale_source: ScaleSource) -> None:
+        super().__init__()
+        self.scale_source = scale_source
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round a value of any shape to exact multiples of its scale."""
+        if self.training or x.dtype != torch.float64:
+            return x
+        scale = self.scale_source.get_scale()
+        return torch.round(x / scale) * scale

@@ -1,0 +1,150 @@
+"""An integer network as named tensors and a JSON-ready description, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ompq.errors import OmpqError
+from ompq.graph import NetworkGraph
+from ompq.integer.convert import ConversionSettings, IntegerNetwork, convert_to_integers
+from ompq.integer.execution import export_integers
+from ompq.integer.fake_quantizers import ActivationFakeQuantizer, FixedWeightFakeQuantizer
+from ompq.quantizers import QuantParams, dequantize
+
+_INTEGERS = "integers."
+
+
+@torch.no_grad()
+def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return everything of a network but its structure, which is put into evaluation mode.
+
+    Args:
+        network: Network of integers.
+
+    Returns:
+        Tensors by name: `LAYER.weight` (int8, or uint8), `LAYER.weight_scale`,
+        `LAYER.weight_zero_point` and `LAYER.bias` (float32, batch norm folded); `PATH.scale` and
+        `PATH.zero_point` of every requantizer; what no layer holds, in float; and, where the
+        network runs on integers alone, what `export_integers` gives, after the prefix `integers.`.
+        And a JSON-ready description: the widths and ranges of the integers, and what stayed in
+        float.
+    """
+    network.module.eval()
+    layers, requantizers = network.layers(), network.requantizers()
+    tensors = _collect_other_tensors(network)
+    widths = {}
+    for name, layer in layers.items():
+        whole, params = layer.quantize_weight()
+        bias = layer.fold()[1]
+        kind = torch.uint8 if params.low >= 0 else torch.int8
+        tensors[f"{name}.weight"] = whole.to(kind)
+        tensors[f"{name}.weight_scale"] = params.scale
+        tensors[f"{name}.weight_zero_point"] = params.zero_point
+        if bias is not None:
+            tensors[f"{name}.bias"] = bias
+        widths[name] = {"bits": layer.fake_quantizer.bits, "low": params.low, "high": params.high}
+    for path, requantizer in requantizers.items():
+        tensors[f"{path}.scale"] = requantizer.fake_quantizer.get_scale()
+        tensors[f"{path}.zero_point"] = requantizer.fake_quantizer.zero_point
+    runs_on_integers = network.runs_on_integers
+    if runs_on_integers:
+        numbers = export_integers(network)
+        tensors |= {f"{_INTEGERS}{name}": value for name, value in numbers.items()}
+    first = next(iter(layers.values()))
+    return tensors, {
+        "layers": widths,
+        "activations": {
+            path: _describe(requantizer.fake_quantizer)
+            for path, requantizer in requantizers.items()
+        },
+        "reads": {name: layer.source.fake_quantizer.bits for name, layer in layers.items()},
+        "bias_bits": first.bias_bits,
+        "dyadic": all(r.dyadic for r in requantizers.values()),
+        "integers_only": runs_on_integers,
+        "float_operations": network.float_operations,
+    }
+
+
+def _describe(fake_quantizer: ActivationFakeQuantizer) -> dict[str, int]:
+    """Return width and range of an activation's integers."""
+    bits, low, high = fake_quantizer.bits, fake_quantizer.low, fake_quantizer.high
+    return {"bits": bits, "low": low, "high": high}
+
+
+def _collect_other_tensors(network: IntegerNetwork) -> dict[str, Tensor]:
+    """Return the state of what is neither layer nor requantizer."""
+    inside = tuple(f"{path}." for path in [*network.layers(), *network.requantizers()])
+    state = network.module.state_dict()
+    return {name: value for name, value in state.items() if not name.startswith(inside)}
+
+
+@torch.no_grad()
+def restore_from_tensors(
+    folded: NetworkGraph, description: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> IntegerNetwork:
+    """Build the network that `convert_to_tensors` described, with its logits to the bit.
+
+    Args:
+        folded: Float network of its structure, batch norm folded.
+        description: Description from `convert_to_tensors`.
+        tensors: Tensors from `convert_to_tensors`.
+
+    Raises:
+        OmpqError: The description or the tensors are of another network.
+    """
+    described = description["layers"]
+    if set(described) != set(folded.layers):
+        differing = sorted(set(described) ^ set(folded.layers))
+        raise OmpqError(f"the file is of another network: layer {differing[0]} differs")
+    settings = ConversionSettings(bias_bits=description["bias_bits"], dyadic=description["dyadic"])
+    bits = {name: entry["bits"] for name, entry in described.items()}
+    network = convert_to_integers(folded, bits, description["reads"], settings)
+    requantizers = network.requantizers()
+    if set(requantizers) != set(description["activations"]):
+        differing = sorted(set(requantizers) ^ set(description["activations"]))
+        raise OmpqError(f"the file is of another network: {differing[0]} differs")
+    for name, layer in network.layers().items():
+        entry = described[name]
+        params = _read_params(tensors, f"{name}.weight_", entry)
+        layer.fake_quantizer = FixedWeightFakeQuantizer(params)
+        layer.layer.weight.copy_(dequantize(_read_tensor(tensors, f"{name}.weight").int(), params))
+        if layer.layer.bias is not None:
+            layer.layer.bias.copy_(_read_tensor(tensors, f"{name}.bias"))
+    for path, requantizer in requantizers.items():
+        entry = description["activations"][path]
+        requantizer.fake_quantizer.set(_read_params(tensors, f"{path}.", entry))
+    for name, value in _collect_other_tensors(network).items():
+        value.copy_(_read_tensor(tensors, name))
+    network.module.eval()
+    return network
+
+
+def select_integers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what `IntegerExecution` needs of the tensors of a file.
+
+    >>> select_integers({"fc.bias": torch.tensor(0.5), "integers.fc.bias": torch.tensor(3)})
+    {'fc.bias': tensor(3)}
+    """
+    return {
+        name.removeprefix(_INTEGERS): value
+        for name, value in tensors.items()
+        if name.startswith(_INTEGERS)
+    }
+
+
+def _read_params(
+    tensors: Mapping[str, Tensor], prefix: str, entry: Mapping[str, Any]
+) -> QuantParams:
+    scale = _read_tensor(tensors, f"{prefix}scale")
+    zero_point = _read_tensor(tensors, f"{prefix}zero_point")
+    return QuantParams(scale, zero_point, entry["low"], entry["high"])
+
+
+def _read_tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise OmpqError(f"the file does not hold {name} of the network that it names")
+    return tensors[name]

@@ -1,0 +1,58 @@
+"""Fake quantization with a learned step size (LSQ, Esser et al., arXiv:1902.08153)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def learned_step_quantize(
+    x: Tensor, scale: Tensor, zero_point: int | Tensor, low: int, high: int
+) -> Tensor:
+    """Fake-quantize floats with a gradient for the scale too: the learned step size.
+
+    x̂ = (clamp(round(x / s) + z, low, high) − z) · s. Gradients (LSQ equations 3 and 5, without the
+    gradient scale): with v = x / s, inside the range ∂x̂/∂x = 1 and ∂x̂/∂s = round(v) − v; outside
+    ∂x̂/∂x = 0 and ∂x̂/∂s is the bound reached, minus z.
+
+    Args:
+        x: Floats of any shape.
+        scale: Scale s, positive float, of a shape that broadcasts to that of x.
+        zero_point: Zero point z, within low..high; a tensor has the scale's shape.
+        low: Smallest integer.
+        high: Largest integer.
+    """
+    result: Tensor = _LearnedStep.apply(x, scale, low - zero_point, high - zero_point)
+    return result
+
+
+class _LearnedStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, lowest: Any, highest: Any) -> Tensor:
+        ratio = x / scale
+        ctx.save_for_backward(ratio, scale)
+        ctx.bounds = lowest, highest
+        return torch.clamp(ratio.round(), lowest, highest).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        ratio, scale = ctx.saved_tensors
+        lowest, highest = ctx.bounds
+        rounded = ratio.round()
+        clamped = rounded.clamp(lowest, highest)
+        # In place and as floats: 1 inside the range, 0 outside.
+        inside = rounded.eq_(clamped)
+        grad_x = grad * inside if ctx.needs_input_grad[0] else None
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            # round(v) − v inside, the bound outside, where nothing is taken off.
+            slope = torch.addcmul(clamped, ratio, inside, value=-1)
+            if scale.numel() == 1:
+                grad_scale = torch.dot(slope.flatten(), grad.flatten()).view(scale.shape)
+            else:
+                grad_scale = slope.mul_(grad).sum_to_size(scale.shape)
+        return grad_x, grad_scale, None, None

@@ -1,0 +1,99 @@
+"""Accuracy, agreement and divergence against their definitions in float64 numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ompq.errors import OmpqError
+from ompq.evaluation import Predictions, draw_labels, evaluate, kl_divergence, predict
+
+CPU = torch.device("cpu")
+
+
+def draw_logits(seed: int, images: int, classes: int) -> Tensor:
+    # A permutation: no two classes of an image are equally likely.
+    generator = np.random.default_rng(seed)
+    ranks = generator.permuted(np.tile(np.arange(classes), (images, 1)), axis=1)
+    return torch.from_numpy(ranks * generator.uniform(0.1, 3, (images, 1))).float()
+
+
+def softmax(logits: Tensor) -> np.ndarray:
+    shifted = np.exp(logits.double().numpy() - logits.double().numpy().max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def as_batches(logits: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Images that are their own logits, so that `nn.Identity` predicts them."""
+    return list(zip(logits.split(4), labels.split(4), strict=True))
+
+
+@given(seed=st.integers(0, 10**6), images=st.integers(1, 11), classes=st.integers(2, 12))
+def test_accuracy_is_the_share_of_labels_among_the_likeliest(
+    seed: int, images: int, classes: int
+) -> None:
+    logits = draw_logits(seed, images, classes)
+    labels = torch.from_numpy(np.random.default_rng(seed).integers(0, classes, images))
+    found = evaluate(nn.Identity(), as_batches(logits, labels), CPU)
+    order = np.argsort(-logits.double().numpy(), axis=1)
+    hits = order == labels.numpy()[:, None]
+    assert found.top1 == pytest.approx(100 * hits[:, 0].mean())
+    assert found.top5 == pytest.approx(100 * hits[:, :5].any(axis=1).mean())
+    assert found.count == images
+
+
+@given(seed=st.integers(0, 10**6), images=st.integers(1, 11), classes=st.integers(2, 12))
+def test_agreement_is_the_share_of_images_with_one_likeliest_class(
+    seed: int, images: int, classes: int
+) -> None:
+    first, second = draw_logits(seed, images, classes), draw_logits(seed + 1, images, classes)
+    unlabelled = torch.full((images,), -1)
+    one, other = (
+        predict(nn.Identity(), as_batches(logits, unlabelled), CPU) for logits in (first, second)
+    )
+    equal = first.double().numpy().argmax(axis=1) == second.double().numpy().argmax(axis=1)
+    assert one.agreement(other) == other.agreement(one) == pytest.approx(100 * equal.mean())
+    assert one.agreement(one) == 100
+
+
+@given(seed=st.integers(0, 10**6), images=st.integers(1, 11), change=st.sampled_from([1e-3, 1.0]))
+def test_divergence_is_the_sum_over_images_in_nats(seed: int, images: int, change: float) -> None:
+    expected = draw_logits(seed, images, 7)
+    logits = expected + change * draw_logits(seed + 1, images, 7)
+    p, q = softmax(expected), softmax(logits)
+    assert kl_divergence(expected, logits) == pytest.approx(
+        float((p * (np.log(p) - np.log(q))).sum()), rel=1e-7, abs=1e-13
+    )
+    assert kl_divergence(expected, expected) == 0
+
+
+@pytest.mark.parametrize("labels", [[-1, -1, -1], [0, -1, 2]])
+def test_images_without_labels_have_no_accuracy(labels: list[int]) -> None:
+    predictions = Predictions(torch.zeros(3, 5, dtype=torch.int64), torch.tensor(labels))
+    assert not predictions.has_labels
+    with pytest.raises(OmpqError, match="accuracy needs labels"):
+        predictions.accuracy()
+
+
+def test_no_images_are_an_error() -> None:
+    with pytest.raises(OmpqError, match="no images to evaluate on"):
+        evaluate(nn.Identity(), [], CPU)
+
+
+def test_networks_predict_in_evaluation_mode() -> None:
+    logits = draw_logits(0, 8, 6)
+    network = nn.Sequential(nn.Dropout(0.9)).train()
+    found = predict(network, as_batches(logits, torch.arange(8) % 6), CPU)
+    assert torch.equal(found.classes, logits.argsort(dim=1, descending=True)[:, :5])
+
+
+def test_labels_are_drawn_as_often_as_they_are_likely() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.5]]).expand(20_000, 3)
+    drawn = draw_labels(logits, torch.Generator().manual_seed(0))
+    shares = np.bincount(drawn.numpy(), minlength=3) / len(drawn)
+    assert np.abs(shares - softmax(logits[:1])[0]).max() < 0.015
+    assert torch.equal(drawn, draw_labels(logits, torch.Generator().manual_seed(0)))
