@@ -144,10 +144,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
     loader = make_evaluation_loader(arguments, read.preprocess, max(64, arguments.batch_size))
     if arguments.integer_only:
         found = verify(read, loader, device)
-        print(
-            f"{read.title}, integer arithmetic alone: {found.accuracy}; {found.equal} of "
-            f"{found.accuracy.count} images give the logits of the simulation to the bit"
-        )
+        print(f"{read.title}, integer arithmetic alone: {found}")
         if found.equal != found.accuracy.count:
             raise OmpqError("integer arithmetic and simulation differ; please report this network")
         return

@@ -26,6 +26,12 @@ class Verification:
     accuracy: Accuracy
     equal: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.accuracy}; {self.equal} of {self.accuracy.count} images give the logits of the "
+            "simulation to the bit"
+        )
+
 
 @torch.inference_mode()
 def verify(

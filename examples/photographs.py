@@ -33,11 +33,15 @@ SOURCES = {
 }
 
 
-def folder_of(package: str, inside: str) -> Path:
-    """A folder within an installed package.
+def find_folder(package: str, inside: str) -> Path:
+    """Find a folder within an installed package.
+
+    Args:
+        package: Name of the package, as it is imported.
+        inside: Path of the folder within the package.
 
     Raises:
-        OmpqError: it is not installed.
+        OmpqError: The package is not installed.
     """
     spec = find_spec(package)
     if spec is None or spec.origin is None:
@@ -46,8 +50,15 @@ def folder_of(package: str, inside: str) -> Path:
     return Path(spec.origin).parent / inside
 
 
-def crops(photographs: list[Path], count: int, side: int, folder: Path) -> None:
-    """Write `count` random crops, in turn from every photograph."""
+def write_crops(photographs: list[Path], count: int, side: int, folder: Path) -> None:
+    """Write random crops, in turn from every photograph.
+
+    Args:
+        photographs: Paths of the photographs.
+        count: Number of crops.
+        side: Height and width of a crop, in pixels.
+        folder: Folder to write them to, which exists.
+    """
     torch.manual_seed(0)
     crop = RandomResizedCrop(side, scale=(0.1, 1.0), antialias=True)
     for number in progress(range(count), "crops", count):
@@ -66,17 +77,21 @@ def build_parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write `train/CLASS/` and `val/CLASS/`, classes by their ImageNet numbers."""
-    labelled = sorted(folder_of("foolbox", "data").glob("imagenet_*.jpg"))
+    """Write `train/CLASS/` and `val/CLASS/`, classes by their ImageNet numbers.
+
+    Args:
+        arguments: Command line of `build_parser`.
+    """
+    labelled = sorted(find_folder("foolbox", "data").glob("imagenet_*.jpg"))
     photographs = [
         file
         for package, (inside, names) in SOURCES.items()
         for name in names.split("|")
-        for file in sorted(folder_of(package, inside).glob(name))
+        for file in sorted(find_folder(package, inside).glob(name))
     ]
     for number in range(CLASSES):
         (arguments.folder / "train" / f"{number:04d}").mkdir(parents=True, exist_ok=True)
-    crops(photographs, arguments.count, arguments.side, arguments.folder / "train" / "0000")
+    write_crops(photographs, arguments.count, arguments.side, arguments.folder / "train" / "0000")
     for file in labelled:
         target = arguments.folder / "val" / f"{int(file.stem.split('_')[2]):04d}"
         target.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from ompq.zoo import load_network
 
 
 def build_parser() -> Parser:
-    """All options of the script."""
+    """Build the parser of all options of the script."""
     parser = Parser(prog="train_float.py", description=__doc__)
     group = parser.add_argument_group("training")
     group.add_argument("--model", required=True, metavar="NAME", help="network to train")
@@ -47,7 +47,17 @@ def train_float(
     learning_rate: float = 0.1,
     weight_decay: float = 5e-4,
 ) -> nn.Module:
-    """Train in place: SGD with momentum 0.9, one-cycle learning rate per step, cross entropy.
+    """Train a network in place by SGD on the cross entropy of its predictions.
+
+    Momentum is 0.9 (Nesterov's), and the learning rate goes through one cycle, step by step.
+
+    Args:
+        network: Network to train.
+        loader: Loader of the training images and their labels.
+        epochs: Number of passes over the images.
+        device: Device that computes.
+        learning_rate: Highest learning rate of the cycle.
+        weight_decay: Weight decay of all parameters.
 
     Returns:
         The network, on `device`, in evaluation mode.
@@ -71,7 +81,11 @@ def train_float(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, evaluate, save the weights as `MODEL.pth`."""
+    """Train a network, evaluate it, and save its weights as `MODEL.pth`.
+
+    Args:
+        arguments: Command line of `build_parser`.
+    """
     device = resolve_device(arguments.device)
     preprocess = preprocess_for(arguments.dataset, load_network(arguments.model).preprocess)
     train = make_loader(

@@ -68,22 +68,22 @@ class _Images:
         labels: Their labels, if asked for.
         count: How many images there are at most.
         size: Height and width.
+        skipped: Unreadable files; complete when the batches are read.
     """
 
     batches: Iterator[Tensor]
     labels: Tensor | None
     count: int
     size: tuple[int, int]
+    skipped: list[str]
 
 
-def _read_images(
-    arguments: argparse.Namespace, preprocess: Preprocess, skipped: list[str]
-) -> _Images:
+def _read_images(arguments: argparse.Namespace, preprocess: Preprocess) -> _Images:
     size = arguments.batch_size
     if arguments.calibration_data is not None:
         images = load_calibration_file(arguments.calibration_data)
         batches = iter(images.split(batch_sizes(len(images), size)))
-        return _Images(batches, None, len(images), (images.shape[-2], images.shape[-1]))
+        return _Images(batches, None, len(images), (images.shape[-2], images.shape[-1]), [])
     side = preprocess.input_size, preprocess.input_size
     source = arguments.dataset, arguments.data, preprocess, arguments.num_images
     how = {
@@ -93,14 +93,13 @@ def _read_images(
         "augment": arguments.augment,
     }
     if not arguments.labels:
-        batches = calibration_batches(*source, size, skipped=skipped, **how)
-        return _Images(batches, None, arguments.num_images, side)
+        read = calibration_batches(*source, size, **how)
+        return _Images(iter(read), None, arguments.num_images, side, read.skipped)
     found = calibration_images(*source, **how)
-    skipped += found.skipped
     if (found.labels < 0).any():
         raise OmpqError(f"`labels`: {arguments.data or arguments.dataset} has none; leave it out")
     batches = iter(found.images.split(batch_sizes(len(found.labels), size)))
-    return _Images(batches, found.labels, len(found.labels), side)
+    return _Images(batches, found.labels, len(found.labels), side, found.skipped)
 
 
 def _shard(batches: Iterator[Tensor], ranks: Ranks, device: torch.device) -> Iterator[Shard]:
@@ -132,8 +131,7 @@ def extract(arguments: argparse.Namespace) -> Found:
     device = resolve_device(arguments.device, ranks.local_rank)
     seed_everything(arguments.seed)
     network, preprocess = load_requested_network(arguments)
-    skipped: list[str] = []
-    images = _read_images(arguments, preprocess, skipped)
+    images = _read_images(arguments, preprocess)
     problem = Problem.build(trace(network.module.to(device), (3, *images.size)), settings)
     problem.check_feasible()
     _check_batches(images.count, arguments.batch_size)
@@ -141,7 +139,7 @@ def extract(arguments: argparse.Namespace) -> Found:
         "weights": network.source,
         "dataset": str(arguments.calibration_data or arguments.dataset),
         "input_size": list(images.size),
-        "skipped_images": skipped,
+        "skipped_images": images.skipped,
         "labels": arguments.labels,
         "augment": arguments.augment,
         "float_layers": dict(problem.graph.float_layers),

@@ -11,6 +11,7 @@ from mixed_bit.latency.table import load_latency
 from mixed_bit.sensitivity import METRICS
 from mixed_bit.settings import SearchSettings
 from ompq.assignment import QUANT_TYPES
+from ompq.data.datasets.registry import SPLITS
 from ompq.errors import OmpqError
 from ompq.options import (
     Parser,
@@ -160,7 +161,7 @@ def build_compare_parser() -> Parser:
     )
     group.add_argument(
         "--eval_split",
-        choices=("val", "train"),
+        choices=SPLITS,
         default="val",
         help="where these come from; of train, only images that no price comes from",
     )

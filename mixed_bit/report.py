@@ -27,13 +27,14 @@ def print_result(
 
     Args:
         result: Result of a search.
-        config: The configuration that was made of it.
-        in_flags: Puts the flags of a script in the place of the fields that notes name.
+        config: Configuration that was made of it.
+        in_flags: Function that puts the flags of a script in the place of the fields that a note
+            names.
     """
     _print_groups(result, config)
     for note in collect_notes(result, config):
         print(f"note: {in_flags(note)}")
-    print(f"{_work(result)}; " + _proof(result))
+    print(f"{_describe_work(result)}; " + _describe_proof(result))
     print(f"Bit configuration ({config.quant_type}): {list(config.bits)}")
     if result.problem.act_widths:
         chosen = [entry["act_bits"] for entry in config.groups if entry["in_list"]]
@@ -48,7 +49,11 @@ def print_result(
 
 
 def print_front(points: Sequence[FrontPoint]) -> None:
-    """Print some twenty allocations of the front, and its knee, the smallest first."""
+    """Print some twenty allocations of the front, and its knee, the smallest first.
+
+    Args:
+        points: Allocations of the front, the largest first.
+    """
     marked = find_knee(points)
     step = max(1, len(points) // 20)
     print(f"{'size MB':>10} {'price':>12} {'mean bits':>10}  method")
@@ -64,7 +69,7 @@ def print_front(points: Sequence[FrontPoint]) -> None:
     print(f"{len(points)} allocations; what follows is that of the knee")
 
 
-def _work(result: SearchResult) -> str:
+def _describe_work(result: SearchResult) -> str:
     seconds = result.seconds
     solved = f"solve {seconds['solve']:.3f} s"
     if result.settings.metric == "orm" and result.orthogonality is not None:
@@ -80,7 +85,7 @@ def _work(result: SearchResult) -> str:
     )
 
 
-def _proof(result: SearchResult) -> str:
+def _describe_proof(result: SearchResult) -> str:
     if result.allocation.optimal:
         return "proven optimal"
     return f"solver {result.settings.solver}, not proven optimal"
@@ -89,7 +94,7 @@ def _proof(result: SearchResult) -> str:
 def _print_groups(result: SearchResult, config: BitConfig) -> None:
     names = [" + ".join(entry["layers"]) for entry in config.groups]
     width = min(max(map(len, names)), 60)
-    columns = _columns(result)
+    columns = _collect_columns(result)
     heads = "".join(f" {head:>10}" for head, _ in columns)
     acts = "  act" if result.problem.act_widths else ""
     print(f"{'group':<{width}} {'params':>10}{heads} {'bits':>5}{acts}")
@@ -101,26 +106,26 @@ def _print_groups(result: SearchResult, config: BitConfig) -> None:
         print(f"{shown:<{width}} {entry['params']:>10}{cells} {entry['bits']:>5}{act}{mark}")
 
 
-def _columns(result: SearchResult) -> list[tuple[str, Callable[[Mapping[str, Any]], str]]]:
+def _collect_columns(result: SearchResult) -> list[tuple[str, Callable[[Mapping[str, Any]], str]]]:
     """Return heads and cells of what the metric knows of a group."""
     columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = []
     if result.importance is not None:
         columns += [
-            ("gamma", _number_cell("gamma", ".3f")),
-            ("log c", _number_cell("log_importance", ".3f")),
+            ("gamma", _make_number_cell("gamma", ".3f")),
+            ("log c", _make_number_cell("log_importance", ".3f")),
         ]
     if result.settings.metric != "orm":
         columns += [
-            (f"at {width} bits", _width_cell(str(width))) for width in result.problem.widths
+            (f"at {width} bits", _make_width_cell(str(width))) for width in result.problem.widths
         ]
     return columns
 
 
-def _number_cell(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
+def _make_number_cell(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda entry: "-" if entry[key] is None else format(entry[key], form)
 
 
-def _width_cell(width: str) -> Callable[[Mapping[str, Any]], str]:
+def _make_width_cell(width: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda entry: "-" if entry["prices"] is None else format(entry["prices"][width], ".2e")
 
 

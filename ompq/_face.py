@@ -1,7 +1,7 @@
 """The face of a package: names that are imported from where they live when they are asked for.
 
 An eager face would import PyTorch before a script's first line, so that Ctrl-C then ends in a
-traceback, and `ompq-cost --help` would take as long as the network that it does not need.
+traceback, and the simplest command would take as long as the network that it does not need.
 """
 
 from __future__ import annotations

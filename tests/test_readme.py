@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+import sys
+from pathlib import Path
 
 import pytest
 import torchvision
-from support import ROOT
+from support import ROOT, run_command
 
 import bit_config
-from examples import train_float
-from mixed_bit import compare, feature_extract, measure_latency, model_cost
+from docs import build_options
+from examples import photographs, train_float
+from mixed_bit import options as bits
 from ompq.assignment import resolve
 from ompq.graph import trace
-from PTQ import main_imagenet
-from QAT import options as quant_train
+from PTQ import options as ptq
+from QAT import options as qat
 
+DOCUMENTS = ("README.md", "docs/results.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 PARSERS = {
-    "feature_extract.py": feature_extract.build_parser,
-    "compare.py": compare.build_parser,
-    "measure_latency.py": measure_latency.build_parser,
-    "model_cost.py": model_cost.build_parser,
-    "main_imagenet.py": main_imagenet.build_parser,
+    "feature_extract.py": bits.build_search_parser,
+    "compare.py": bits.build_compare_parser,
+    "main_imagenet.py": ptq.build_parser,
     "train_float.py": train_float.build_parser,
-    "quant_train.py": quant_train.build_parser,
+    "photographs.py": photographs.build_parser,
+    "quant_train.py": qat.build_parser,
+    "ompq-bits": bits.build_search_parser,
+    "ompq-cost": bits.build_cost_parser,
+    "ompq-latency": bits.build_latency_parser,
+    "ompq-ptq": ptq.build_parser,
+    "ompq-qat": qat.build_parser,
 }
+
+
+def code_lines(text: str) -> list[str]:
+    """Lines of all shell blocks, continued ones joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
 
 def commands() -> list[tuple[str, list[str]]]:
     """Every call of a script in a code block, as (script, arguments)."""
     found = []
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line)
+    for text in (README, RESULTS):
+        for line in code_lines(text):
+            words = shlex.split(line, comments=True)
             for name in PARSERS:
                 places = [i for i, word in enumerate(words) if word.endswith(name)]
                 if places:
@@ -44,8 +60,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("name", "arguments"), commands())
 def test_commands_parse(name: str, arguments: list[str]) -> None:
-    parsed = PARSERS[name]().parse_args(arguments)
-    assert parsed.model or parsed.evaluate
+    PARSERS[name]().parse_args(arguments)
 
 
 def test_there_are_commands() -> None:
@@ -54,7 +69,7 @@ def test_there_are_commands() -> None:
 
 
 def test_every_published_row_has_its_measured_figures() -> None:
-    rows = re.findall(r"^\| `(\S+)`[^|]*\| ([\d.]+) \| ([\d.]+)", README, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(\S+)`[^|]*\| ([\d.]+) \| ([\d.]+)", RESULTS, flags=re.MULTILINE)
     assert [row[0] for row in rows] == list(bit_config.PUBLISHED)
     names = {"mobilenetv2": "mobilenet_v2"}
     groups = {
@@ -70,8 +85,86 @@ def test_every_published_row_has_its_measured_figures() -> None:
         assert f"{assignment.published_bops_g:.2f}" == bops
 
 
-def test_files_that_the_documents_name_exist() -> None:
-    for document in ("README.md", "CONTRIBUTING.md"):
+def test_files_and_headings_that_the_documents_name_exist() -> None:
+    for document in (*DOCUMENTS, "CONTRIBUTING.md", "docs/file-formats.md", "docs/options.md"):
         text = (ROOT / document).read_text(encoding="utf-8")
-        for path in re.findall(r"\]\((?!http|#)([^)]+)\)", text):
-            assert (ROOT / path).exists(), f"{document} names {path}"
+        for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+            path, _, heading = link.partition("#")
+            file = (ROOT / document).parent / path if path else ROOT / document
+            assert file.exists(), f"{document} names {path}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}
+                assert heading in anchors, f"{document} names {link}"
+
+
+def test_the_readme_is_a_front_door() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 170
+    assert not [line for line in lines if len(line) > 130]
+
+
+def python_lines() -> str:
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(block.splitlines()) <= 25
+    return block
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
+    """On a module and loaders of the user's own, in a folder of their own."""
+    source = f"""
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+
+
+def block(channels, wider, stride=1):
+    layers = [nn.Conv2d(channels, wider, 3, stride, 1, bias=False), nn.BatchNorm2d(wider)]
+    return nn.Sequential(*layers, nn.ReLU())
+
+
+network = nn.Sequential(
+    block(1, 32), block(32, 64, 2), block(64, 64),
+    nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+)
+pixels, labels = load_digits(return_X_y=True)
+images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16 - 0.3
+labels = torch.tensor(labels)
+train = DataLoader(TensorDataset(images[:1400], labels[:1400]), 50, shuffle=True)
+test = DataLoader(TensorDataset(images[1400:], labels[1400:]), 100)
+optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+for _ in range(6):
+    for x, y in train:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+images = images[:256]
+{python_lines().replace("500", "100").replace("200", "40")}
+with torch.no_grad():
+    assert torch.equal(again.network.module(images), integers.module(images))
+"""
+    run = run_command([sys.executable, "-c", source], tmp_path, PYTHONPATH=str(ROOT))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("[")
+    reconstructed, tuned, integers = map(float, re.findall(r"top-1 ([\d.]+)", run.stdout))
+    assert reconstructed > 85
+    assert tuned == integers > 85
+    assert "397 of 397" in run.stdout
+    assert {"ptq.safetensors", "qat.safetensors"} == {file.name for file in tmp_path.iterdir()}
+
+
+def test_the_options_page_is_current() -> None:
+    """`make docs` writes it."""
+    assert build_options.PAGE.read_text(encoding="utf-8") == build_options.render_page()
+
+
+def test_the_demonstration_imports_from_the_faces_alone() -> None:
+    tree = ast.parse((ROOT / "examples" / "demo.py").read_text(encoding="utf-8"))
+    ours = ("ompq", "mixed_bit", "PTQ", "QAT")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(ours):
+            assert node.module in ours

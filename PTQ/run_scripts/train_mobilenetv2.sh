@@ -2,7 +2,7 @@
 # Post-training quantization of mobilenetv2 with a published bit list; SIZE in MB chooses it:
 #   SIZE=1.3 bash PTQ/run_scripts/train_mobilenetv2.sh --path CHECKPOINT --data_path FOLDER   (0.9 1.1 1.3 1.5)
 set -euo pipefail
-here="$(CDPATH='' cd -P -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+here="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 source "$here/../../ompq/shell/start.sh"
 
 start "$here/../main_imagenet.py" --arch mobilenetv2 --quant_scheme "mobilenetv2_${SIZE:-1.3}" \

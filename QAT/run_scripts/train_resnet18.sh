@@ -3,7 +3,7 @@
 #   SCHEME=modelsize_6.7_a6_75B bash QAT/run_scripts/train_resnet18.sh --path CHECKPOINT --data FOLDER
 #   (modelsize_6.7_a6_75B modelsize_6.7_a8_97B)
 set -euo pipefail
-here="$(CDPATH='' cd -P -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+here="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 source "$here/../../ompq/shell/start.sh"
 
 data_options="--data --data_path"

@@ -3,7 +3,7 @@
 #   SCHEME=modelsize_16.0_a5_141BOP bash QAT/run_scripts/train_resnet50.sh --path CHECKPOINT --data FOLDER
 #   (modelsize_16.0_a5_141BOP modelsize_18.7_a5_156BOP modelsize_21.2_a7_226BOP)
 set -euo pipefail
-here="$(CDPATH='' cd -P -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+here="$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
 source "$here/../../ompq/shell/start.sh"
 
 data_options="--data --data_path"

@@ -14,7 +14,7 @@ from ompq.assignment import PINNED_BITS
 from ompq.cost import BITS_PER_MB
 from ompq.graph import Group
 
-# Whole cost of a group at a weight and an activation width.
+# (group, weight width, activation width) → its cost, a whole number.
 GroupCost = Callable[[Group, int, int], int]
 
 
@@ -24,16 +24,16 @@ def build_budgets(
     fixed: Sequence[tuple[Group, int]],
     columns: Sequence[tuple[int, int]],
 ) -> tuple[Budget, ...]:
-    """Return every budget that the settings give, with what each group costs in each column.
+    """Build every budget that the settings give, with what each group costs in each column.
 
     Args:
         settings: Budgets in MB, 10⁹ bit operations and milliseconds.
         listed: The L groups to decide on.
-        fixed: The other groups with their widths; their activations have 8 bits.
+        fixed: The other groups with their weight widths; their activations have 8 bits.
         columns: K pairs of a weight and an activation width.
     """
 
-    def budget(name: str, unit: str, limit: float, per_unit: int, cost: GroupCost) -> Budget:
+    def make_budget(name: str, unit: str, limit: float, per_unit: int, cost: GroupCost) -> Budget:
         table = [[cost(group, width, act) for width, act in columns] for group in listed]
         return Budget(
             name=name,
@@ -47,14 +47,16 @@ def build_budgets(
     found = []
     if settings.size_mb is not None:
         limit = settings.size_mb
-        found.append(budget("size", "MB", limit, BITS_PER_MB, lambda g, w, _: g.params * w))
+        found.append(make_budget("size", "MB", limit, BITS_PER_MB, lambda g, w, _: g.params * w))
     if settings.bops_g is not None:
         limit = settings.bops_g
-        found.append(budget("BOPs", "G", limit, 10**9, lambda g, w, a: g.ops * w * a))
+        found.append(make_budget("BOPs", "G", limit, 10**9, lambda g, w, a: g.ops * w * a))
     table = settings.latency_table
     if table is not None and settings.latency_ms is not None:
         limit = settings.latency_ms
         found.append(
-            budget("latency", "ms", limit, NANOSECONDS_PER_MS, lambda g, w, _: table.cost(g, w))
+            make_budget(
+                "latency", "ms", limit, NANOSECONDS_PER_MS, lambda g, w, _: table.cost(g, w)
+            )
         )
     return tuple(found)

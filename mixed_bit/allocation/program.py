@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ompq.errors import OmpqError
 
+# Bits of an exponential's mantissa: 28 digits, where a float64 has 16.
 _EXPONENTIAL_BITS = 96
 
 
@@ -97,6 +98,7 @@ class Program:
             raise ValueError(f"sensitivity, allowed and costs must all be {shape}")
         if not all(np.issubdtype(budget.cost.dtype, np.integer) for budget in self.budgets):
             raise ValueError("costs must be whole numbers; count in a smaller unit")
+        # Here, not in the metrics: one place for all of them, and it knows the groups' names.
         finite = np.isfinite(self.sensitivity).all(axis=1) & np.isfinite(self.log_scale)
         if not finite.all():
             name = self.names[int(np.argmin(finite))]
@@ -144,19 +146,20 @@ def check_feasible(program: Program) -> None:
     """Refuse a budget that not even the cheapest widths keep.
 
     Raises:
-        OmpqError: names the smallest feasible value of the budget.
+        OmpqError: Names the smallest feasible value of the budget.
     """
-    refusals = [text for budget in program.budgets if (text := _refusal(program, budget))]
+    refusals = [text for budget in program.budgets if (text := _explain_refusal(program, budget))]
     if refusals:
         raise OmpqError("; ".join(refusals))
 
 
-def _refusal(program: Program, budget: Budget) -> str:
+def _explain_refusal(program: Program, budget: Budget) -> str:
     """Say why a budget cannot be kept; empty where it can."""
     cost = np.where(program.allowed, budget.cost, np.iinfo(np.int64).max)
     least = int(cost.min(axis=1).sum()) + budget.constant
     if least <= budget.limit:
         return ""
+    # Rounded up: the value that is printed shall be feasible when it is given back.
     needed = math.ceil(least / budget.per_unit * 1e4) / 1e4
     widths = sorted({program.widths[k] for k in cost.argmin(axis=1)})
     return (
@@ -166,14 +169,17 @@ def _refusal(program: Program, budget: Budget) -> str:
     )
 
 
-def exact_values(program: Program) -> list[list[int]]:
-    """Return −sensitivity·exp(log_scale) as whole numbers of one scale, L × K; larger is better.
+def compute_exact_values(program: Program) -> list[list[int]]:
+    """Compute −sensitivity·exp(log_scale) as whole numbers of one scale; larger is better.
 
     Python's integers hold any range, so that no group's value vanishes beside another's. The
     exponential is taken to 28 digits: with β near zero the scales differ by less than the last
     digit of a float64 near one. Equal scales give equal numbers.
+
+    Returns:
+        L × K whole numbers.
     """
-    scales = [_exponential(float(scale)) for scale in program.log_scale]
+    scales = [_compute_exponential(float(scale)) for scale in program.log_scale]
     parts = []
     for row, (mantissa, exponent) in zip(program.sensitivity, scales, strict=True):
         ratios = [(-float(value)).as_integer_ratio() for value in row]
@@ -182,8 +188,13 @@ def exact_values(program: Program) -> list[list[int]]:
     return [[m << (e - lowest) if m else 0 for m, e in row] for row in parts]
 
 
-def _exponential(power: float) -> tuple[int, int]:
-    """Return whole m and e with exp(power) = m·2^e, to a relative error of 2^−92."""
+def _compute_exponential(power: float) -> tuple[int, int]:
+    """Compute whole m and e with exp(power) = m·2^e, to a relative error of 2^−92.
+
+    >>> mantissa, exponent = _compute_exponential(0.0)
+    >>> mantissa * 2**exponent
+    1.0
+    """
     with localcontext(Context(prec=60)):
         exact, log_two = Decimal(power), Decimal(2).ln()
         exponent = math.floor(exact / log_two)

@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from mixed_bit.allocation.program import Allocation, Program, exact_values
+from mixed_bit.allocation.program import Allocation, Program, compute_exact_values
 from mixed_bit.allocation.solve import solve
 from ompq.errors import OmpqError
 
@@ -20,8 +20,12 @@ _LIMIT = 300
 class _Branch:
     """A program in which some clusters are held to one width each, and its optimum.
 
-    Branches come in the order of `key`: before the limit the one of most value first, after it
-    the deepest.
+    Attributes:
+        key: What branches are ordered by: before the limit the one of most value comes first,
+            after it the deepest.
+        number: Number of the branch, which orders those of equal keys.
+        program: The program.
+        found: Its optimum.
     """
 
     key: tuple[int, int, int]
@@ -42,12 +46,12 @@ def solve_with_shared_activations(
         program: The program, whose columns have activation widths.
         readers: For every value, the indices of the groups that read it.
         solver: Solver of the program without agreement; see `mixed_bit.allocation.solve`.
-        rounding: Rounding of the projection; see there.
+        rounding: Rounding of the projection; see `mixed_bit.allocation.projection`.
 
     Raises:
         OmpqError: A budget is infeasible.
     """
-    values, clusters = exact_values(program), _join_readers(readers)
+    values, clusters = compute_exact_values(program), _join_readers(readers)
     root = solve(program, solver, rounding)
     branches = [_Branch((0, 0, 0), 0, program, root)]
     solved, proven = 1, root.optimal
@@ -73,7 +77,11 @@ def solve_with_shared_activations(
 
 
 def _join_readers(readers: Iterable[Sequence[int]]) -> list[list[int]]:
-    """Join groups that common values connect, two and more."""
+    """Join the groups that common values connect, in clusters of two and more.
+
+    >>> _join_readers([(0, 1), (4, 5), (2, 1), (3,)])
+    [[0, 1, 2], [4, 5]]
+    """
     clusters: list[set[int]] = []
     for groups in readers:
         merged = set(groups)
@@ -88,7 +96,16 @@ def _join_readers(readers: Iterable[Sequence[int]]) -> list[list[int]]:
 
 
 def _hold(program: Program, cluster: Sequence[int], act: int) -> Program | None:
-    """Hold some groups to one activation width; None where one of them does not allow it."""
+    """Hold some groups to one activation width.
+
+    Args:
+        program: The program.
+        cluster: Indices of the groups.
+        act: Activation width.
+
+    Returns:
+        The narrowed program; None where one of the groups does not allow this width.
+    """
     allowed = program.allowed.copy()
     allowed[list(cluster)] &= np.array(program.act_widths) == act
     return replace(program, allowed=allowed) if allowed.any(axis=1).all() else None

@@ -5,7 +5,13 @@ from __future__ import annotations
 from mixed_bit.allocation.exact.branch import prove
 from mixed_bit.allocation.exact.knapsack import Knapsack, settle_ties
 from mixed_bit.allocation.exact.relaxation import round_relaxation
-from mixed_bit.allocation.program import Allocation, Budget, Program, check_feasible, exact_values
+from mixed_bit.allocation.program import (
+    Allocation,
+    Budget,
+    Program,
+    check_feasible,
+    compute_exact_values,
+)
 from mixed_bit.allocation.projection import project
 from ompq.errors import OmpqError
 
@@ -18,50 +24,54 @@ ROUNDINGS = ("fill", "nearest")
 def solve(program: Program, solver: str = "ilp", rounding: str = "fill") -> Allocation:
     """Choose one width per group.
 
-    The same program gives the same answer everywhere. Where `ilp` finds choices of exactly equal
-    value, widths that can be raised at no loss are raised, the last group first, and groups alike
-    in every price and cost give the later ones more bits.
+    One program has one answer everywhere. Where `ilp` finds choices of exactly equal value, widths
+    that can be raised at no loss are raised, the last group first, and groups alike in every
+    sensitivity and cost give the later ones more bits.
 
     Args:
-        program: prices and budgets.
+        program: Sensitivities and budgets.
         solver: `ilp` for the proven optimum of the integer program, `lp` for the linear relaxation
             rounded within the budgets, `projection` for the projection of the widest widths onto
-            the size budget (prices play no part).
-        rounding: for `projection` only: `fill` or `nearest`.
+            the size budget (sensitivities play no part).
+        rounding: Rounding of `projection`, `fill` or `nearest`; the other solvers ignore it.
 
     Raises:
-        OmpqError: a budget is infeasible (names the smallest feasible value).
+        OmpqError: A budget is infeasible (names the smallest feasible value), or there is no such
+            solver or rounding.
     """
-    if solver not in SOLVERS or rounding not in ROUNDINGS:
-        raise OmpqError(f"solver {solver!r} with rounding {rounding!r}: choose from {SOLVERS}")
+    if solver not in SOLVERS:
+        raise OmpqError(f"`solver` {solver!r}: choose from {', '.join(SOLVERS)}")
+    if rounding not in ROUNDINGS:
+        raise OmpqError(f"`rounding` {rounding!r}: choose from {', '.join(ROUNDINGS)}")
     check_feasible(program)
     if solver == "projection":
         choice, note = project(program, rounding)
         return program.allocation(choice, solver, note=note)
-    problem = _knapsack(program)
+    problem = _build_knapsack(program)
+    # The proof closes more options at once the better the choice it starts from.
     rounded = round_relaxation(problem)
     start = rounded if problem.fits(rounded) else None
     if solver == "lp" and start is not None:
         return program.allocation(start, solver)
     best, proven = prove(problem, start)
     if best is None:
-        raise OmpqError(_unreachable(program, proven))
+        raise OmpqError(_explain_conflict(program, proven))
     note = "" if proven else "best solution found; the proof of optimality grew too large"
     return program.allocation(settle_ties(problem, best), solver, optimal=proven, note=note)
 
 
-def _knapsack(program: Program) -> Knapsack:
+def _build_knapsack(program: Program) -> Knapsack:
     # Without a budget there is one that costs nothing: the arrays always have a row.
     free = [[0] * len(program.widths) for _ in program.names]
     return Knapsack(
-        values=exact_values(program),
+        values=compute_exact_values(program),
         costs=[budget.cost.tolist() for budget in program.budgets] or [free],
         limits=[budget.available for budget in program.budgets] or [0],
         options=program.options(),
     )
 
 
-def _unreachable(program: Program, proven: bool) -> str:
+def _explain_conflict(program: Program, proven: bool) -> str:
     names = " and ".join(f"{b.name} {b.limit / b.per_unit:.4f} {b.unit}" for b in program.budgets)
     found = "cannot be kept together" if proven else "were not met together by any widths tried"
     return f"the budgets {names} {found}, though each alone can; loosen one of them"

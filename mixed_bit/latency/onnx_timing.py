@@ -27,14 +27,25 @@ if TYPE_CHECKING:
 
 INTEGER_BITS = 8
 Shape = tuple[int, ...]
-_OPSET, _IR_VERSION, _WARM_UP, _ERRORS_ONLY = 17, 10, 2, 3
+# Versions of the operators and of the file format: old enough for all ONNX Runtimes in use.
+_OPSET = 17
+_IR_VERSION = 10
+# Runs that are not counted: the first ones allocate memory and fill caches.
+_WARM_UP = 2
+# Severity from which on ONNX Runtime prints.
+_ERRORS_ONLY = 3
 # ONNX Runtime's convolutions have layouts of their own, which a network's layers pass on.
 _LAYOUT_CHANGES = ("Transpose", "ReorderInput", "ReorderOutput")
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """Milliseconds of all calls of a layer in one pass, by width (32 for float)."""
+    """Time of all calls of a layer in one pass.
+
+    Attributes:
+        layer: Name of the layer.
+        milliseconds: Width in bits (32 for float) → milliseconds.
+    """
 
     layer: str
     milliseconds: dict[int, float]
@@ -50,10 +61,13 @@ def time_layers(
     is the time inside the layer's kernel, as the runtime's profile has it.
 
     Args:
-        graph: the network.
-        batch_size: images at a time.
-        repeats: runs of every form, after two to warm up.
-        threads: of ONNX Runtime; 0 for one per core.
+        graph: Traced network.
+        batch_size: Number of images at a time.
+        repeats: Number of runs of every form, after two to warm up.
+        threads: Number of threads of ONNX Runtime; 0 for one per core.
+
+    Yields:
+        The time of one layer after the other, in execution order.
 
     Raises:
         OmpqError: ONNX or ONNX Runtime is not installed.
@@ -61,10 +75,13 @@ def time_layers(
     require_onnx()
     for name, layer in graph.layers.items():
         total = dict.fromkeys((INTEGER_BITS, FLOAT_BITS), 0.0)
-        for (given, wanted), calls in _shapes(graph, layer, batch_size).items():
+        for (input_shape, output_shape), calls in _count_calls(graph, layer, batch_size).items():
             module = graph.layer_module(name)
-            models = {width: layer_model(module, given, wanted, width) for width in total}
-            for width, milliseconds in _taking_turns(models, repeats, threads).items():
+            models = {
+                width: build_layer_model(module, input_shape, output_shape, width)
+                for width in total
+            }
+            for width, milliseconds in _time_in_turns(models, repeats, threads).items():
                 total[width] += calls * milliseconds
         yield LayerTime(name, total)
 
@@ -73,7 +90,7 @@ def require_onnx() -> None:
     """Refuse to go on without ONNX and ONNX Runtime.
 
     Raises:
-        OmpqError: says what to install.
+        OmpqError: One of them is missing (says what to install).
     """
     missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
     if missing:
@@ -81,56 +98,64 @@ def require_onnx() -> None:
                         f"{' '.join(missing)}")  # fmt: skip
 
 
-def layer_model(
-    module: nn.Conv2d | nn.Linear, given: Shape, wanted: Shape, width: int
+def build_layer_model(
+    module: nn.Conv2d | nn.Linear, input_shape: Shape, output_shape: Shape, width: int
 ) -> ModelProto:
-    """A layer as an ONNX model from `input` to `output`, in float or between 8-bit integers.
+    """Build a layer's ONNX model from `input` to `output`, in float or between 8-bit integers.
 
     Activations are asymmetric with fixed scales, weights symmetric and per channel: the speed is
     that of any scales.
 
     Args:
-        module: the layer.
-        given: shape of its input, batch first.
-        wanted: shape of its output; that of a convolution tells its padding.
-        width: 32 for float, or 8.
+        module: The layer.
+        input_shape: Shape of its input, batch first.
+        output_shape: Shape of its output; that of a convolution tells its padding.
+        width: Width in bits: 32 for float, or 8.
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    weight = _array(module.weight)
-    bias = np.zeros(len(weight), np.float32) if module.bias is None else _array(module.bias)
+    weight = _to_array(module.weight)
+    bias = np.zeros(len(weight), np.float32) if module.bias is None else _to_array(module.bias)
     if isinstance(module, nn.Conv2d):
-        operator, options = "Conv", _conv_options(module, given, wanted)
+        operator, options = "Conv", _describe_convolution(module, input_shape, output_shape)
     else:
         operator, options = "Gemm", {"transB": 1}
-        given, wanted = ((prod(shape[:-1]), shape[-1]) for shape in (given, wanted))
+        # Gemm takes matrices: of a sequence of tokens, every token is a row.
+        input_shape, output_shape = (
+            (prod(shape[:-1]), shape[-1]) for shape in (input_shape, output_shape)
+        )
     constants = {"weight": weight, "bias": bias}
     layer = helper.make_node(operator, ["input", *constants], ["output"], **options)
     nodes, kind = [layer], TensorProto.FLOAT
     if width == INTEGER_BITS:
-        constants = _integers(weight, bias)
-        nodes, kind = _between_integers(layer), TensorProto.UINT8
+        constants = _quantize_constants(weight, bias)
+        nodes, kind = _put_between_integers(layer), TensorProto.UINT8
     graph = helper.make_graph(
         nodes,
         "layer",
-        [helper.make_tensor_value_info("input", kind, given)],
-        [helper.make_tensor_value_info("output", kind, wanted)],
+        [helper.make_tensor_value_info("input", kind, input_shape)],
+        [helper.make_tensor_value_info("output", kind, output_shape)],
         [numpy_helper.from_array(values, name) for name, values in constants.items()],
     )
     opsets = [helper.make_opsetid("", _OPSET)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
 
 
-def _array(parameter: Tensor) -> NDArray[np.float32]:
+def _to_array(parameter: Tensor) -> NDArray[np.float32]:
     return parameter.detach().cpu().float().numpy()
 
 
-def _conv_options(module: nn.Conv2d, given: Shape, wanted: Shape) -> dict[str, Any]:
+def _describe_convolution(
+    module: nn.Conv2d, input_shape: Shape, output_shape: Shape
+) -> dict[str, Any]:
+    """Describe a convolution by the attributes of ONNX's operator."""
     kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
     before, after = [], []
     for axis in (0, 1):
-        reach = (wanted[2 + axis] - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
-        padding = max(reach - given[2 + axis], 0)
+        # From the shapes: a module's `padding` may be a word, and some modules pad by themselves.
+        steps = (output_shape[2 + axis] - 1) * stride[axis]
+        reach = steps + dilation[axis] * (kernel[axis] - 1) + 1
+        padding = max(reach - input_shape[2 + axis], 0)
         before.append(padding - padding // 2)
         after.append(padding // 2)
     return {
@@ -142,14 +167,22 @@ def _conv_options(module: nn.Conv2d, given: Shape, wanted: Shape) -> dict[str, A
     }
 
 
-def _integers(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """Constants of the 8-bit form: input of −1 … 1, output as wide as a sum of such inputs is."""
+def _quantize_constants(
+    weight: NDArray[np.float32], bias: NDArray[np.float32]
+) -> dict[str, NDArray[Any]]:
+    """Compute the constants of the 8-bit form: integers, scales and zero points.
+
+    Inputs are taken to be −1 … 1, outputs as wide as sums of such inputs are.
+    """
     largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
+    # The least scale is far above the smallest float32: a channel of zeros needs one as well, and
+    # its product with the input's scale must not vanish.
     scale = np.maximum(largest, np.finfo(np.float32).tiny * 2**20) / 127
     columns = scale.reshape(-1, *[1] * (weight.ndim - 1))
     input_scale = np.float32(2 / 255)
     bias_scale = (scale * input_scale).astype(np.float32)
     spread = 4 * float(np.linalg.norm(weight.reshape(len(weight), -1), axis=1).max()) + 1e-6
+    # 2^31 − 129 rounds to the largest float32 that an int32 holds.
     whole = np.clip(np.rint(bias / bias_scale), -(2**31) + 1, 2**31 - 129)
     return {
         "input_scale": np.array(input_scale),
@@ -165,36 +198,48 @@ def _integers(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> dict[st
     }
 
 
-def _between_integers(layer: NodeProto) -> list[NodeProto]:
-    """The layer among nodes that dequantize what it reads and quantize what it gives."""
+def _put_between_integers(layer: NodeProto) -> list[NodeProto]:
+    """Put a layer among nodes that dequantize what it reads and quantize what it gives.
+
+    ONNX Runtime recognises the pattern, and runs it as one kernel on integers.
+    """
     from onnx import helper
 
-    def node(operator: str, source: str, target: str, name: str, **options: Any) -> NodeProto:
+    def make_node(operator: str, source: str, target: str, name: str, **options: Any) -> NodeProto:
         inputs = [source, f"{name}_scale", f"{name}_zero_point"]
         return helper.make_node(operator, inputs, [target], **options)
 
-    before = [node("DequantizeLinear", "input", "input_float", "input")]
+    before = [make_node("DequantizeLinear", "input", "input_float", "input")]
     for name in ("weight", "bias"):
-        before.append(node("DequantizeLinear", name, f"{name}_float", name, axis=0))
+        before.append(make_node("DequantizeLinear", name, f"{name}_float", name, axis=0))
     layer.input[:] = [f"{name}_float" for name in layer.input]
     layer.output[:] = ["output_float"]
-    return [*before, layer, node("QuantizeLinear", "output_float", "output", "output")]
+    return [*before, layer, make_node("QuantizeLinear", "output_float", "output", "output")]
 
 
-def _shapes(graph: NetworkGraph, layer: Layer, batch_size: int) -> Counter[tuple[Shape, Shape]]:
-    """Input and output shapes of a layer's calls, and how often they occur."""
+def _count_calls(
+    graph: NetworkGraph, layer: Layer, batch_size: int
+) -> Counter[tuple[Shape, Shape]]:
+    """Count the calls of a layer by the shapes of their input and output."""
     nodes = [node for node in graph.module.graph.nodes if node.name in layer.nodes]
     found: Counter[tuple[Shape, Shape]] = Counter()
     for node in nodes:
-        (one, *given), (_, *wanted) = (
+        # Shapes were recorded with one image; rows are more where tokens or windows are folded in.
+        (rows, *given), (_, *wanted) = (
             tensor_shape(each) or (1,) for each in (node.all_input_nodes[0], node)
         )
-        found[(one * batch_size, *given), (one * batch_size, *wanted)] += 1
+        found[(rows * batch_size, *given), (rows * batch_size, *wanted)] += 1
     return found
 
 
-def _taking_turns(models: dict[int, ModelProto], repeats: int, threads: int) -> dict[int, float]:
-    """Milliseconds of one run of each model, by ONNX Runtime's own profile."""
+def _time_in_turns(models: dict[int, ModelProto], repeats: int, threads: int) -> dict[int, float]:
+    """Time one run of each model in milliseconds, by ONNX Runtime's own profile.
+
+    Args:
+        models: Width in bits → model.
+        repeats: Number of runs that count.
+        threads: Number of threads of ONNX Runtime; 0 for one per core.
+    """
     from onnxruntime import InferenceSession, SessionOptions
 
     generator = np.random.default_rng(0)
@@ -218,11 +263,14 @@ def _taking_turns(models: dict[int, ModelProto], repeats: int, threads: int) -> 
             for session, feed in calls.values():
                 session.run(None, feed)
         profiles = {width: session.end_profiling() for width, (session, _) in calls.items()}
-        return {width: _kernel_time(profile) for width, profile in profiles.items()}
+        return {width: _read_kernel_time(profile) for width, profile in profiles.items()}
 
 
-def _kernel_time(profile: str) -> float:
-    """Mean of the middle half of a profile's runs in milliseconds, layout changes left out."""
+def _read_kernel_time(profile: str) -> float:
+    """Read the milliseconds of a run from a profile: the mean of the middle half of its runs.
+
+    Layout changes are left out.
+    """
     events = json.loads(Path(profile).read_text(encoding="utf-8"))
     by_node: dict[str, list[float]] = {}
     for event in events:

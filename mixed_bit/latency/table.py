@@ -17,42 +17,59 @@ _LONGEST_MS = 86_400_000
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Layer → width → milliseconds, from the file `source`.
+    """Table of the time that every layer takes at some widths.
 
-    Width 32 stands for float. A width that was not measured takes as long as the next wider one
-    that was, on which hardware without the narrower would run it.
+    A width that was not measured takes as long as the next wider one that was, on which hardware
+    without the narrower would run it.
+
+    Attributes:
+        times: Layer → width in bits (32 for float) → milliseconds.
+        source: File that the table was read from, for messages.
     """
 
     times: Mapping[str, Mapping[int, float]]
     source: str
 
     def cost(self, group: Group, width: int) -> int:
-        """Nanoseconds of a group's layers at `width`.
+        """Add up the nanoseconds that a group's layers take at one width.
+
+        Args:
+            group: The group.
+            width: Weight width in bits.
 
         Raises:
-            OmpqError: the table lacks a layer, or has neither this width nor a wider one for it.
-        """
-        return sum(self._of_layer(layer, width) for layer in group.layers)
+            OmpqError: The table lacks a layer, or has neither this width nor a wider one for it.
 
-    def _of_layer(self, layer: str, width: int) -> int:
+        >>> table = LatencyTable({"conv": {4: 1.5, 8: 2.0}}, "table.json")
+        >>> conv = Group(layers=("conv",), tap="conv", role="body", params=9, ops=81)
+        >>> [table.cost(conv, width) for width in (2, 4, 5)]
+        [1500000, 1500000, 2000000]
+        """
+        return sum(self._look_up(layer, width) for layer in group.layers)
+
+    def _look_up(self, layer: str, width: int) -> int:
         if layer not in self.times:
             raise OmpqError(f"{self.source} has no times for the layer {layer}")
         wider = [bits for bits in self.times[layer] if bits >= width]
         if not wider:
             raise OmpqError(f"{self.source}: {layer} has no time for {width} bits or more")
+        # Whole nanoseconds, since budgets are kept in whole numbers.
         return round(self.times[layer][min(wider)] * NANOSECONDS_PER_MS)
 
     def total_ms(self, groups: Sequence[Group], widths: Sequence[int]) -> float:
-        """Milliseconds of a network at one width per group."""
+        """Add up the milliseconds of a network at one width per group."""
         spent = sum(self.cost(group, width) for group, width in zip(groups, widths, strict=True))
         return spent / NANOSECONDS_PER_MS
 
 
 def load_latency(path: str | Path) -> LatencyTable:
-    """Read `{layer: {bits: milliseconds}}`.
+    """Read a latency table from a JSON file `{layer: {bits: milliseconds}}`.
+
+    Args:
+        path: Path of the file.
 
     Raises:
-        OmpqError: missing, not JSON, or an entry that is no time (named).
+        OmpqError: The file is missing or not JSON, or an entry is no time (names the entry).
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ from mixed_bit.sensitivity.base import ProbedNetwork, Sensitivity
 
 
 class Measurements(Protocol):
-    """What a metric may ask of the evaluator, each measured once."""
+    """Measurements that a metric may ask of the evaluator, each made once."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ class Measurements(Protocol):
         """Return ln c of every group, by orthogonality."""
 
     def sensitivity(self, metric: str, beta: float) -> Sensitivity:
-        """Return the answer of another metric."""
+        """Return the sensitivities by another metric."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Metric:
     """One answer to what a width costs a group.
 
     Attributes:
-        measure: Gives the sensitivities, for a β that only orthogonality knows.
+        measure: Function of the evaluator's measurements and of β that gives the sensitivities;
+            without orthogonality, it ignores β.
         uses_orthogonality: Whether it depends on β, and shows γ and c of every group.
         uses_labels: Whether labels of the images change it.
         streams: Whether one pass over the images suffices, so that they need not be kept.

@@ -20,7 +20,7 @@ from ompq.quantizers import ActivationQuantizer, fake_quantize, lp_scale
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What each width costs each group; smaller is better.
+    """Table of what each width costs each group; smaller is better.
 
     Attributes:
         weights: L × K (groups × weight widths), to be multiplied by exp(`log_scale`).
@@ -60,11 +60,12 @@ class ProbedNetwork:
             it.
         groups: The L groups to measure.
         widths: Weight widths to measure them at.
-        act_widths: Widths of what they read; may be empty.
-        images: n × channels × height × width, on the network's device.
-        labels: n classes, in the place of the network's own predictions; None for these.
-        batch_size: Images per forward pass.
-        seed: Seed of drawn labels.
+        act_widths: Widths of the values that groups read; empty where they are not chosen.
+        images: Calibration images, n × channels × height × width, normalised, on the network's
+            device.
+        labels: Classes of the images, n integers; None for the network's own predictions.
+        batch_size: Number of images per forward pass.
+        seed: Seed of the labels that are drawn from predictions.
     """
 
     network: QuantizedNetwork
@@ -114,8 +115,8 @@ class ProbedNetwork:
     def split(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield images and labels, `size` at a time."""
         for index in range(0, len(self.images), size):
-            part = slice(index, index + size)
-            yield self.images[part], None if self.labels is None else self.labels[part]
+            rows = slice(index, index + size)
+            yield self.images[rows], None if self.labels is None else self.labels[rows]
 
     @cached_property
     def fitted(self) -> dict[str, list[ActivationQuantizer]]:
@@ -136,7 +137,11 @@ class ProbedNetwork:
 
     @contextmanager
     def watching(self, read: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-        """Let `read` see the value of every site, and replace it, while the body runs."""
+        """Let `read` see the value of every site, and replace it, while the body runs.
+
+        Args:
+            read: Function of a site's name and its value, which may return another value.
+        """
         quantizers = self.network.activations()
         handles = [
             quantizers[site].register_forward_hook(
@@ -153,6 +158,7 @@ class ProbedNetwork:
     @contextmanager
     def holding(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         """Give some layers other weights (layer → tensor) while the body runs."""
+        # Copied into the parameters: subgraphs of the network share them, and must see the change.
         weights = {layer: self.network.graph.layer_module(layer).weight for layer in values}
         before = {layer: weight.detach().clone() for layer, weight in weights.items()}
         with torch.no_grad():
@@ -165,21 +171,29 @@ class ProbedNetwork:
                 for layer, weight in weights.items():
                     weight.copy_(before[layer])
 
-    def sum_over_layers(self, of_layer: Callable[[str], Sequence[float]]) -> NDArray[np.float64]:
-        """Add up what `of_layer` gives for the layers of each group, L × K."""
-        rows = [np.sum([of_layer(layer) for layer in g.layers], axis=0) for g in self.groups]
+    def sum_over_layers(self, measure: Callable[[str], Sequence[float]]) -> NDArray[np.float64]:
+        """Add up what `measure` gives for the layers of each group, L × K.
+
+        Args:
+            measure: Function of a layer's name that gives one number per weight width.
+        """
+        rows = [np.sum([measure(layer) for layer in g.layers], axis=0) for g in self.groups]
         return np.array(rows, dtype=np.float64)
 
-    def per_group(self, of_site: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
-        """Spread the sensitivities of sites over the groups that read them, L × A."""
+    def spread_over_groups(self, of_site: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
+        """Spread the sensitivities of sites evenly over the groups that read them, L × A.
+
+        Args:
+            of_site: Site → one number per activation width.
+        """
         table = np.zeros((len(self.groups), len(self.act_widths)))
         for site, groups in self.sites.items():
             for group in groups:
                 table[group] += np.asarray(of_site[site]) / len(groups)
         return table
 
-    def macs(self, layers: Sequence[str] | None = None) -> int:
-        """Return the multiply-accumulates of some layers (or all) for one image."""
+    def count_macs(self, layers: Sequence[str] | None = None) -> int:
+        """Count the multiply-accumulates of some layers (of all where None) for one image."""
         known = self.network.graph.layers
         return sum(known[name].macs for name in (known if layers is None else layers))
 

@@ -20,17 +20,17 @@ from ompq.runtime import Ranks
 
 
 class SensitivityEvaluator:
-    """Measures what quantizing costs the groups of one problem, by whatever metric.
+    """Evaluator of what quantizing costs the groups of one problem, by whatever metric.
 
     Args:
-        problem: The groups and widths to measure; its settings choose nothing here but the
-            centring.
+        problem: Groups and widths to measure; its settings choose nothing here but the centring.
         shards: Calibration images on the network's device, one batch unless `unbiased`; a list,
             unless one metric alone is asked.
-        labels: Labels of the images; None for the network's own predictions.
-        unbiased: Average the unbiased minibatch estimate of orthogonality over several batches.
+        labels: Classes of the images, n integers; None for the network's own predictions.
+        unbiased: Whether to average the unbiased minibatch estimate of orthogonality over several
+            batches.
         ranks: This process among others; only orthogonality is shared between processes.
-        seed: Seed of drawn labels.
+        seed: Seed of the labels that are drawn from predictions.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SensitivityEvaluator:
         )
 
     def importance(self, beta: float) -> Importance:
-        """Return γ, θ and c of the groups for one β."""
+        """Derive γ, θ and c of the groups for one β."""
         return Importance.of(self.orthogonality.matrix, beta)
 
     def log_importance(self, beta: float) -> NDArray[np.float64]:
@@ -107,7 +107,12 @@ class SensitivityEvaluator:
         )
 
     def sensitivity(self, metric: str, beta: float) -> Sensitivity:
-        """Measure by one of `METRICS`; `beta` matters to those of orthogonality only."""
+        """Measure the sensitivities by one metric, or return what was measured before.
+
+        Args:
+            metric: Name of one of `METRICS`.
+            beta: β of θ = exp(−β γ); it matters to the metrics of orthogonality only.
+        """
         chosen = METRICS[metric]
         if not chosen.streams:
             # What orthogonality reads first, another metric will want to read again.

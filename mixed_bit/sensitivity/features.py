@@ -14,8 +14,8 @@ from torch import Tensor, distributed
 
 from mixed_bit.sensitivity.orthogonality import (
     MINIMUM_UNBIASED_IMAGES,
-    gram,
-    inner_products,
+    compute_gram,
+    compute_inner_products,
     normalise,
 )
 from ompq.errors import OmpqError
@@ -24,7 +24,12 @@ from ompq.runtime import Ranks, gather_rows
 
 
 class Shard(NamedTuple):
-    """This rank's part of a batch: its images (n_r × C × H × W) and the rows of all ranks."""
+    """This rank's share of a batch.
+
+    Attributes:
+        images: Images of this rank, n_r × channels × height × width, normalised.
+        rows: Number of images of all ranks.
+    """
 
     images: Tensor
     rows: int
@@ -34,9 +39,14 @@ class Shard(NamedTuple):
 class Orthogonality:
     """The orthogonality matrix of a network's groups and how it was measured.
 
-    `matrix` is L × L, float64. `unbiased` tells whether it is the minibatch estimate. `constant`
-    names the groups whose feature is the same for every image. `seconds` splits the time between
-    the network's own `forward` and the `orthogonality` computed on the way.
+    Attributes:
+        matrix: Orthogonality matrix, L × L, float64.
+        num_images: Number of images of all batches and ranks.
+        num_batches: Number of batches.
+        unbiased: Whether the matrix is the minibatch estimate.
+        constant: Names of the groups whose feature does not differ between images.
+        seconds: Time of the network's own `forward`, and of the `orthogonality` computed on the
+            way.
     """
 
     matrix: NDArray[np.float64]
@@ -63,15 +73,16 @@ def measure_orthogonality(
     is more than one group's feature held.
 
     Args:
-        graph: the network, on the device where it shall run.
-        groups: those of its groups that take part, in execution order.
-        batches: shards on that device. One batch unless `unbiased`.
-        centred: centre the Gram matrices.
-        unbiased: use the unbiased estimator, averaged over the batches.
-        ranks: this process among others.
+        graph: Traced network, on the device where it shall run.
+        groups: Groups of the network that take part, in execution order.
+        batches: Shards on that device, one for each batch. One batch unless `unbiased`.
+        centred: Whether to centre the Gram matrices.
+        unbiased: Whether to use the unbiased estimator, averaged over the batches.
+        ranks: This process among others; None for one process.
 
     Raises:
-        OmpqError: no or too few images, or a feature that is not finite (names its group).
+        OmpqError: There are no or too few images, or a feature is not finite (names its group).
+        ValueError: There are several batches, and `unbiased` is false.
     """
     reader = _GramReader(groups, centred, ranks or Ranks())
     products: Tensor | None = None
@@ -84,15 +95,17 @@ def measure_orthogonality(
                 "(two at least, four for each batch of the minibatch estimate)"
             )
         start = time.perf_counter()
-        run_with_taps(graph, batch.images, reader.indices, reader.begin(batch.rows))
-        part = reader.finish(unbiased)
+        run_with_taps(graph, batch.images, reader.indices, reader.start_batch(batch.rows))
+        of_batch = reader.finish_batch(unbiased)
         inside += time.perf_counter() - start
-        products = part if products is None else products + part
+        # The sum will do: what the mean divides by cancels in the orthogonality matrix.
+        products = of_batch if products is None else products + of_batch
         rows, count = rows + batch.rows, count + 1
     if products is None:
-        raise OmpqError("there are no calibration images; check --save_path and --num_images")
+        raise OmpqError("there are no calibration images; check `root` and `num_images`")
     if count > 1 and not unbiased:
         raise ValueError("several batches need the unbiased estimator")
+    # Gram matrices are computed inside the forward pass: what they took is not its own.
     forward = inside - reader.seconds
     with reader.timed():
         matrix, constant = normalise(products)
@@ -102,7 +115,7 @@ def measure_orthogonality(
 
 
 class _Timed:
-    """Adds the time of a `with` body to its owner."""
+    """Context manager that adds the time of its body to its owner."""
 
     def __init__(self, owner: _GramReader) -> None:
         self._owner = owner
@@ -117,7 +130,13 @@ class _Timed:
 
 
 class _GramReader:
-    """Collects the Gram matrices of one batch at a time."""
+    """Collector of the Gram matrices of one batch at a time.
+
+    Args:
+        groups: The L groups that take part.
+        centred: Whether the Gram matrices will be centred.
+        ranks: This process among others.
+    """
 
     def __init__(self, groups: Sequence[Group], centred: bool, ranks: Ranks) -> None:
         self.indices = {group.tap: index for index, group in enumerate(groups)}
@@ -128,28 +147,38 @@ class _GramReader:
         self._rows = 0
         self._grams: Tensor | None = None
 
-    def begin(self, rows: int) -> _GramReader:
+    def start_batch(self, rows: int) -> _GramReader:
+        """Start a batch of `rows` images in all ranks; returns itself, to be called by taps."""
         self._rows = rows
         self._grams = None
         return self
 
     def __call__(self, tap: str, feature: Tensor) -> None:
+        """Add this rank's share of the Gram matrix of a group's feature."""
         with self.timed():
             self._check_rows(tap, feature)
             whole = gather_rows(feature, self._rows, self._ranks)
             if self._grams is None:
                 shape = (len(self._names), self._rows, self._rows)
                 self._grams = torch.zeros(shape, dtype=torch.float64, device=feature.device)
-            share = _share(whole[0].numel(), self._ranks)
-            self._grams[self.indices[tap]] = gram(whole, centred=self._centred, columns=share)
+            # X Xᵀ is the sum over columns: ranks that share these out need no more than a sum.
+            columns = _select_columns(whole[0].numel(), self._ranks)
+            share = compute_gram(whole, centred=self._centred, columns=columns)
+            self._grams[self.indices[tap]] = share
 
-    def finish(self, unbiased: bool) -> Tensor:
+    def finish_batch(self, unbiased: bool) -> Tensor:
+        """Compute the inner products of the batch's Gram matrices, L × L.
+
+        Raises:
+            OmpqError: A feature is not finite (names its group).
+        """
         with self.timed():
             grams = self._grams
             if grams is None:
                 raise ValueError("no group takes part")
             if self._ranks.world_size > 1:
                 distributed.all_reduce(grams)
+            # After the sum, so that all ranks see it and none waits for one that gave up.
             finite = grams.isfinite().flatten(1).all(dim=1)
             if not finite.all():
                 name = self._names[int(torch.nonzero(~finite)[0])]
@@ -157,17 +186,19 @@ class _GramReader:
                     f"the feature of {name} is not finite; check the weights up to that layer "
                     "and the calibration images"
                 )
-            return inner_products(grams, centred=self._centred, unbiased=unbiased)
+            return compute_inner_products(grams, centred=self._centred, unbiased=unbiased)
 
     def timed(self) -> _Timed:
+        """Return a context manager that adds the time of its body to `seconds`."""
         return _Timed(self)
 
     def synchronise(self) -> None:
+        """Wait for the GPU: it works on while the clock is read, and would be timed elsewhere."""
         if self._grams is not None and self._grams.device.type == "cuda":
             torch.cuda.synchronize(self._grams.device)
 
     def _check_rows(self, tap: str, feature: Tensor) -> None:
-        expected = _rows_of_rank(self._rows, self._ranks)
+        expected = _count_rows(self._rows, self._ranks)
         if feature.shape[0] != expected:
             name = self._names[self.indices[tap]]
             raise OmpqError(
@@ -176,11 +207,16 @@ class _GramReader:
             )
 
 
-def _rows_of_rank(rows: int, ranks: Ranks) -> int:
+def _count_rows(rows: int, ranks: Ranks) -> int:
+    """Count the images of a batch that are this rank's; the first ranks take the remainder."""
     return rows // ranks.world_size + (ranks.rank < rows % ranks.world_size)
 
 
-def _share(width: int, ranks: Ranks) -> slice:
-    """This rank's contiguous share of the columns."""
+def _select_columns(width: int, ranks: Ranks) -> slice:
+    """Select this rank's contiguous share of the columns.
+
+    >>> _select_columns(10, Ranks(rank=1, world_size=3, local_rank=1))
+    slice(3, 6, None)
+    """
     bounds = [width * rank // ranks.world_size for rank in (ranks.rank, ranks.rank + 1)]
     return slice(*bounds)

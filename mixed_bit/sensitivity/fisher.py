@@ -10,13 +10,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from mixed_bit.sensitivity.base import ProbedNetwork, Sensitivity
-from mixed_bit.sensitivity.gradients import second_order
+from mixed_bit.sensitivity.gradients import measure_second_order
 
 
 def measure(probed: ProbedNetwork) -> Sensitivity:
-    """½ E[Σ g² (W − Q_b(W))²] over a group's layers, and the same of what they read."""
-    return second_order(probed, _each_its_own)
+    """Measure ½ E[Σ g² (x − Q_b(x))²] of the weights of each group, and of the values it reads."""
+    return measure_second_order(probed, _weigh_each)
 
 
-def _each_its_own(squares: Tensor, errors: Tensor) -> Tensor:
+def _weigh_each(squares: Tensor, errors: Tensor) -> Tensor:
     return (squares * errors).sum(dim=1)

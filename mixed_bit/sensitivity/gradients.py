@@ -25,21 +25,23 @@ from ompq.evaluation import draw_labels
 # (squared gradients, squared errors), rows × n each → what each row's rounding costs.
 Weigh = Callable[[Tensor, Tensor], Tensor]
 
+# Images of one backward pass where labels are drawn: more would be faster, but the square of a
+# longer sum has more variance.
 _IMAGES = 2
 
 
-def second_order(probed: ProbedNetwork, weigh: Weigh) -> Sensitivity:
-    """½ E[weigh(g², (x − Q_b(x))²)] of the weights of a group's layers, and of what they read.
+def measure_second_order(probed: ProbedNetwork, weigh: Weigh) -> Sensitivity:
+    """Measure ½ E[weigh(g², (x − Q_b(x))²)] of every group's weights and of what it reads.
 
     Args:
-        probed: what to price.
-        weigh: given one row for a layer's weights (g² summed over the images), or one row for each
-            image's activations.
+        probed: Network, groups and widths to measure.
+        weigh: Function of squared gradients and squared errors. It gets one row for a layer's
+            weights (g² summed over the images), or one row for each image's activations.
     """
     squares, of_site = _collect(probed, weigh)
 
     @torch.no_grad()
-    def of_layer(layer: str) -> list[float]:
+    def measure_layer(layer: str) -> list[float]:
         weight = probed.network.graph.layer_module(layer).weight
         return [
             float(weigh(squares[layer].view(1, -1), (weight - other).square().view(1, -1)))
@@ -48,8 +50,8 @@ def second_order(probed: ProbedNetwork, weigh: Weigh) -> Sensitivity:
 
     half = 0.5 / len(probed.images)
     return Sensitivity(
-        weights=half * probed.sum_over_layers(of_layer),
-        activations=half * probed.per_group(of_site),
+        weights=half * probed.sum_over_layers(measure_layer),
+        activations=half * probed.spread_over_groups(of_site),
         log_scale=np.zeros(len(probed.groups)),
         forward_passes=4.0 if probed.act_widths else 3.0,
     )
@@ -58,7 +60,11 @@ def second_order(probed: ProbedNetwork, weigh: Weigh) -> Sensitivity:
 def _collect(
     probed: ProbedNetwork, weigh: Weigh
 ) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
-    """Per layer Σ g² of its weights; per site its price at every width, both over all images."""
+    """Sum over all images what the two tables of sensitivities need.
+
+    Returns:
+        Layer → Σ g² of its weights, and site → its weighed errors at every activation width.
+    """
     generator = torch.Generator().manual_seed(probed.seed)
     fitted = probed.fitted if probed.sites else {}
     of_site = {site: [0.0] * len(probed.act_widths) for site in probed.sites}
@@ -71,14 +77,16 @@ def _collect(
             for index, error in enumerate(errors):
                 of_site[site][index] += float(weigh(gradient.square().flatten(1), error).sum())
 
+        # Before the first measured layer nothing asks for a gradient yet.
         if not values.requires_grad:
             values = values.detach().requires_grad_()
         values.register_hook(add)
         # A copy goes on, so that in-place operations leave the watched value alone.
         return values.clone()
 
+    # Gradients of given labels are not of zero mean: the square of their sum would be another one.
     size = 1 if probed.labels is not None else _IMAGES
-    with _squared_gradients(probed) as squares, probed.watching(read):
+    with _collecting_squares(probed) as squares, probed.watching(read):
         for images, labels in probed.split(size):
             logits = probed.network.module(images)
             if labels is None:
@@ -88,8 +96,8 @@ def _collect(
 
 
 @contextmanager
-def _squared_gradients(probed: ProbedNetwork) -> Iterator[dict[str, Tensor]]:
-    """Layer → the sum of its weight's squared gradients over the backward passes of the body."""
+def _collecting_squares(probed: ProbedNetwork) -> Iterator[dict[str, Tensor]]:
+    """Sum up each layer's squared weight gradients over the backward passes of the body."""
     squares: dict[str, Tensor] = {}
     handles = []
     graph = probed.network.graph
@@ -97,6 +105,7 @@ def _squared_gradients(probed: ProbedNetwork) -> Iterator[dict[str, Tensor]]:
     def add(layer: str, weight: Tensor) -> None:
         if weight.grad is not None:
             squares[layer].addcmul_(weight.grad, weight.grad)
+            # Freed at once, so that no more than one layer's gradient is held.
             weight.grad = None
 
     for layer in (layer for group in probed.groups for layer in group.layers):

@@ -12,13 +12,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from mixed_bit.sensitivity.base import ProbedNetwork, Sensitivity
-from mixed_bit.sensitivity.gradients import second_order
+from mixed_bit.sensitivity.gradients import measure_second_order
 
 
 def measure(probed: ProbedNetwork) -> Sensitivity:
-    """½ · mean trace · ‖W − Q_b(W)‖² over a group's layers, and the same of what they read."""
-    return second_order(probed, _all_alike)
+    """Measure ½ · mean trace · ‖x − Q_b(x)‖² of the weights of each group, and of what it reads."""
+    return measure_second_order(probed, _weigh_by_mean)
 
 
-def _all_alike(squares: Tensor, errors: Tensor) -> Tensor:
+def _weigh_by_mean(squares: Tensor, errors: Tensor) -> Tensor:
     return squares.mean(dim=1) * errors.sum(dim=1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -78,14 +78,13 @@ def calibration_images(
         workers=workers,
         augment=augment,
     )
-    skipped: list[str] = []
-    ((images, labels),) = rebatch(chosen.read(skipped), [chosen.wanted])
+    ((images, labels),) = rebatch(chosen.read(), [chosen.wanted])
     if len(labels) < 2:
         raise OmpqError(
             f"calibration needs two images or more; {root or dataset} gave one ({num_images} asked "
-            f"for, {len(skipped)} unreadable)"
+            f"for, {len(chosen.skipped)} unreadable)"
         )
-    return CalibrationImages(images, labels, skipped)
+    return CalibrationImages(images, labels, chosen.skipped)
 
 
 def calibration_batches(
@@ -99,8 +98,7 @@ def calibration_batches(
     workers: int = 0,
     backend: str = "auto",
     augment: bool = False,
-    skipped: list[str] | None = None,
-) -> Iterator[Tensor]:
+) -> CalibrationBatches:
     """Load seeded training images batch by batch, without holding them all.
 
     The images are those of `calibration_images`, in their order, on every rank. They are split
@@ -116,11 +114,9 @@ def calibration_batches(
         workers: Number of threads that decode files; 0 for none beside this one.
         backend: "auto", "torchvision" or "dali", the decoder of image files.
         augment: Whether images are cropped or shifted and flipped at random, as in training.
-        skipped: List to which paths of unreadable files are added as they are met; None to drop
-            them.
 
     Returns:
-        Batches of normalised images, n × 3 × H × W, float32.
+        Batches of normalised images, n × 3 × H × W, float32, to be iterated over once.
 
     Raises:
         OmpqError: The data set cannot be opened, or (while iterating) no image can be read.
@@ -136,14 +132,29 @@ def calibration_batches(
         workers=workers,
         augment=augment,
     )
-    pieces = chosen.read(skipped if skipped is not None else [])
-    sizes = batch_sizes(chosen.wanted, batch_size)
-    return (images for images, _ in rebatch(pieces, sizes))
+    return CalibrationBatches(chosen, batch_sizes(chosen.wanted, batch_size))
+
+
+class CalibrationBatches:
+    """Batches of calibration images (n × 3 × H × W), to be iterated over once.
+
+    `skipped` names the unreadable files that were met so far.
+    """
+
+    def __init__(self, chosen: _Chosen, sizes: Sequence[int]) -> None:
+        self.skipped = chosen.skipped
+        self._batches = rebatch(chosen.read(), sizes)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (images for images, _ in self._batches)
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """An opened data set with the order in which its images are taken."""
+    """An opened data set with the order in which its images are taken.
+
+    `skipped` names the unreadable files met while reading.
+    """
 
     split: Split
     info: DatasetInfo
@@ -153,11 +164,12 @@ class _Chosen:
     seeds: Tensor | None
     backend: str
     workers: int
+    skipped: list[str] = field(default_factory=list)
 
-    def read(self, skipped: list[str]) -> Iterator[Batch]:
+    def read(self) -> Iterator[Batch]:
         """Read normalised images and labels, `wanted` of them if so many are readable."""
         if isinstance(self.split, FileSplit):
-            return self._read_files(self.split, skipped)
+            return self._read_files(self.split)
         return self._read_memory(self.split)
 
     def _read_memory(self, split: TensorSplit) -> Iterator[Batch]:
@@ -166,7 +178,7 @@ class _Chosen:
             seeds = None if self.seeds is None else self.seeds[part]
             yield prepare_batch(split, self.order[part], self.info, self.preprocess, seeds)
 
-    def _read_files(self, split: FileSplit, skipped: list[str]) -> Iterator[Batch]:
+    def _read_files(self, split: FileSplit) -> Iterator[Batch]:
         """Decode as many files as are wanted, then as many more as were unreadable, and so on."""
         start, missing = 0, self.wanted
         while missing and start < len(self.order):
@@ -179,13 +191,15 @@ class _Chosen:
                 workers=self.workers,
                 seeds=None if self.seeds is None else self.seeds[part].tolist(),
             ):
-                skipped += [str(split.paths[indices[position]]) for position in piece.unreadable]
+                unreadable = [split.paths[indices[position]] for position in piece.unreadable]
+                self.skipped.extend(map(str, unreadable))
                 missing -= len(piece.readable)
                 labels = split.labels[[indices[position] for position in piece.readable]]
                 yield normalise(piece.images, self.preprocess), labels
             start += len(indices)
         if missing == self.wanted:
-            raise OmpqError(f"none of {len(skipped)} images can be read (the first: {skipped[0]})")
+            first = self.skipped[0]
+            raise OmpqError(f"none of {len(self.skipped)} images can be read (the first: {first})")
 
 
 def _choose(

@@ -50,8 +50,8 @@ def read(folder: Path) -> tuple[dict, np.ndarray]:
 
 @pytest.mark.slow
 def test_every_way_to_start_it_gives_the_same(options: list[str], tmp_path: Path) -> None:
-    launch = ["-m", "torch.distributed.launch", "--nproc_per_node=1", "--master_port=29511"]
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29512"]
+    launch = ["-m", "torch.distributed.launch", "--standalone", "--nproc_per_node=1"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     starts = {
         "launch": ([*launch, "feature_extract.py"], ROOT / "mixed_bit"),
         "torchrun": ([*torchrun, SCRIPT], ROOT),

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from mixed_bit.allocation.exact import branch
 from mixed_bit.allocation.exact.knapsack import Knapsack
 from mixed_bit.allocation.solve import Allocation, Budget, Program, solve
-from mixed_bit.sensitivity.importance import log_importance, log_theta
+from mixed_bit.sensitivity.importance import compute_log_importance, compute_log_theta
 from ompq.errors import OmpqError
 
 BETAS = [1e-9, 1e-3, 1.0, 10.0, 100.0]
 DIGITS = Context(prec=60, Emin=-99_999, Emax=99_999)
 
 
-def whole_sensitivities(program: Program) -> list[list[int]]:
-    """−sensitivity·exp(log_scale)·10^2500, whole but for the 60th digit."""
+def compute_whole_values(program: Program) -> list[list[int]]:
+    """Compute −sensitivity·exp(log_scale)·10^2500, whole but for the 60th digit."""
     scales = [Decimal(float(scale)).exp(DIGITS) for scale in program.log_scale]
     return [
         [int((Decimal(-float(p)) * scale).scaleb(2500, DIGITS)) for p in row]
@@ -33,7 +33,7 @@ def whole_sensitivities(program: Program) -> list[list[int]]:
     ]
 
 
-def program_of(
+def build_program(
     params: np.ndarray,
     widths: tuple[int, ...],
     log_scale: np.ndarray,
@@ -54,53 +54,53 @@ def program_of(
     )
 
 
-def make_subgraph(costs: np.ndarray, widths: tuple[int, ...], part: float) -> int:
-    """A limit that lies between all-narrowest and all-widest."""
+def choose_limit(costs: np.ndarray, widths: tuple[int, ...], share: float) -> int:
+    """Choose the limit that lies at a share of the way from all-narrowest to all-widest."""
     low, high = int(costs.sum()) * widths[0], int(costs.sum()) * widths[-1]
-    return low + int(part * (high - low))
+    return low + int(share * (high - low))
 
 
-def worth(program: Program, found: Allocation) -> int:
-    pairs = zip(whole_sensitivities(program), found.bits, strict=True)
+def compute_worth(program: Program, found: Allocation) -> int:
+    pairs = zip(compute_whole_values(program), found.bits, strict=True)
     return sum(row[program.widths.index(bits)] for row, bits in pairs)
 
 
-def within(program: Program, found: Allocation) -> bool:
+def keeps_budgets(program: Program, found: Allocation) -> bool:
     choice = [program.widths.index(bits) for bits in found.bits]
     return all(budget.spent(choice) <= budget.limit for budget in program.budgets)
 
 
-def enumerated(program: Program) -> int | None:
-    """The best worth among all choices."""
-    prices = whole_sensitivities(program)
+def enumerate_choices(program: Program) -> int | None:
+    """Find the best worth among all choices."""
+    values = compute_whole_values(program)
     worths = [
-        sum(prices[g][k] for g, k in enumerate(choice))
+        sum(values[g][k] for g, k in enumerate(choice))
         for choice in itertools.product(*program.options())
         if all(budget.spent(choice) <= budget.limit for budget in program.budgets)
     ]
     return max(worths, default=None)
 
 
-def tabulated(program: Program) -> int:
-    """The best worth under one budget: a table with one entry for every amount spent."""
-    prices, (budget,) = whole_sensitivities(program), program.budgets
+def tabulate_choices(program: Program) -> int:
+    """Find the best worth under one budget, by a table with one entry for every amount spent."""
+    values, (budget,) = compute_whole_values(program), program.budgets
     table: dict[int, int] = {0: 0}
-    for row, costs in zip(prices, budget.cost.tolist(), strict=True):
+    for row, costs in zip(values, budget.cost.tolist(), strict=True):
         longer: dict[int, int] = {}
-        for spent, value in table.items():
-            for price, cost in zip(row, costs, strict=True):
+        for spent, worth in table.items():
+            for value, cost in zip(row, costs, strict=True):
                 total = spent + cost
-                if total <= budget.limit and longer.get(total, -1) < value + price:
-                    longer[total] = value + price
+                if total <= budget.limit and longer.get(total, -1) < worth + value:
+                    longer[total] = worth + value
         table = longer
     return max(table.values())
 
 
 def assert_optimal(program: Program, truth: int) -> None:
     found = solve(program)
-    assert found.optimal and within(program, found)
+    assert found.optimal and keeps_budgets(program, found)
     # The solver's coefficients have 28 digits, the truth's 60.
-    assert truth - worth(program, found) <= abs(truth) // 10**24
+    assert truth - compute_worth(program, found) <= abs(truth) // 10**24
 
 
 @pytest.mark.parametrize("count", [16, 18, 32, 53])
@@ -110,10 +110,10 @@ def test_importances_of_a_network_against_a_table(count: int, beta: float) -> No
     widths = (2, 3, 4) if count == 53 else (4, 5, 6, 7, 8)
     params = generator.integers(1, 10, count)
     gammas = generator.uniform(0.2, 0.8, count) * count
-    log_scale = log_importance(log_theta(gammas, beta))
-    limit = make_subgraph(params, widths, generator.uniform(0.2, 0.8))
-    program = program_of(params, widths, log_scale, {"size": limit})
-    assert_optimal(program, tabulated(program))
+    log_scale = compute_log_importance(compute_log_theta(gammas, beta))
+    limit = choose_limit(params, widths, generator.uniform(0.2, 0.8))
+    program = build_program(params, widths, log_scale, {"size": limit})
+    assert_optimal(program, tabulate_choices(program))
 
 
 @settings(max_examples=150, derandomize=True)
@@ -128,16 +128,16 @@ def test_any_small_program_against_enumeration(data: st.DataObject) -> None:
     span = data.draw(st.sampled_from([0.0, 1e-12, 1e-9, 1e-3, 1.0, 92.0, 3000.0]))
     steps = data.draw(st.lists(st.integers(0, 16), min_size=wide, max_size=wide))
     log_scale = -span * np.array(steps) / 16
-    limits = {"size": make_subgraph(params, widths, data.draw(st.floats(0, 1)))}
+    limits = {"size": choose_limit(params, widths, data.draw(st.floats(0, 1)))}
     if data.draw(st.booleans()):
-        limits["BOPs"] = make_subgraph(ops, widths, data.draw(st.floats(0, 1)))
-    program = program_of(params, widths, log_scale, limits, ops)
-    truth = enumerated(program)
+        limits["BOPs"] = choose_limit(ops, widths, data.draw(st.floats(0, 1)))
+    program = build_program(params, widths, log_scale, limits, ops)
+    truth = enumerate_choices(program)
     assert truth is not None
     assert_optimal(program, truth)
     relaxed = solve(program, "lp")
-    assert within(program, relaxed)
-    assert worth(program, relaxed) <= worth(program, solve(program))
+    assert keeps_budgets(program, relaxed)
+    assert compute_worth(program, relaxed) <= compute_worth(program, solve(program))
 
 
 @pytest.mark.slow
@@ -146,14 +146,14 @@ def test_a_thousand_groups_are_proven_and_no_width_can_be_raised(beta: float) ->
     generator = np.random.default_rng(2)
     widths = (4, 5, 6, 7, 8)
     params = generator.integers(1000, 1_000_000, 1000)
-    log_scale = log_importance(log_theta(generator.uniform(5, 300, 1000), beta))
-    program = program_of(params, widths, log_scale, {"size": make_subgraph(params, widths, 0.5)})
+    log_scale = compute_log_importance(compute_log_theta(generator.uniform(5, 300, 1000), beta))
+    program = build_program(params, widths, log_scale, {"size": choose_limit(params, widths, 0.5)})
     found = solve(program)
-    assert found.optimal and within(program, found)
+    assert found.optimal and keeps_budgets(program, found)
     room = program.budgets[0].limit - found.spent["size"]
     raisable = [p for p, bits in zip(params, found.bits, strict=True) if bits < 8]
     assert min(raisable) > room
-    assert worth(program, solve(program, "lp")) <= worth(program, found)
+    assert compute_worth(program, solve(program, "lp")) <= compute_worth(program, found)
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -162,23 +162,23 @@ def test_two_budgets_on_a_network_are_proven(beta: float) -> None:
     widths = (4, 5, 6, 7, 8)
     params = 576 * 2 ** generator.integers(0, 8, 48)
     ops = 10**5 * generator.integers(1, 40, 48)
-    log_scale = log_importance(log_theta(generator.uniform(10, 40, 48), beta))
-    limits = {"size": make_subgraph(params, widths, 0.5), "BOPs": make_subgraph(ops, widths, 0.5)}
-    program = program_of(params, widths, log_scale, limits, ops)
+    log_scale = compute_log_importance(compute_log_theta(generator.uniform(10, 40, 48), beta))
+    limits = {"size": choose_limit(params, widths, 0.5), "BOPs": choose_limit(ops, widths, 0.5)}
+    program = build_program(params, widths, log_scale, limits, ops)
     found = solve(program)
-    assert found.optimal and within(program, found)
-    alone = program_of(params, widths, log_scale, {"size": limits["size"]})
-    assert worth(program, solve(program, "lp")) <= worth(program, found)
-    assert worth(program, found) <= worth(alone, solve(alone))
+    assert found.optimal and keeps_budgets(program, found)
+    alone = build_program(params, widths, log_scale, {"size": limits["size"]})
+    assert compute_worth(program, solve(program, "lp")) <= compute_worth(program, found)
+    assert compute_worth(program, found) <= compute_worth(alone, solve(alone))
 
 
-def unaided(program: Program, monkeypatch: pytest.MonkeyPatch) -> int:
-    """What the proof finds from the worst incumbent, without the heuristics that precede it."""
+def prove_unaided(program: Program, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return what the proof finds from the worst incumbent, without heuristics before it."""
     monkeypatch.setattr(branch, "exchange_pairs", lambda *_: None)
-    monkeypatch.setattr(branch, "roundings", lambda *_: [])
+    monkeypatch.setattr(branch, "combine_roundings", lambda *_: [])
     monkeypatch.setattr(branch, "fill", lambda problem, choice, groups: choice)
     problem = Knapsack(
-        whole_sensitivities(program),
+        compute_whole_values(program),
         [budget.cost.tolist() for budget in program.budgets],
         [budget.limit for budget in program.budgets],
         program.options(),
@@ -200,19 +200,19 @@ def test_the_proof_alone_finds_the_optimum(
         count = {3: 7, 2: 10, 5: 5}[len(widths)]
         line = np.array(widths)
         rows = [generator.integers(1, 10**6, count) for _ in range(budgets)]
-        parts = generator.uniform(0.2, 0.8, budgets)
+        shares = generator.uniform(0.2, 0.8, budgets)
         program = Program(
             -np.tile(line.astype(float), (count, 1)),
             -span * generator.uniform(0, 1, count),
             widths,
             np.ones((count, len(widths)), dtype=bool),
             tuple(
-                Budget(str(j), row[:, None] * line, make_subgraph(row, widths, part))
-                for j, (row, part) in enumerate(zip(rows, parts, strict=True))
+                Budget(str(j), row[:, None] * line, choose_limit(row, widths, share))
+                for j, (row, share) in enumerate(zip(rows, shares, strict=True))
             ),
             tuple(map(str, range(count))),
         )
-        assert unaided(program, monkeypatch) == enumerated(program), seed
+        assert prove_unaided(program, monkeypatch) == enumerate_choices(program), seed
 
 
 @pytest.mark.parametrize("beta", [1e-9, 1e-3, 1.0, 100.0])
@@ -222,14 +222,16 @@ def test_the_proof_alone_finds_the_optimum_of_a_network(
 ) -> None:
     generator = np.random.default_rng(count)
     params = generator.integers(1, 80, count)
-    log_scale = log_importance(log_theta(generator.uniform(0.2, 0.8, count) * count, beta))
-    limit = make_subgraph(params, (4, 5, 6, 7, 8), 0.45)
-    program = program_of(params, (4, 5, 6, 7, 8), log_scale, {"size": limit})
-    assert unaided(program, monkeypatch) == tabulated(program)
+    log_scale = compute_log_importance(
+        compute_log_theta(generator.uniform(0.2, 0.8, count) * count, beta)
+    )
+    limit = choose_limit(params, (4, 5, 6, 7, 8), 0.45)
+    program = build_program(params, (4, 5, 6, 7, 8), log_scale, {"size": limit})
+    assert prove_unaided(program, monkeypatch) == tabulate_choices(program)
 
 
 def test_without_a_budget_every_width_is_the_best() -> None:
-    program = program_of(np.array([3, 4]), (4, 8), np.array([-1.0, -90.0]), {})
+    program = build_program(np.array([3, 4]), (4, 8), np.array([-1.0, -90.0]), {})
     assert solve(program).bits == solve(program, "lp").bits == (8, 8)
 
 
@@ -237,14 +239,14 @@ def test_the_tail_that_outweighs_a_small_difference_decides() -> None:
     """Settling the two large ones by themselves, then the rest, would lose the optimum."""
     log_scale = np.log(np.array([1.0 + 1e-9, 1.0, *[1e-9] * 6]))
     params = np.array([7, 1, *[1] * 6])
-    program = program_of(params, (4, 8), log_scale, {"size": int(params.sum()) * 4 + 28})
+    program = build_program(params, (4, 8), log_scale, {"size": int(params.sum()) * 4 + 28})
     assert solve(program).bits == (4, 8, 8, 8, 8, 8, 8, 8)
-    assert_optimal(program, tabulated(program))
+    assert_optimal(program, tabulate_choices(program))
 
 
 def test_alike_layers_give_later_ones_more_bits() -> None:
     params = np.array([5, 5, 5, 5])
-    program = program_of(params, (2, 3, 4), np.zeros(4), {"size": 5 * 11})
+    program = build_program(params, (2, 3, 4), np.zeros(4), {"size": 5 * 11})
     assert solve(program).bits == tuple(sorted(solve(program).bits))
     assert sum(solve(program).bits) == 11
 
@@ -265,13 +267,13 @@ def test_what_costs_no_value_is_spent() -> None:
 
 def test_the_same_program_gives_the_same_answer() -> None:
     params = np.array([3, 5, 5, 7, 7, 7])
-    program = program_of(params, (4, 5, 6), np.zeros(6), {"size": 177})
+    program = build_program(params, (4, 5, 6), np.zeros(6), {"size": 177})
     assert len({solve(program).bits for _ in range(3)}) == 1
 
 
 def test_every_infeasible_budget_is_named_with_its_least_and_the_widths() -> None:
     params, ops = np.array([10, 20]), np.array([5, 5])
-    program = program_of(params, (4, 8), np.zeros(2), {"size": 100, "BOPs": 39}, ops)
+    program = build_program(params, (4, 8), np.zeros(2), {"size": 100, "BOPs": 39}, ops)
     with pytest.raises(OmpqError) as refused:
         solve(program)
     text = str(refused.value)
@@ -308,7 +310,7 @@ def test_a_width_that_costs_less_and_is_worth_more_is_taken() -> None:
     assert sum(solve(program).bits) == 12 and solve(program).optimal
 
 
-def test_prices_beyond_the_range_of_floats_stay_in_order() -> None:
+def test_values_beyond_the_range_of_floats_stay_in_order() -> None:
     log_scale = np.array([-3000.0, -2000.0, -1000.0])
-    program = program_of(np.array([1, 1, 1]), (4, 8), log_scale, {"size": 16})
+    program = build_program(np.array([1, 1, 1]), (4, 8), log_scale, {"size": 16})
     assert solve(program).bits == (4, 4, 8)

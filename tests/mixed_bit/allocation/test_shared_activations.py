@@ -18,7 +18,7 @@ WIDTHS, ACTS = (2, 4), (4, 6, 8)
 COLUMNS = list(itertools.product(WIDTHS, ACTS))
 
 
-def program_of(seed: int, count: int, part: float) -> Program:
+def draw_program(seed: int, count: int, share: float) -> Program:
     generator = np.random.default_rng(seed)
     ops = generator.integers(1, 50, count)[:, None] * np.prod(COLUMNS, axis=1)
     low, high = int(ops.min(axis=1).sum()), int(ops.max(axis=1).sum())
@@ -27,7 +27,7 @@ def program_of(seed: int, count: int, part: float) -> Program:
         log_scale=-40.0 * generator.integers(0, 3, count),
         widths=tuple(width for width, _ in COLUMNS),
         allowed=np.ones(ops.shape, dtype=bool),
-        budgets=(Budget("BOPs", ops, low + int(part * (high - low))),),
+        budgets=(Budget("BOPs", ops, low + int(share * (high - low))),),
         names=tuple(f"layer{i}" for i in range(count)),
         act_widths=tuple(act for _, act in COLUMNS),
     )
@@ -39,11 +39,11 @@ def agrees(act_bits: tuple[int, ...], readers: list[tuple[int, ...]]) -> bool:
 
 @settings(max_examples=60, derandomize=True)
 @given(
-    seed=st.integers(0, 2**32), part=st.floats(0, 1),
+    seed=st.integers(0, 2**32), share=st.floats(0, 1),
     readers=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True), max_size=3),
 )  # fmt: skip
-def test_against_enumeration(seed: int, part: float, readers: list[list[int]]) -> None:
-    program = program_of(seed, 4, part)
+def test_against_enumeration(seed: int, share: float, readers: list[list[int]]) -> None:
+    program = draw_program(seed, 4, share)
     values = [tuple(groups) for groups in readers]
     found = solve_with_shared_activations(program, values, "ilp", "fill")
     assert found.optimal
@@ -58,7 +58,7 @@ def test_against_enumeration(seed: int, part: float, readers: list[list[int]]) -
 
 
 def test_beyond_the_limit_it_agrees_without_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = program_of(1, 12, 0.4)
+    program = draw_program(1, 12, 0.4)
     pairs = [(group, group + 1) for group in range(0, 12, 2)]
     proven = solve_with_shared_activations(program, pairs, "ilp", "fill")
     monkeypatch.setattr(shared_activations, "_LIMIT", 3)
@@ -71,7 +71,7 @@ def test_beyond_the_limit_it_agrees_without_proof(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_cluster_that_no_width_fits_is_told() -> None:
-    program = program_of(0, 2, 1.0)
+    program = draw_program(0, 2, 1.0)
     program.allowed[0, [act != 4 for _, act in COLUMNS]] = False
     program.allowed[1, [act == 4 for _, act in COLUMNS]] = False
     with pytest.raises(OmpqError, match="agree"):

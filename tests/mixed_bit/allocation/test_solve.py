@@ -9,11 +9,11 @@ import pytest
 import torchvision
 
 import bit_config
-from mixed_bit.allocation.program import exact_values
+from mixed_bit.allocation.program import compute_exact_values
 from mixed_bit.allocation.solve import Budget, Program, solve
 from mixed_bit.problem import Problem
 from mixed_bit.sensitivity import orm
-from mixed_bit.sensitivity.importance import log_importance, log_theta
+from mixed_bit.sensitivity.importance import compute_log_importance, compute_log_theta
 from mixed_bit.settings import SearchSettings
 from ompq.errors import OmpqError
 from ompq.graph import trace
@@ -21,9 +21,9 @@ from ompq.graph import trace
 WIDTHS = [(4, 8), (2, 3, 4), (4, 5, 6, 7, 8)]
 
 
-def brute_force(program: Program) -> int | None:
-    """The best value among all choices that keep the budgets, exactly."""
-    values = exact_values(program)
+def search_by_brute_force(program: Program) -> int | None:
+    """Find the best value among all choices that keep the budgets, exactly."""
+    values = compute_exact_values(program)
     best = None
     for choice in itertools.product(*program.options()):
         if all(budget.spent(choice) <= budget.limit for budget in program.budgets):
@@ -32,13 +32,13 @@ def brute_force(program: Program) -> int | None:
     return best
 
 
-def value_of(program: Program, bits: tuple[int, ...]) -> int:
-    values = exact_values(program)
+def compute_value(program: Program, bits: tuple[int, ...]) -> int:
+    values = compute_exact_values(program)
     return sum(values[g][program.widths.index(width)] for g, width in enumerate(bits))
 
 
-def importances(kind: str, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Logarithms of coefficients: 40 decades, near ties, exact ties, and far below any float."""
+def draw_importances(kind: str, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Draw log coefficients: 40 decades, near ties, exact ties, or far below any float."""
     if kind == "decades":
         return generator.uniform(-40 * np.log(10), 0, count)
     if kind == "near ties":
@@ -48,7 +48,7 @@ def importances(kind: str, count: int, generator: np.random.Generator) -> np.nda
     return -100.0 * generator.uniform(1, 40, count)
 
 
-def random_program(kind: str, seed: int) -> Program:
+def draw_program(kind: str, seed: int) -> Program:
     generator = np.random.default_rng(seed)
     count = int(generator.integers(1, 7))
     widths = WIDTHS[seed % 3]
@@ -63,14 +63,14 @@ def random_program(kind: str, seed: int) -> Program:
         limit = low + int(generator.uniform(0, 1) * (high - low))
         budgets.append(Budget(f"budget {index}", cost, limit))
     allowed = np.ones((count, len(widths)), dtype=bool)
-    price = -np.tile(line.astype(float), (count, 1))
-    if kind == "any prices":
+    sensitivity = -np.tile(line.astype(float), (count, 1))
+    if kind == "any sensitivities":
         decades = 10.0 ** generator.uniform(-40, 0, (count, 1))
-        price = generator.exponential(1, (count, len(widths))) * decades
+        sensitivity = generator.exponential(1, (count, len(widths))) * decades
         kind = "ties"
     return Program(
-        price,
-        importances(kind, count, generator),
+        sensitivity,
+        draw_importances(kind, count, generator),
         widths,
         allowed,
         tuple(budgets),
@@ -78,23 +78,23 @@ def random_program(kind: str, seed: int) -> Program:
     )
 
 
-@pytest.mark.parametrize("kind", ["decades", "near ties", "ties", "far", "any prices"])
+@pytest.mark.parametrize("kind", ["decades", "near ties", "ties", "far", "any sensitivities"])
 def test_the_optimum_is_that_of_brute_force(kind: str) -> None:
     for seed in range(60):
-        program = random_program(kind, seed)
+        program = draw_program(kind, seed)
         found = solve(program)
         assert found.optimal
         choice = [program.widths.index(width) for width in found.bits]
         assert all(budget.spent(choice) <= budget.limit for budget in program.budgets)
-        assert value_of(program, found.bits) == brute_force(program), (kind, seed)
+        assert compute_value(program, found.bits) == search_by_brute_force(program), (kind, seed)
         relaxed = solve(program, "lp")
         choice = [program.widths.index(width) for width in relaxed.bits]
         assert all(budget.spent(choice) <= budget.limit for budget in program.budgets)
-        assert value_of(program, relaxed.bits) <= value_of(program, found.bits)
+        assert compute_value(program, relaxed.bits) <= compute_value(program, found.bits)
 
 
 def test_pins_are_kept() -> None:
-    program = random_program("decades", 5)
+    program = draw_program("decades", 5)
     allowed = program.allowed.copy()
     allowed[0] = False
     allowed[0, 0] = True
@@ -107,7 +107,7 @@ def test_pins_are_kept() -> None:
         program.names,
     )
     assert solve(pinned).bits[0] == program.widths[0]
-    assert value_of(pinned, solve(pinned).bits) == brute_force(pinned)
+    assert compute_value(pinned, solve(pinned).bits) == search_by_brute_force(pinned)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_a_thousand_groups_are_proven(beta: float) -> None:
     gammas = generator.uniform(5, 300, 1000)
     program = Program(
         -np.tile(np.array(widths, dtype=float), (1000, 1)),
-        log_importance(log_theta(gammas, beta)),
+        compute_log_importance(compute_log_theta(gammas, beta)),
         widths,
         np.ones((1000, 5), dtype=bool),
         (Budget("size", cost, int(cost[:, 2].sum())),),
@@ -127,7 +127,7 @@ def test_a_thousand_groups_are_proven(beta: float) -> None:
     )
     found = solve(program)
     assert found.optimal
-    assert value_of(program, found.bits) >= value_of(program, solve(program, "lp").bits)
+    assert compute_value(program, found.bits) >= compute_value(program, solve(program, "lp").bits)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_infeasible_budgets_name_the_smallest_feasible_value() -> None:
         solve(program)
 
 
-def test_prices_that_are_not_finite_name_the_group() -> None:
+def test_sensitivities_that_are_not_finite_name_the_group() -> None:
     with pytest.raises(OmpqError, match="sensitivity of b is not finite"):
         Program(
             np.array([[1.0, 0.0], [np.nan, 0.0]]),

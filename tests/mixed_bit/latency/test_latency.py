@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mixed_bit import SearchSettings, build_bit_config, search
-from mixed_bit.latency.onnx_timing import layer_model, time_layers
+from mixed_bit.latency.onnx_timing import build_layer_model, time_layers
 from mixed_bit.latency.table import LatencyTable, load_latency
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, trace
@@ -33,15 +33,15 @@ def images() -> torch.Tensor:
     return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def table_of(graph: NetworkGraph, widths: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """Different times for every layer; wider is slower."""
+def build_table(graph: NetworkGraph, widths: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """Build a table of different times for every layer; wider is slower."""
     return {
         layer: {str(width): round((index + 1) * width / 1000, 6) for width in widths}
         for index, layer in enumerate(graph.layers)
     }
 
 
-def write(table: object, file: Path) -> Path:
+def write_table(table: object, file: Path) -> Path:
     file.write_text(json.dumps(table))
     return file
 
@@ -89,7 +89,7 @@ def test_a_width_that_was_not_measured_runs_as_the_next_wider(graph: NetworkGrap
 def test_a_latency_budget_is_kept_and_the_best_is_found(
     metric: str, graph: NetworkGraph, images: torch.Tensor, tmp_path: Path
 ) -> None:
-    table = load_latency(write(table_of(graph, (2, 3, 4)), tmp_path / "table.json"))
+    table = load_latency(write_table(build_table(graph, (2, 3, 4)), tmp_path / "table.json"))
     widest = table.total_ms(graph.groups, (4,) * len(graph.groups))
     pins = {group.name: 4 for group in graph.groups[:-5]}
     settings = SearchSettings(
@@ -115,8 +115,8 @@ def test_a_latency_budget_is_kept_and_the_best_is_found(
 
 @pytest.mark.slow
 def test_a_budget_from_the_command_line(script, graph: NetworkGraph, tmp_path: Path) -> None:
-    table = table_of(graph, (2, 4))
-    file = write(table, tmp_path / "table.json")
+    table = build_table(graph, (2, 4))
+    file = write_table(table, tmp_path / "table.json")
     common = ["--model", "small_resnet", "--dataset", "digits", "--quant_type", "PTQ"]
     common += ["--num_images", 8, "--output_dir", tmp_path]
     widest = sum(entry["4"] for entry in table.values())
@@ -129,7 +129,7 @@ def test_a_budget_from_the_command_line(script, graph: NetworkGraph, tmp_path: P
     assert "smallest feasible latency" in run.stderr
 
 
-def reference(module: nn.Module, images: torch.Tensor) -> np.ndarray:
+def run_module(module: nn.Module, images: torch.Tensor) -> np.ndarray:
     with torch.no_grad():
         return module(images).numpy()
 
@@ -151,13 +151,13 @@ def test_a_layer_becomes_the_same_layer_in_onnx(module: nn.Module, shape, tmp_pa
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected = reference(module, images)
+    expected = run_module(module, images)
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
 
     def run(width: int, given: np.ndarray) -> np.ndarray:
-        model = layer_model(module, shape, expected.shape, width)
+        model = build_layer_model(module, shape, expected.shape, width)
         onnx.checker.check_model(model)
         session = runtime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -55,7 +55,7 @@ class Small(nn.Module):
         return self.head(y.mean((2, 3)) * 3)
 
 
-def network() -> nn.Module:
+def build_network() -> nn.Module:
     torch.manual_seed(0)
     module = Small().eval()
     module.norm.running_mean.normal_()
@@ -70,16 +70,16 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="module")
 def graph() -> NetworkGraph:
-    return trace(network(), (3, 8, 8))
+    return trace(build_network(), (3, 8, 8))
 
 
 def probe(graph: NetworkGraph, images: Tensor, **options) -> ProbedNetwork:
     return ProbedNetwork.of(graph, graph.groups, images, widths=WIDTHS, **options)
 
 
-def folded64() -> nn.Module:
-    """The network in float64, its batch norm multiplied into the stem by hand."""
-    module = network().double()
+def fold_in_float64() -> nn.Module:
+    """Build the network in float64, its batch norm multiplied into the stem by hand."""
+    module = build_network().double()
     factor = module.norm.weight / (module.norm.running_var + module.norm.eps).sqrt()
     bias = module.norm.bias - module.norm.running_mean * factor
     stem = nn.Conv2d(3, 6, 3, padding=1).double()
@@ -89,42 +89,42 @@ def folded64() -> nn.Module:
     return module
 
 
-def rounded(weight: Tensor, width: int) -> Tensor:
+def round_weight(weight: Tensor, width: int) -> Tensor:
     return fake_quantize(weight.float(), lp_scale(weight.float(), width)).double()
 
 
-def table(graph: NetworkGraph, price_of_layer) -> np.ndarray:
-    """Groups × widths, from layer and width."""
+def build_table(graph: NetworkGraph, measure_layer) -> np.ndarray:
+    """Build a table of groups × widths from a function of layer and width."""
     return np.array(
         [
-            [sum(price_of_layer(layer, width) for layer in group.layers) for width in WIDTHS]
+            [sum(measure_layer(layer, width) for layer in group.layers) for width in WIDTHS]
             for group in graph.groups
         ]
     )
 
 
 def test_sqnr_is_the_relative_error(graph: NetworkGraph, images: Tensor) -> None:
-    module = folded64()
+    module = fold_in_float64()
 
-    def price(layer: str, width: int) -> float:
+    def measure(layer: str, width: int) -> float:
         weight = module.get_submodule(layer).weight.detach()
-        return float((weight - rounded(weight, width)).square().sum() / weight.square().sum())
+        return float((weight - round_weight(weight, width)).square().sum() / weight.square().sum())
 
     sensitivity = MEASURES["sqnr"](probe(graph, images))
-    np.testing.assert_allclose(sensitivity.weights, table(graph, price), rtol=1e-4)
+    np.testing.assert_allclose(sensitivity.weights, build_table(graph, measure), rtol=1e-4)
     assert sensitivity.forward_passes == 0
 
 
 def test_kl_is_the_divergence_with_one_group_rounded(graph: NetworkGraph, images: Tensor) -> None:
-    expected = log_softmax(folded64()(images.double()), dim=1)
+    expected = log_softmax(fold_in_float64()(images.double()), dim=1)
     measured = []
     for group in graph.groups:
         row = []
         for width in WIDTHS:
-            module = folded64()
+            module = fold_in_float64()
             for layer in group.layers:
                 weight = module.get_submodule(layer).weight.detach()
-                weight.copy_(rounded(weight, width))
+                weight.copy_(round_weight(weight, width))
             found = log_softmax(module(images.double()), dim=1)
             row.append((expected.exp() * (expected - found)).sum().item() / len(images))
         measured.append(row)
@@ -132,12 +132,12 @@ def test_kl_is_the_divergence_with_one_group_rounded(graph: NetworkGraph, images
     np.testing.assert_allclose(sensitivity.weights, measured, rtol=1e-3, atol=1e-7)
 
 
-def exact_fisher(images: Tensor) -> dict[str, Tensor]:
-    """Layer → E[g²] over images and all labels, each weighed by its probability."""
+def compute_exact_fisher(images: Tensor) -> dict[str, Tensor]:
+    """Compute E[g²] of every layer over images and all labels, weighed by their probability."""
     squares: dict[str, Tensor] = {}
     for image in images.double():
         for label in range(7):
-            module = folded64()
+            module = fold_in_float64()
             logs = log_softmax(module(image[None]), dim=1)[0]
             logs[label].backward()
             for name, part in module.named_modules():
@@ -151,11 +151,11 @@ def exact_fisher(images: Tensor) -> dict[str, Tensor]:
 def test_second_order_metrics_estimate_their_definition(
     metric: str, graph: NetworkGraph, images: Tensor
 ) -> None:
-    squares, module = exact_fisher(images), folded64()
+    squares, module = compute_exact_fisher(images), fold_in_float64()
 
-    def price(layer: str, width: int) -> float:
+    def measure(layer: str, width: int) -> float:
         weight = module.get_submodule(layer).weight.detach()
-        errors = (weight - rounded(weight, width)).square()
+        errors = (weight - round_weight(weight, width)).square()
         if metric == "hessian":
             return 0.5 * float(squares[layer].mean() * errors.sum())
         return 0.5 * float((squares[layer] * errors).sum())
@@ -163,14 +163,16 @@ def test_second_order_metrics_estimate_their_definition(
     drawn = [
         MEASURES[metric](probe(graph, images, seed=seed)).weights for seed in range(40)
     ]  # forty draws of the labels: their mean approaches the expectation
-    np.testing.assert_allclose(np.mean(drawn, axis=0), table(graph, price), rtol=0.25)
+    np.testing.assert_allclose(np.mean(drawn, axis=0), build_table(graph, measure), rtol=0.25)
     spread = np.std(drawn, axis=0) / np.sqrt(len(drawn))
-    assert (np.abs(np.mean(drawn, axis=0) - table(graph, price)) < 4.5 * spread + 1e-9).all()
+    assert (
+        np.abs(np.mean(drawn, axis=0) - build_table(graph, measure)) < 4.5 * spread + 1e-9
+    ).all()
 
 
 def test_given_labels_make_the_empirical_fisher(graph: NetworkGraph, images: Tensor) -> None:
     labels = torch.arange(12) % 7
-    module = folded64()
+    module = fold_in_float64()
     squares: dict[str, Tensor] = {}
     for image, label in zip(images.double(), labels, strict=True):
         module.zero_grad()
@@ -179,16 +181,16 @@ def test_given_labels_make_the_empirical_fisher(graph: NetworkGraph, images: Ten
             if isinstance(part, nn.Conv2d | nn.Linear):
                 squares[name] = squares.get(name, 0) + part.weight.grad.square() / len(images)
 
-    def price(layer: str, width: int) -> float:
+    def measure(layer: str, width: int) -> float:
         weight = module.get_submodule(layer).weight.detach()
-        return 0.5 * float((squares[layer] * (weight - rounded(weight, width)).square()).sum())
+        return 0.5 * float((squares[layer] * (weight - round_weight(weight, width)).square()).sum())
 
     sensitivity = MEASURES["fisher"](probe(graph, images, labels=labels))
-    np.testing.assert_allclose(sensitivity.weights, table(graph, price), rtol=1e-3)
+    np.testing.assert_allclose(sensitivity.weights, build_table(graph, measure), rtol=1e-3)
 
 
 @pytest.mark.parametrize("metric", list(MEASURES))
-def test_activations_are_priced_and_shared(
+def test_sensitivity_to_activations_is_measured_and_shared(
     metric: str, graph: NetworkGraph, images: Tensor
 ) -> None:
     probed = probe(graph, images, act_widths=ACT_WIDTHS)
@@ -202,10 +204,10 @@ def test_activations_are_priced_and_shared(
     assert (others[:, 0] > others[:, 1]).all(), "3 bits cost more than 8"
 
 
-def test_activation_prices_of_sqnr_and_fisher(graph: NetworkGraph, images: Tensor) -> None:
+def test_sensitivity_to_activations_by_sqnr_and_fisher(graph: NetworkGraph, images: Tensor) -> None:
     """On what the last layer reads, which nothing else reads."""
     values: list[Tensor] = []
-    module = folded64()
+    module = fold_in_float64()
     module.last.register_forward_pre_hook(lambda _m, x: values.append(x[0]))
     labels = torch.arange(12) % 7
     logits = module(images.double())
@@ -259,7 +261,7 @@ def test_wider_is_cheaper_and_the_work_is_bounded() -> None:
 
 
 def test_a_constant_layer_costs_nothing(images: Tensor) -> None:
-    module = network()
+    module = build_network()
     module.right.weight.data.zero_()
     graph = trace(module, (3, 8, 8))
     for metric in MEASURES:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from support import lively
 
 from mixed_bit.sensitivity.features import Shard, measure_orthogonality
-from mixed_bit.sensitivity.orthogonality import gram, inner_products, normalise
+from mixed_bit.sensitivity.orthogonality import compute_gram, compute_inner_products, normalise
 from ompq.errors import OmpqError
 from ompq.graph import run_with_taps, trace
 
 
-def orm_by_formula(features: list[torch.Tensor], centred: bool) -> np.ndarray:
-    """Slow and obvious, in float64."""
+def compute_orm_by_formula(features: list[torch.Tensor], centred: bool) -> np.ndarray:
+    """Compute the matrix slowly and obviously, in float64."""
     count = features[0].shape[0]
     centring = np.eye(count) - np.ones((count, count)) / count if centred else np.eye(count)
     grams = []
@@ -32,6 +32,11 @@ def orm_by_formula(features: list[torch.Tensor], centred: bool) -> np.ndarray:
     )
 
 
+def multiply_grams(*features: torch.Tensor, unbiased: bool = False) -> torch.Tensor:
+    grams = torch.stack([compute_gram(feature) for feature in features])
+    return compute_inner_products(grams, unbiased=unbiased)
+
+
 @pytest.mark.parametrize("centred", [True, False])
 def test_a_real_networks_matrix_is_that_of_the_formula(centred: bool) -> None:
     torch.manual_seed(0)
@@ -41,7 +46,7 @@ def test_a_real_networks_matrix_is_that_of_the_formula(centred: bool) -> None:
     taps = [group.tap for group in graph.groups]
     run_with_taps(graph, images, taps, lambda _, value: features.append(value.clone()))
     measured = measure_orthogonality(graph, graph.groups, [Shard(images, 12)], centred=centred)
-    expected = orm_by_formula(features, centred)
+    expected = compute_orm_by_formula(features, centred)
     np.testing.assert_allclose(measured.matrix, expected, atol=1e-5)
     assert measured.matrix.dtype == np.float64
     np.testing.assert_array_equal(measured.matrix, measured.matrix.T)
@@ -52,9 +57,8 @@ def test_nearly_equal_features_keep_their_precision() -> None:
     """A large common offset must not drown what differs between images."""
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(8, 5000, generator=generator) + 300 for _ in range(3)]
-    grams = torch.stack([gram(feature) for feature in features])
-    matrix, constant = normalise(inner_products(grams))
-    np.testing.assert_allclose(matrix.numpy(), orm_by_formula(features, True), atol=1e-5)
+    matrix, constant = normalise(multiply_grams(*features))
+    np.testing.assert_allclose(matrix.numpy(), compute_orm_by_formula(features, True), atol=1e-5)
     assert constant == []
 
 
@@ -74,7 +78,7 @@ def test_invariances(images: int, width: int, scale: float, shift: float, seed: 
     order = torch.randperm(images, generator=generator)
 
     def entry(a: torch.Tensor, b: torch.Tensor) -> float:
-        return float(normalise(inner_products(torch.stack([gram(a), gram(b)])))[0][0, 1])
+        return float(normalise(multiply_grams(a, b))[0][0, 1])
 
     value = entry(one, two)
     assert 0 <= value <= 1
@@ -85,13 +89,14 @@ def test_invariances(images: int, width: int, scale: float, shift: float, seed: 
 
 def test_columns_shared_between_ranks_add_up() -> None:
     feature = torch.randn(6, 10_000)
-    whole = gram(feature)
-    parts = gram(feature, columns=slice(0, 3333)) + gram(feature, columns=slice(3333, None))
-    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-3)
+    whole = compute_gram(feature)
+    shares = [slice(0, 3333), slice(3333, None)]
+    total = sum(compute_gram(feature, columns=share) for share in shares)
+    torch.testing.assert_close(total, whole, rtol=1e-6, atol=1e-3)
 
 
-def hsic_by_formula(one: np.ndarray, two: np.ndarray) -> float:
-    """HSIC₁ of Song et al. (2012), eq. 5, on hollow matrices."""
+def compute_hsic_by_formula(one: np.ndarray, two: np.ndarray) -> float:
+    """Compute HSIC₁ of Song et al. (2012), eq. 5, on hollow matrices."""
     n = len(one)
     k, m = one - np.diag(np.diag(one)), two - np.diag(np.diag(two))
     ones = np.ones(n)
@@ -102,11 +107,11 @@ def hsic_by_formula(one: np.ndarray, two: np.ndarray) -> float:
 @pytest.mark.parametrize("images", [4, 5, 9])
 def test_the_unbiased_estimator_is_that_of_the_formula(images: int) -> None:
     features = [torch.randn(images, 30) for _ in range(3)]
-    grams = torch.stack([gram(feature) for feature in features])
-    products = inner_products(grams, unbiased=True).numpy()
+    grams = torch.stack([compute_gram(feature) for feature in features])
+    products = compute_inner_products(grams, unbiased=True).numpy()
     for i in range(3):
         for j in range(3):
-            expected = hsic_by_formula(grams[i].numpy(), grams[j].numpy())
+            expected = compute_hsic_by_formula(grams[i].numpy(), grams[j].numpy())
             assert products[i, j] == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
@@ -116,12 +121,12 @@ def test_minibatches_estimate_what_many_images_give() -> None:
     base = torch.randn(2000, 6, generator=generator)
     one = base @ torch.randn(6, 80, generator=generator)
     two = torch.relu(one[:, :50]) + torch.randn(2000, 50, generator=generator)
-    whole = normalise(inner_products(torch.stack([gram(one), gram(two)]), unbiased=True))[0][0, 1]
+    whole = normalise(multiply_grams(one, two, unbiased=True))[0][0, 1]
     sums = {True: 0.0, False: 0.0}
     for start in range(0, 2000, 8):
-        grams = torch.stack([gram(f[start : start + 8]) for f in (one, two)])
+        batch = [feature[start : start + 8] for feature in (one, two)]
         for unbiased in sums:
-            sums[unbiased] = sums[unbiased] + inner_products(grams, unbiased=unbiased)
+            sums[unbiased] = sums[unbiased] + multiply_grams(*batch, unbiased=unbiased)
     estimate = {unbiased: normalise(total)[0][0, 1] for unbiased, total in sums.items()}
     assert abs(estimate[True] - whole) < 0.02
     assert abs(estimate[False] - whole) > 0.04
@@ -129,18 +134,18 @@ def test_minibatches_estimate_what_many_images_give() -> None:
 
 def test_the_estimator_needs_four_images() -> None:
     with pytest.raises(ValueError, match="needs 4 images"):
-        inner_products(torch.eye(3).expand(2, 3, 3).double(), unbiased=True)
+        compute_inner_products(torch.eye(3).expand(2, 3, 3).double(), unbiased=True)
 
 
 def test_a_constant_feature_counts_as_redundant() -> None:
     features = [torch.randn(6, 50), torch.full((6, 70), 3.3), torch.randn(6, 20)]
-    matrix, constant = normalise(inner_products(torch.stack([gram(f) for f in features])))
+    matrix, constant = normalise(multiply_grams(*features))
     assert constant == [1]
     assert matrix[1].tolist() == [1, 1, 1]
     assert matrix[0, 2] < 1
 
 
-def small_graph():
+def build_small_graph():
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5)
     )
@@ -148,7 +153,7 @@ def small_graph():
 
 
 def test_weights_that_are_not_finite_name_the_group() -> None:
-    graph = small_graph()
+    graph = build_small_graph()
     graph.layer_module("3").weight[0, 0] = torch.nan
     with pytest.raises(OmpqError, match="feature of 3 is not finite"):
         measure_orthogonality(graph, graph.groups, [Shard(torch.randn(4, 3, 8, 8), 4)])
@@ -156,7 +161,7 @@ def test_weights_that_are_not_finite_name_the_group() -> None:
 
 @pytest.mark.parametrize(("images", "message"), [(1, "1 image"), (0, "0 image")])
 def test_too_few_images(images: int, message: str) -> None:
-    graph = small_graph()
+    graph = build_small_graph()
     with pytest.raises(OmpqError, match=message):
         measure_orthogonality(graph, graph.groups, [Shard(torch.randn(images, 3, 8, 8), images)])
     with pytest.raises(OmpqError, match="no calibration images"):
@@ -167,7 +172,7 @@ def test_only_one_feature_is_held_at_a_time() -> None:
     """What a tap gave is freed once its Gram matrix is computed and the next layer has run."""
     import weakref
 
-    graph = small_graph()
+    graph = build_small_graph()
     seen: list[weakref.ref] = []
     alive_at_most = 0
 

@@ -60,12 +60,9 @@ def test_fewer_images_than_asked_for_are_reported(damaged_folder: Path) -> None:
     found = _of_folder(damaged_folder, 64)
     assert len(found.images) == len(found.labels) == 12
     assert set(map(Path, found.skipped)) == _damaged(damaged_folder)
-    skipped: list[str] = []
-    batches = calibration_batches(
-        "imagenet", damaged_folder, Preprocess(32, 40), 64, 5, skipped=skipped
-    )
+    batches = calibration_batches("imagenet", damaged_folder, Preprocess(32, 40), 64, 5)
     assert sum(len(batch) for batch in batches) == 12
-    assert len(skipped) == 3
+    assert len(batches.skipped) == 3
 
 
 @pytest.mark.skipif(

@@ -14,7 +14,7 @@ from ompq.graph import fold_batch_norm, trace
 from ompq.graph.canonicalize import same_padding
 from ompq.integer import ConversionSettings, IntegerExecution, convert_to_integers, export_integers
 from ompq.zoo import load_network
-from QAT.initialise import calibrate
+from ompq.integer.calibration import calibrate
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,112 @@
+"""How scripts begin and end: interrupted, with a mistake, alone and among several ranks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ENVIRONMENT, ROOT, heed_interrupts, run_command
+
+from ompq.errors import OmpqError
+from ompq.options import Parser
+from ompq.script import run_script
+
+SCRIPTS = [
+    "mixed_bit/feature_extract.py",
+    "mixed_bit/compare.py",
+    "mixed_bit/model_cost.py",
+    "mixed_bit/measure_latency.py",
+    "PTQ/main_imagenet.py",
+    "QAT/quant_train.py",
+    "examples/demo.py",
+]
+
+
+@pytest.fixture
+def interrupting_import(tmp_path: Path) -> Path:
+    """A folder whose `torch`, once imported, receives Ctrl-C."""
+    file = tmp_path / "torch" / "__init__.py"
+    file.parent.mkdir()
+    file.write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("way", ["by path", "as a module", "as a command"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_interrupted_import_ends_in_one_line(
+    name: str, way: str, interrupting_import: Path
+) -> None:
+    module = name.removesuffix(".py").replace("/", ".")
+    if way == "as a command" and name.startswith("examples/"):
+        pytest.skip("an example is no installed command")
+    arguments = {
+        "by path": [str(ROOT / name)],
+        "as a module": ["-m", module],
+        "as a command": ["-c", f"from {module} import main; main()"],
+    }[way]
+    run = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "PYTHONPATH": str(interrupting_import)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        preexec_fn=heed_interrupts,
+    )
+    assert (run.returncode, run.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.slow
+def test_of_several_ranks_one_prints_the_error(tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    script = [str(ROOT / "mixed_bit/feature_extract.py"), "--model", "no_such_network"]
+    run = run_command([sys.executable, *launch, *script, "--model_size", "1"], tmp_path)
+    assert run.returncode != 0
+    assert len(re.findall(r"^error: .*no_such_network", run.stderr, re.MULTILINE)) == 1
+    assert "Traceback" not in run.stderr.replace("traceback :", "")
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="some.py", fields={"size_mb": "model_size"})
+    parser.add_argument("-m", "--model_size", type=float)
+    parser.add_argument("--num_images", type=int)
+    return parser
+
+
+def test_a_mistake_is_told_with_the_flags_of_the_script(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: object) -> None:
+        raise OmpqError("`size_mb` 0 and `num_images`\n are wrong, `elsewhere` and `x.y` are not")
+
+    monkeypatch.setattr(sys, "argv", ["some.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_script(build_parser, run)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: --model_size 0 and --num_images are wrong, `elsewhere` and `x.y` are not\n"
+    )
+
+
+def test_a_flag_that_is_not_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["some.py", "--nowhere"])
+    with pytest.raises(SystemExit) as ended:
+        run_script(build_parser, lambda _: None)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_notes_are_printed_with_the_flags_of_the_script(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = build_parser().parse_args([])
+    arguments.parser.print_notes(["`num_images` is few", "so be it"])
+    assert capsys.readouterr().out == "note: --num_images is few\nnote: so be it\n"

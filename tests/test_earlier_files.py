@@ -1,0 +1,101 @@
+"""Files written before names changed are read: one of each kind, of a network of 2000 weights.
+
+`tests/earlier` holds them with the network and its float weights; paths in them are relative to
+that folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support import ROOT
+
+from ompq.artifact import load_quantized
+from ompq.assignment import load
+from ompq.files import load_tensors
+
+EARLIER = ROOT / "tests" / "earlier"
+NETWORK = ["tiny.py:make", "--path", "tiny.pth", "--dataset", "digits"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy, for runs that go on in it."""
+    return Path(shutil.copytree(EARLIER, tmp_path / "earlier"))
+
+
+def recorded(stage: str) -> dict:
+    return json.loads((EARLIER / stage / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["bit_config.json", "searched.json"])
+def test_bit_configurations(name: str, script) -> None:
+    config = load(EARLIER / "bits" / name)
+    options = ["--quant_type", "PTQ", "--bit_cfg", f"bits/{name}", "--input_size", "8", "--json"]
+    run = script("mixed_bit/model_cost.py", "--model", "tiny.py:make", *options, cwd=EARLIER)
+    found = json.loads(run.stdout)
+    assert [group["bits"] for group in found["groups"]] == list(config.bits)
+    assert found["model_size_mb"] == config.model_size_mb
+    assert found["bops_g"] == pytest.approx(config.bops_g)
+
+
+@pytest.mark.parametrize("stage", ["ptq", "qat"])
+def test_quantized_networks(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EARLIER)
+    read = load_quantized(stage)
+    tensors, description = load_tensors(EARLIER / stage / "quantized.safetensors")
+    assert read.description["bits"] == description["bits"]
+    module = read.network.module
+    assert module(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+    named = "conv1" if stage == "ptq" else "conv1.layer"
+    scale = tensors["conv1.weight_scale"].view(-1, 1, 1, 1)
+    zero_point = tensors["conv1.weight_zero_point"].view(-1, 1, 1, 1)
+    expected = (tensors["conv1.weight"].int() - zero_point) * scale
+    assert torch.equal(module.get_submodule(named).weight.detach(), expected)
+
+
+def test_quantized_networks_evaluate_as_they_did(script) -> None:
+    run = script("PTQ/main_imagenet.py", "--evaluate", "ptq", "--dataset", "digits", cwd=EARLIER)
+    found = re.search(r"top-1 ([\d.]+) %", run.stdout)
+    # In float, another processor may decide otherwise on an image or two of the 359.
+    assert found and float(found[1]) == pytest.approx(recorded("ptq")["top1"], abs=0.6)
+    run = script(
+        "QAT/quant_train.py", "--evaluate", "qat", "--integer_only", "--dataset", "digits",
+        cwd=EARLIER,
+    )  # fmt: skip
+    assert f"top-1 {recorded('qat')['top1']:.2f} %" in run.stdout, run.stderr
+    assert "359 of 359 images give the logits of the simulation to the bit" in run.stdout
+
+
+def test_a_finished_fine_tuning_is_resumed(script, folder: Path) -> None:
+    run = script(
+        "QAT/quant_train.py", "-a", *NETWORK, "--quant_scheme", "uniform4", "--epochs", 1,
+        "--lr", 0.01, "--batch_size", 64, "--save_path", "qat", "--resume", cwd=folder,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    again = json.loads((folder / "qat" / "results.json").read_text(encoding="utf-8"))
+    assert again["top1"] == recorded("qat")["top1"]
+    assert again["history"] == recorded("qat")["history"]
+
+
+def test_an_unfinished_reconstruction_is_resumed(script, folder: Path) -> None:
+    finished = sorted((folder / "ptq_unfinished" / ".ptq_state" / "main").glob("part-*"))
+    run = script(
+        "PTQ/main_imagenet.py", "--arch", *NETWORK, "--bit_cfg", "bits/bit_config.json",
+        "--act_quant", "--channel_wise", "--n_bits_a", 8, "--iters_w", 400, "--iters_a", 100,
+        "--num_samples", 64, "--output_dir", "ptq_unfinished", "--resume", cwd=folder,
+    )  # fmt: skip
+    assert finished and run.returncode == 0, run.stderr
+    results = json.loads((folder / "ptq_unfinished" / "results.json").read_text(encoding="utf-8"))
+    tensors, described = load_tensors(
+        EARLIER / "ptq_unfinished/.ptq_state/main/part-000.safetensors"
+    )
+    assert results["blocks"][0] == described["report"]
+    read, _ = load_tensors(folder / "ptq_unfinished" / "quantized.safetensors")
+    (layer,) = described["weights"]
+    assert torch.equal(read[f"{layer}.weight"].int(), tensors[f"integers {layer}"].int())
