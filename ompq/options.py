@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,7 +57,8 @@ class Parser(argparse.ArgumentParser):
     def in_flags(self, text: str) -> str:
         """Return a message of the library with this script's flags in the place of fields.
 
-        A field that no option of the script sets stays as it is.
+        Of an option's flags it is the one that the user typed, else the first long form. A field
+        that no option of the script sets stays as it is.
 
         >>> parser = Parser(fields={"size_mb": "model_size"})
         >>> _ = parser.add_argument("--model_size")
@@ -64,10 +66,11 @@ class Parser(argparse.ArgumentParser):
         '--model_size is 0; see `unknown`'
         """
         flags = {action.dest: action.option_strings for action in self._actions}
+        typed = {word.partition("=")[0] for word in sys.argv[1:]}
 
         def flag(match: re.Match[str]) -> str:
             found = flags.get(self._fields.get(match[1], match[1]))
-            return _long_form(found) if found else match[0]
+            return _choose_flag(found, typed) if found else match[0]
 
         return re.sub(r"`(\w+)`", flag, text)
 
@@ -77,9 +80,10 @@ class Parser(argparse.ArgumentParser):
             print(f"note: {self.in_flags(note)}", flush=True)
 
 
-def _long_form(flags: Sequence[str]) -> str:
-    """Return the first long form among an option's flags."""
-    return next((flag for flag in flags if flag.startswith("--")), flags[0])
+def _choose_flag(flags: Sequence[str], typed: Collection[str]) -> str:
+    """Return the flag of an option that was typed, else its first long form."""
+    chosen = [flag for flag in flags if flag in typed]
+    return next(flag for flag in [*chosen, *flags] if chosen or flag.startswith("--"))
 
 
 def add_network_options(

@@ -85,13 +85,18 @@ def test_a_mistake_is_told_with_the_flags_of_the_script(
     def run(arguments: object) -> None:
         raise OmpqError("`size_mb` 0 and `num_images`\n are wrong, `elsewhere` and `x.y` are not")
 
-    monkeypatch.setattr(sys, "argv", ["some.py"])
-    with pytest.raises(SystemExit) as ended:
-        run_script(build_parser, run)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == (
-        "error: --model_size 0 and --num_images are wrong, `elsewhere` and `x.y` are not\n"
-    )
+    for typed, flag in (
+        ([], "--model_size"),
+        (["-m", "1"], "-m"),
+        (["--model_size=1"], "--model_size"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["some.py", *typed])
+        with pytest.raises(SystemExit) as ended:
+            run_script(build_parser, run)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == (
+            f"error: {flag} 0 and --num_images are wrong, `elsewhere` and `x.y` are not\n"
+        )
 
 
 def test_a_flag_that_is_not_there_is_one_line(

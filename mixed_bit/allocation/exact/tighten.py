@@ -15,7 +15,7 @@ from mixed_bit.allocation.exact.knapsack import Choice, Knapsack
 Prove = Callable[[Knapsack, Choice | None], tuple[Choice | None, bool]]
 # Most units that one value may be: with more, the count is as hard to settle as the values.
 _LARGEST_COUNT = 64
-# Values are nearly whole multiples of a unit where they are off by less than a fifth of it.
+# Values nearly are whole multiples of a unit where they are off by a fifth of it at most.
 _NEAR = 5
 
 
