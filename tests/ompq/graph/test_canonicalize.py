@@ -13,8 +13,8 @@ from ompq.assignment import uniform
 from ompq.graph import fold_batch_norm, trace
 from ompq.graph.canonicalize import same_padding
 from ompq.integer import ConversionSettings, IntegerExecution, convert_to_integers, export_integers
-from ompq.zoo import load_network
 from ompq.integer.calibration import calibrate
+from ompq.zoo import load_network
 
 CPU = torch.device("cpu")
 
