@@ -22,7 +22,7 @@ from torch.fx import GraphModule
 from ompq.assignment import Assignment
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, Subgraph, extract_subgraph, split_into_subgraphs, trace_for
-from ompq.quantized import QuantizedNetwork, QuantizedWeight, prepare
+from ompq.quantized import QuantizedNetwork, QuantizedWeight, make_quantizable
 from ompq.quantizers import QuantParams, activation_quantizers
 from ompq.runtime import say
 from PTQ.activation_cache import ActivationCache
@@ -51,7 +51,7 @@ def round_to_nearest(
         assignment: Widths of the network's groups.
         settings: Settings of the reconstruction; `per_channel` and `symmetric` count here.
     """
-    network = prepare(graph, assignment)
+    network = make_quantizable(graph, assignment)
     bits = assignment.layer_bits()
     with torch.no_grad():
         nearest = round_block(network.module, bits, settings)
@@ -97,7 +97,7 @@ def quantize_network(
     _check_images(images)
     settings = settings or Settings()
     graph = trace_for(network, images)
-    teacher = prepare(graph, assignment)
+    teacher = make_quantizable(graph, assignment)
     student = teacher.copy()
     device = next(teacher.module.parameters()).device
     cache = cache or ActivationCache(settings.cache_device, device, Path(tempfile.gettempdir()))

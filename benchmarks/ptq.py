@@ -32,7 +32,7 @@ from ompq.assignment import Assignment, uniform
 from ompq.files import write_json
 from ompq.graph import NetworkGraph, extract_subgraph, split_into_subgraphs, trace
 from ompq.options import Parser, add_run_options
-from ompq.quantized import QuantizedNetwork, prepare
+from ompq.quantized import QuantizedNetwork, make_quantizable
 from ompq.quantizers import lp_scale
 from ompq.runtime import resolve_device, seed_everything, versions
 from ompq.script import run_script
@@ -311,7 +311,7 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
     size = arguments.input_size
     graph = trace(load_network(name).module.to(device), (3, size, size))
     assignment = uniform(graph.groups, WIDTH)
-    network = prepare(graph, assignment)
+    network = make_quantizable(graph, assignment)
     images = torch.randn(arguments.num_images, 3, size, size, device=device)
     steps = arguments.steps
     few = Settings(weight_iterations=steps, act_iterations=steps, batch_size=BATCH)

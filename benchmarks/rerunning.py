@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from ompq.assignment import Assignment
 from ompq.graph import NetworkGraph, Subgraph, extract_subgraph, split_into_subgraphs
-from ompq.quantized import QuantizedWeight, prepare
+from ompq.quantized import QuantizedWeight, make_quantizable
 from ompq.quantizers import activation_quantizers
 from PTQ.reconstruct import Examples, reconstruct_activations, reconstruct_weights
 from PTQ.settings import Settings
@@ -61,7 +61,7 @@ def quantize_rerunning(
     Returns:
         The quantized network, with its activation quantizers enabled.
     """
-    teacher = prepare(graph, assignment)
+    teacher = make_quantizable(graph, assignment)
     student = teacher.copy()
     blocks = split_into_subgraphs(teacher.graph, settings.granularity)
     widths = assignment.layer_bits()

@@ -21,7 +21,7 @@ from mixed_bit.settings import SearchSettings
 from ompq.assignment import PINNED_BITS, QUANT_TYPES, Assignment, uniform
 from ompq.errors import OmpqError
 from ompq.graph import Group, NetworkGraph
-from ompq.quantized import prepare
+from ompq.quantized import make_quantizable
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Problem:
         readers: tuple[tuple[int, ...], ...] = ()
         if settings.act_widths:
             act_widths = tuple(sorted({*settings.act_widths, PINNED_BITS}))
-            network = prepare(graph, uniform(graph.groups, max(widths)))
+            network = make_quantizable(graph, uniform(graph.groups, max(widths)))
             readers = tuple(find_chosen_sites(network, listed).values())
         return cls(graph, settings, listed, pins, widths, act_widths, readers)
 

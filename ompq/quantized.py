@@ -115,7 +115,7 @@ class QuantizedNetwork:
         return QuantizedNetwork(self.graph.with_module(module), dict(self.weights))
 
 
-def prepare(graph: NetworkGraph, assignment: Assignment) -> QuantizedNetwork:
+def make_quantizable(graph: NetworkGraph, assignment: Assignment) -> QuantizedNetwork:
     """Prepare a copy of a network for quantization: fold batch norm, insert activation quantizers.
 
     The copy still computes what the float network computes. A value that several layers read gets

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ompq.assignment import uniform
 from ompq.graph import Group, NetworkGraph
-from ompq.quantized import QuantizedNetwork, prepare
+from ompq.quantized import QuantizedNetwork, make_quantizable
 from ompq.quantizers import ActivationQuantizer, fake_quantize, lp_scale
 
 
@@ -91,7 +91,7 @@ class ProbedNetwork:
         seed: int = 0,
     ) -> ProbedNetwork:
         """Prepare a copy of the network of `graph`; the arguments are the class's attributes."""
-        network = prepare(graph, uniform(graph.groups, max(widths)))
+        network = make_quantizable(graph, uniform(graph.groups, max(widths)))
         return cls(
             network=network,
             groups=tuple(groups),

@@ -69,7 +69,7 @@ def measure_orthogonality(
     """Measure the orthogonality of `groups` on `batches` of images.
 
     Under several ranks each passes its own shard of every batch; features are gathered, each rank
-    computes its share of the columns of every Gram matrix, and all get the same result. At no time
+    computes its share of the columns of every Gram matrix, and all get one result. At no time
     is more than one group's feature held.
 
     Args:

@@ -99,7 +99,7 @@ def normalise(products: Tensor) -> tuple[Tensor, list[int]]:
     """Normalise inner products (summed over batches) to the orthogonality matrix.
 
     Estimates outside [0, 1] (rounding, or the unbiased estimator) are clipped. A feature that is
-    the same for all images has no direction; it counts as redundant with every other (ORM = 1).
+    equal for all images has no direction; it counts as redundant with every other (ORM = 1).
 
     Args:
         products: Inner products of L Gram matrices, L × L, float64, symmetric.

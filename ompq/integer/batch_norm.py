@@ -24,10 +24,10 @@ class StandaloneBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (n × channels × …)."""
-        return normalise(x, self.norm, self.freeze_norm)
+        return apply_batch_norm(x, self.norm, self.freeze_norm)
 
 
-def normalise(x: Tensor, norm: _BatchNorm, frozen: bool) -> Tensor:
+def apply_batch_norm(x: Tensor, norm: _BatchNorm, frozen: bool) -> Tensor:
     """Apply a batch norm, in training with the statistics of all ranks' batches.
 
     Every rank must hold equally many images. A norm without running statistics always uses those

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ompq.integer.batch_norm import normalise
+from ompq.integer.batch_norm import apply_batch_norm
 from ompq.integer.dyadic import Dyadic
 from ompq.integer.fake_quantizers import (
     ActivationFakeQuantizer,
@@ -197,7 +197,7 @@ class QuantizedLayer(nn.Module):
         return conv2d(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        return x if self.norm is None else normalise(x, self.norm, self.freeze_norm)
+        return x if self.norm is None else apply_batch_norm(x, self.norm, self.freeze_norm)
 
     def _compute_gain(self, away_from_zero: bool = False) -> Tensor:
         """Return γ / σ of the batch norm, per channel."""

@@ -58,7 +58,7 @@ class Fit:
         return self.module
 
 
-def load_checkpoint(source: Source, file: Path, num_classes: int | None) -> tuple[Fit, str]:
+def fit_checkpoint(source: Source, file: Path, num_classes: int | None) -> tuple[Fit, str]:
     """Fit the weights of a checkpoint into a network, in the first layout that fits.
 
     Args:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
 from ompq.zoo._checkpoint import check_finite, find_weights
-from ompq.zoo._fitting import find_classifier, load_checkpoint
+from ompq.zoo._fitting import find_classifier, fit_checkpoint
 from ompq.zoo._layouts import LAYOUTS
-from ompq.zoo._sources import Source, download, find_source
+from ompq.zoo._sources import Source, download_weights, find_source
 
 RANDOM_WEIGHTS = "random initialisation"
 RANDOM_WEIGHTS_NOTE = "the network has random weights; give a checkpoint with `path`"
@@ -88,7 +88,7 @@ def load_network(
         network = _load_file(name, source, file, num_classes)
         network.source = f"the package {package}"
         return network
-    network = _make_network(name, source, download(source), source.weights)
+    network = _make_network(name, source, download_weights(source), source.weights)
     if num_classes not in (None, network.num_classes):
         raise OmpqError(
             f"`num_classes` {num_classes} contradicts `pretrained`: {source.weights} for {name} "
@@ -98,7 +98,7 @@ def load_network(
 
 
 def _load_file(name: str, source: Source, file: Path, num_classes: int | None) -> Network:
-    fit, origin = load_checkpoint(source, file, num_classes)
+    fit, origin = fit_checkpoint(source, file, num_classes)
     preprocess = source.published.get(file.name)
     if preprocess is not None and hasattr(fit.module, "transform_input"):
         # The library's own file of such a network was made for inputs in -1..1.

@@ -244,7 +244,7 @@ def remove_auxiliary(module: nn.Module) -> nn.Module:
     return module
 
 
-def download(source: Source) -> nn.Module:
+def download_weights(source: Source) -> nn.Module:
     """Build the network of `source` with its library's own weights.
 
     Raises:

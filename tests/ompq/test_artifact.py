@@ -18,7 +18,7 @@ from ompq.errors import OmpqError
 from ompq.files import load_tensors, save_tensors
 from ompq.graph import trace
 from ompq.preprocess import Preprocess
-from ompq.quantized import QuantizedNetwork, QuantizedWeight, prepare
+from ompq.quantized import QuantizedNetwork, QuantizedWeight, make_quantizable
 from ompq.quantizers import min_max_scale, quantize
 from ompq.zoo import load_network
 
@@ -44,7 +44,7 @@ def save(folder: Path, *, symmetric: bool, per_channel: bool, activations: bool)
     lively(source.module)
     graph = trace(source.module, (3, 16, 16))
     assignment = uniform(graph.groups, 3, 5)
-    network = prepare(graph, assignment)
+    network = make_quantizable(graph, assignment)
     for layer, bits in assignment.layer_bits().items():
         weight = network.graph.layer_module(layer).weight
         params = min_max_scale(weight, bits, symmetric=symmetric, per_channel=per_channel)

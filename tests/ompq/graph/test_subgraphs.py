@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ompq.assignment import uniform
 from ompq.graph import extract_subgraph, find_activation_sites, split_into_subgraphs, trace
-from ompq.quantized import QuantizedWeight, prepare
+from ompq.quantized import QuantizedWeight, make_quantizable
 from ompq.quantizers import enabled, lp_scale, quantize
 from ompq.zoo import load_network
 
@@ -70,7 +70,7 @@ def test_parts_in_order_compute_the_network(name: str, granularity: str) -> None
     images = torch.randn(3, 3, size, size)
     expected = network(images)
     graph = trace(network, (3, size, size))
-    prepared = prepare(graph, uniform(graph.groups, 4))
+    prepared = make_quantizable(graph, uniform(graph.groups, 4))
     parts = split_into_subgraphs(prepared.graph, granularity)
     assert sorted(layer for part in parts for layer in part.layers) == sorted(graph.layers)
     values = {parts[0].inputs[0]: images}
@@ -88,7 +88,7 @@ def test_every_layer_reads_a_quantized_value() -> None:
     graph = trace(network, (3, size, size))
     sites = find_activation_sites(graph)
     assert {layer for readers in sites.values() for layer in readers} == set(graph.layers)
-    prepared = prepare(graph, uniform(graph.groups, 2, 4))
+    prepared = make_quantizable(graph, uniform(graph.groups, 2, 4))
     seen: dict[str, int] = {}
 
     def look(name: str):
@@ -112,7 +112,7 @@ def test_every_layer_reads_a_quantized_value() -> None:
 def test_a_weight_is_what_its_integers_stand_for() -> None:
     network, size = build("awkward")
     graph = trace(network, (3, size, size))
-    prepared = prepare(graph, uniform(graph.groups, 4))
+    prepared = make_quantizable(graph, uniform(graph.groups, 4))
     weight = prepared.graph.layer_module("second").weight.detach().clone()
     params = lp_scale(weight, 4)
     prepared.set_weight("second", QuantizedWeight.of(quantize(weight, params), params))

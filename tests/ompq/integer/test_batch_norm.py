@@ -12,7 +12,7 @@ from torch import nn
 PROGRAM = """
 import sys, torch
 from torch import distributed, nn
-from ompq.integer.batch_norm import normalise
+from ompq.integer.batch_norm import apply_batch_norm
 
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
@@ -20,7 +20,7 @@ state = torch.load(sys.argv[1], weights_only=True)
 norm = nn.BatchNorm2d(3)
 norm.load_state_dict(state["norm"])
 x = state["x"][rank::2].clone().requires_grad_()
-out = normalise(x, norm.train(), frozen=False)
+out = apply_batch_norm(x, norm.train(), frozen=False)
 (out * state["factors"][rank::2]).sum().backward()
 for parameter in norm.parameters():
     distributed.all_reduce(parameter.grad)
