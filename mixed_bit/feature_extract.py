@@ -24,8 +24,6 @@ with interruptible_imports():
     from mixed_bit.comparison.candidates import choose_best
     from mixed_bit.comparison.outcome import OutcomeEvaluator
     from mixed_bit.comparison.pareto import (
-        MEASURED_POINTS,
-        POINTS,
         FrontPoint,
         draw_front,
         find_knee,
@@ -41,6 +39,7 @@ with interruptible_imports():
     from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
     from mixed_bit.sensitivity.features import Shard
     from mixed_bit.sensitivity.orthogonality import MINIMUM_UNBIASED_IMAGES
+    from mixed_bit.settings import FRONT_POINTS, MEASURED_FRONT_POINTS
     from ompq.assignment import BitConfig
     from ompq.data import calibration_batches, calibration_images, load_calibration_file
     from ompq.data.batching import batch_sizes
@@ -188,10 +187,10 @@ def _find_front(
     low, high = arguments.sweep
     points = arguments.sweep_points
     if not arguments.auto:
-        count = POINTS if points is None else points
+        count = FRONT_POINTS if points is None else points
         found = trace_front(evaluator, problem, low, high, count)
         return list(progress(found, "budgets", count or None))
-    sizes = space_evenly(low, high, MEASURED_POINTS if points is None else points)
+    sizes = space_evenly(low, high, MEASURED_FRONT_POINTS if points is None else points)
     outcomes = OutcomeEvaluator(evaluator.probed, evaluator.probed.images)
     found = measure_front(evaluator, outcomes, problem, sizes, seed=arguments.seed)
     return list(progress(found, "budgets", len(sizes)))

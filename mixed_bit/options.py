@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mixed_bit.allocation.solve import ROUNDINGS, SOLVERS
-from mixed_bit.comparison.pareto import MEASURED_POINTS, POINTS, check_order
 from mixed_bit.latency.table import load_latency
 from mixed_bit.sensitivity import METRICS
-from mixed_bit.settings import SearchSettings
+from mixed_bit.settings import (
+    FRONT_POINTS,
+    MEASURED_FRONT_POINTS,
+    ROUNDINGS,
+    SOLVERS,
+    SearchSettings,
+    check_front_ends,
+)
 from ompq.assignment import QUANT_TYPES
 from ompq.data.datasets.registry import SPLITS
 from ompq.errors import OmpqError
@@ -112,8 +117,8 @@ def _add_budget_options(parser: Parser) -> None:
         "--sweep_points",
         type=int,
         metavar="N",
-        help=f"budgets of a sweep (default {POINTS}, with --auto {MEASURED_POINTS}); 0 for every "
-        "reachable one",
+        help=f"budgets of a sweep (default {FRONT_POINTS}, with --auto {MEASURED_FRONT_POINTS}); "
+        "0 for every reachable one",
     )
 
 
@@ -298,7 +303,7 @@ def _check_sweep(arguments: argparse.Namespace) -> None:
     if sweep and arguments.model_size is not None:
         raise OmpqError("--sweep LOW HIGH takes the place of --model_size; give one of them")
     if sweep:
-        check_order(*sweep)
+        check_front_ends(*sweep)
     if arguments.auto and points is not None and points < 2:
         raise OmpqError("--sweep_points with --auto is 2 or more: it tries out every budget")
     if points is not None and (not sweep or points < 0):

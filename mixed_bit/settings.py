@@ -12,6 +12,11 @@ from ompq.assignment import DEFAULT_ACT_BITS, QUANT_TYPES
 from ompq.cost import check_widths
 from ompq.errors import OmpqError
 
+SOLVERS = ("ilp", "lp", "projection")
+ROUNDINGS = ("fill", "nearest")
+# Budgets of a front between two sizes: by sensitivity, and where every candidate is tried out.
+FRONT_POINTS = 200
+MEASURED_FRONT_POINTS = 10
 # Whole numbers of bits, bit operations and nanoseconds stay within 63 bits.
 _LARGEST_BUDGET = 1e9
 
@@ -88,3 +93,13 @@ class SearchSettings:
     def act_widths(self) -> tuple[int, ...]:
         """Return the activation widths to choose from, ascending; empty without a choice."""
         return tuple(sorted(set(self.candidate_act_bits)))
+
+
+def check_front_ends(low_mb: float, high_mb: float) -> None:
+    """Refuse ends of a front that are not positive and ascending.
+
+    Raises:
+        OmpqError: They are not.
+    """
+    if not 0 < low_mb < high_mb:
+        raise OmpqError(f"`sweep` {low_mb} {high_mb}: give the smaller size first, both positive")

@@ -15,18 +15,34 @@ import pytest
 import torch
 from support import ROOT
 
+from mixed_bit import model_cost
 from ompq.artifact import load_quantized
 from ompq.assignment import load
 from ompq.files import load_tensors
+from PTQ import main_imagenet
+from QAT import quant_train
 
 EARLIER = ROOT / "tests" / "earlier"
 NETWORK = ["tiny.py:make", "--path", "tiny.pth", "--dataset", "digits"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy, for runs that go on in it."""
-    return Path(shutil.copytree(EARLIER, tmp_path / "earlier"))
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to work in, for runs that go on there."""
+    copied = Path(shutil.copytree(EARLIER, tmp_path / "earlier"))
+    monkeypatch.chdir(copied)
+    return copied
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]):
+    """What a script prints, without a process of its own."""
+
+    def run(script, *options: object) -> str:
+        script.run(script.build_parser().parse_args(list(map(str, options))))
+        return capsys.readouterr().out
+
+    return run
 
 
 def recorded(stage: str) -> dict:
@@ -34,21 +50,22 @@ def recorded(stage: str) -> dict:
 
 
 @pytest.mark.parametrize("name", ["bit_config.json", "searched.json"])
-def test_bit_configurations(name: str, script) -> None:
-    config = load(EARLIER / "bits" / name)
-    options = ["--quant_type", "PTQ", "--bit_cfg", f"bits/{name}", "--input_size", "8", "--json"]
-    run = script("mixed_bit/model_cost.py", "--model", "tiny.py:make", *options, cwd=EARLIER)
-    found = json.loads(run.stdout)
+def test_bit_configurations(name: str, call, folder: Path) -> None:
+    config = load(folder / "bits" / name)
+    out = call(
+        model_cost, "--model", "tiny.py:make", "--quant_type", "PTQ", "--bit_cfg", f"bits/{name}",
+        "--input_size", 8, "--json",
+    )  # fmt: skip
+    found = json.loads(out)
     assert [group["bits"] for group in found["groups"]] == list(config.bits)
     assert found["model_size_mb"] == config.model_size_mb
     assert found["bops_g"] == pytest.approx(config.bops_g)
 
 
 @pytest.mark.parametrize("stage", ["ptq", "qat"])
-def test_quantized_networks(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(EARLIER)
+def test_quantized_networks(stage: str, folder: Path) -> None:
     read = load_quantized(stage)
-    tensors, description = load_tensors(EARLIER / stage / "quantized.safetensors")
+    tensors, description = load_tensors(folder / stage / "quantized.safetensors")
     assert read.description["bits"] == description["bits"]
     module = read.network.module
     assert module(torch.randn(2, 3, 8, 8)).shape == (2, 10)
@@ -59,42 +76,36 @@ def test_quantized_networks(stage: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(module.get_submodule(named).weight.detach(), expected)
 
 
-def test_quantized_networks_evaluate_as_they_did(script) -> None:
-    run = script("PTQ/main_imagenet.py", "--evaluate", "ptq", "--dataset", "digits", cwd=EARLIER)
-    found = re.search(r"top-1 ([\d.]+) %", run.stdout)
+def test_quantized_networks_evaluate_as_they_did(call, folder: Path) -> None:
+    out = call(main_imagenet, "--evaluate", "ptq", "--dataset", "digits")
+    found = re.search(r"top-1 ([\d.]+) %", out)
     # In float, another processor may decide otherwise on an image or two of the 359.
     assert found and float(found[1]) == pytest.approx(recorded("ptq")["top1"], abs=0.6)
-    run = script(
-        "QAT/quant_train.py", "--evaluate", "qat", "--integer_only", "--dataset", "digits",
-        cwd=EARLIER,
-    )  # fmt: skip
-    assert f"top-1 {recorded('qat')['top1']:.2f} %" in run.stdout, run.stderr
-    assert "359 of 359 images give the logits of the simulation to the bit" in run.stdout
+    out = call(quant_train, "--evaluate", "qat", "--integer_only", "--dataset", "digits")
+    assert f"top-1 {recorded('qat')['top1']:.2f} %" in out
+    assert "359 of 359 images give the logits of the simulation to the bit" in out
 
 
-def test_a_finished_fine_tuning_is_resumed(script, folder: Path) -> None:
-    run = script(
-        "QAT/quant_train.py", "-a", *NETWORK, "--quant_scheme", "uniform4", "--epochs", 1,
-        "--lr", 0.01, "--batch_size", 64, "--save_path", "qat", "--resume", cwd=folder,
+def test_a_finished_fine_tuning_is_resumed(call, folder: Path) -> None:
+    call(
+        quant_train, "-a", *NETWORK, "--quant_scheme", "uniform4", "--epochs", 1, "--lr", 0.01,
+        "--batch_size", 64, "--save_path", "qat", "--resume",
     )  # fmt: skip
-    assert run.returncode == 0, run.stderr
     again = json.loads((folder / "qat" / "results.json").read_text(encoding="utf-8"))
     assert again["top1"] == recorded("qat")["top1"]
     assert again["history"] == recorded("qat")["history"]
 
 
-def test_an_unfinished_reconstruction_is_resumed(script, folder: Path) -> None:
-    finished = sorted((folder / "ptq_unfinished" / ".ptq_state" / "main").glob("part-*"))
-    run = script(
-        "PTQ/main_imagenet.py", "--arch", *NETWORK, "--bit_cfg", "bits/bit_config.json",
-        "--act_quant", "--channel_wise", "--n_bits_a", 8, "--iters_w", 400, "--iters_a", 100,
-        "--num_samples", 64, "--output_dir", "ptq_unfinished", "--resume", cwd=folder,
-    )  # fmt: skip
-    assert finished and run.returncode == 0, run.stderr
-    results = json.loads((folder / "ptq_unfinished" / "results.json").read_text(encoding="utf-8"))
+def test_an_unfinished_reconstruction_is_resumed(call, folder: Path) -> None:
     tensors, described = load_tensors(
-        EARLIER / "ptq_unfinished/.ptq_state/main/part-000.safetensors"
+        folder / "ptq_unfinished" / ".ptq_state" / "main" / "part-000.safetensors"
     )
+    call(
+        main_imagenet, "--arch", *NETWORK, "--bit_cfg", "bits/bit_config.json", "--act_quant",
+        "--channel_wise", "--n_bits_a", 8, "--iters_w", 400, "--iters_a", 100, "--num_samples", 64,
+        "--output_dir", "ptq_unfinished", "--resume",
+    )  # fmt: skip
+    results = json.loads((folder / "ptq_unfinished" / "results.json").read_text(encoding="utf-8"))
     assert results["blocks"][0] == described["report"]
     read, _ = load_tensors(folder / "ptq_unfinished" / "quantized.safetensors")
     (layer,) = described["weights"]

@@ -13,12 +13,10 @@ from mixed_bit.allocation.program import (
     compute_exact_values,
 )
 from mixed_bit.allocation.projection import project
+from mixed_bit.settings import ROUNDINGS, SOLVERS
 from ompq.errors import OmpqError
 
 __all__ = ["Allocation", "Budget", "Program", "check_feasible", "solve"]
-
-SOLVERS = ("ilp", "lp", "projection")
-ROUNDINGS = ("fill", "nearest")
 
 
 def solve(program: Program, solver: str = "ilp", rounding: str = "fill") -> Allocation:

@@ -16,14 +16,13 @@ from mixed_bit.comparison.candidates import choose_best
 from mixed_bit.comparison.outcome import OutcomeEvaluator
 from mixed_bit.problem import Problem
 from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
+from mixed_bit.settings import FRONT_POINTS, MEASURED_FRONT_POINTS, check_front_ends
 from ompq.cost import BITS_PER_MB
 from ompq.errors import OmpqError
 from ompq.files import write_json
 from ompq.plots import ACCENT, INK, figure
 
 FORMAT = "ompq-sweep/1"
-POINTS = 200
-MEASURED_POINTS = 10
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def trace_front(
     problem: Problem,
     low_mb: float,
     high_mb: float,
-    points: int = POINTS,
+    points: int = FRONT_POINTS,
 ) -> Iterator[FrontPoint]:
     """Find the proven optima by one metric, from the largest size down.
 
@@ -69,7 +68,7 @@ def trace_front(
         OmpqError: Not even the largest size is feasible, nothing lies between the two, or they are
             in the wrong order.
     """
-    check_order(low_mb, high_mb)
+    check_front_ends(low_mb, high_mb)
     # Measured once, and with it everything of the result but the widths.
     first = measure_and_solve(evaluator, problem.at_size(high_mb))
     program = first.problem.build_program(first.sensitivity)
@@ -126,7 +125,7 @@ def measure_front(
         yield FrontPoint(result, winner.outcome.kl, str(winner.candidate))
 
 
-def space_evenly(low_mb: float, high_mb: float, points: int = MEASURED_POINTS) -> list[float]:
+def space_evenly(low_mb: float, high_mb: float, points: int = MEASURED_FRONT_POINTS) -> list[float]:
     """Return evenly spaced sizes, the largest first, both ends included.
 
     Raises:
@@ -135,7 +134,7 @@ def space_evenly(low_mb: float, high_mb: float, points: int = MEASURED_POINTS) -
     >>> space_evenly(1.0, 2.0, 3)
     [2.0, 1.5, 1.0]
     """
-    check_order(low_mb, high_mb)
+    check_front_ends(low_mb, high_mb)
     return [float(size) for size in np.linspace(high_mb, low_mb, max(points, 2))]
 
 
@@ -202,16 +201,6 @@ def _label_values(points: Sequence[FrontPoint]) -> str:
     if candidates == {points[0].result.settings.metric}:
         return f"sensitivity ({points[0].candidate})"
     return "measured output divergence, nats"
-
-
-def check_order(low_mb: float, high_mb: float) -> None:
-    """Refuse ends of a front that are not positive and ascending.
-
-    Raises:
-        OmpqError: They are not.
-    """
-    if not 0 < low_mb < high_mb:
-        raise OmpqError(f"`sweep` {low_mb} {high_mb}: give the smaller size first, both positive")
 
 
 def _with_limit(program: Program, limit: int) -> Program:
