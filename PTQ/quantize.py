@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ompq.assignment import Assignment
+from ompq.data import collect_images
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, Subgraph, extract_subgraph, split_into_subgraphs, trace_for
 from ompq.quantized import QuantizedNetwork, QuantizedWeight, make_quantizable
@@ -65,7 +66,7 @@ def round_to_nearest(
 def quantize_network(
     network: nn.Module | NetworkGraph,
     assignment: Assignment,
-    images: Tensor,
+    images: Tensor | Iterable[Tensor | Sequence[Tensor]],
     settings: Settings | None = None,
     *,
     cache: ActivationCache | None = None,
@@ -78,7 +79,8 @@ def quantize_network(
         network: Float network on the device to compute on, a module or its traced graph; it is
             copied, never changed. A module is traced for images of the calibration images' size.
         assignment: Widths of the network's groups.
-        images: Calibration images, n × channels × height × width, normalised; n ≥ 2.
+        images: Calibration images, n × channels × height × width, normalised, n ≥ 2; or batches of
+            them, as a `DataLoader` yields them (its labels are not looked at).
         settings: Settings of the reconstruction; None for the defaults.
         cache: Source of room for the values between blocks; None for the place that
             `settings.cache_device` names, with files in the system's temporary folder.
@@ -94,6 +96,7 @@ def quantize_network(
         OmpqError: Too few images, NaN in them, a network that cannot be traced, or no room for the
             values between blocks.
     """
+    images = collect_images(images)
     _check_images(images)
     settings = settings or Settings()
     graph = trace_for(network, images)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ompq.artifact import Artifact
 from ompq.assignment import Assignment
+from ompq.data import collect_images
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, find_activation_sites, fold_batch_norm, trace_for
 from ompq.integer import (
@@ -25,7 +28,7 @@ CALIBRATION_BATCH = 64
 def prepare(
     network: nn.Module | NetworkGraph,
     assignment: Assignment,
-    images: Tensor,
+    images: Tensor | Iterable[Tensor | Sequence[Tensor]],
     settings: ConversionSettings | None = None,
     *,
     source: Artifact | None = None,
@@ -35,8 +38,8 @@ def prepare(
     Args:
         network: Float network, a module or its traced graph; it is copied, never changed.
         assignment: Widths of its groups.
-        images: Calibration images, n × channels × height × width, normalised; a module is traced
-            for images of their size.
+        images: Calibration images, n × channels × height × width, normalised, or batches of them,
+            as a `DataLoader` yields them; a module is traced for images of their size.
         settings: Settings of the conversion; None for the defaults.
         source: Network that PTQ quantized to these widths, to start from; None for the float one.
 
@@ -46,6 +49,7 @@ def prepare(
     Raises:
         OmpqError: `source` is of another network, of other widths, or not from PTQ.
     """
+    images = collect_images(images)
     graph, settings = trace_for(network, images), settings or ConversionSettings()
     if source is not None:
         _check_widths(source, assignment)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -20,6 +20,7 @@ from mixed_bit.sensitivity.features import Orthogonality, Shard
 from mixed_bit.sensitivity.importance import Importance
 from mixed_bit.settings import SearchSettings
 from ompq.assignment import Assignment, BitConfig
+from ompq.data import iterate_images
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, trace_for
 from ompq.runtime import versions
@@ -104,7 +105,7 @@ def build_evaluator(
         OmpqError: The network cannot be traced, a budget is infeasible, a pinned layer is not
             there, or there are no images.
     """
-    batches = _image_batches(images)
+    batches = iterate_images(images)
     first = list(islice(batches, 2))
     if not first:
         raise OmpqError("there are no calibration images")
@@ -113,13 +114,6 @@ def build_evaluator(
     device = next(problem.graph.module.parameters()).device
     shards = (Shard(batch.to(device), len(batch)) for batch in chain(first, batches))
     return SensitivityEvaluator(problem, shards, labels=labels, unbiased=len(first) > 1, seed=seed)
-
-
-def _image_batches(images: Tensor | Iterable[Batch]) -> Iterator[Tensor]:
-    """Yield the images of every batch, without what a loader yields beside them."""
-    if isinstance(images, Tensor):
-        return iter([images])
-    return (batch if isinstance(batch, Tensor) else batch[0] for batch in images)
 
 
 def measure_and_solve(evaluator: SensitivityEvaluator, problem: Problem) -> SearchResult:

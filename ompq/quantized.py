@@ -6,7 +6,6 @@ Networks that compute with the integers themselves are in `ompq.integer`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from torch.fx import GraphModule
 from ompq.assignment import Assignment
 from ompq.cost import PIXEL_BITS
 from ompq.graph import NetworkGraph, find_activation_sites, fold_batch_norm
+from ompq.graph.network import copy_traced
 from ompq.quantizers import ActivationQuantizer, QuantParams, dequantize
 
 # Path of the quantizers in the traced network; each is called after the node whose value it takes.
@@ -111,7 +111,7 @@ class QuantizedNetwork:
 
     def copy(self) -> QuantizedNetwork:
         """Return an independent copy of the network."""
-        module = GraphModule(copy.deepcopy(self.module), copy.deepcopy(self.module.graph))
+        module = copy_traced(self.module)
         return QuantizedNetwork(self.graph.with_module(module), dict(self.weights))
 
 

@@ -1,11 +1,13 @@
-"""Cutting a stream of images into batches of chosen sizes."""
+"""Batches of images: cut to chosen sizes, or taken from whatever a user has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from ompq.errors import OmpqError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -53,3 +55,32 @@ def rebatch(pieces: Iterable[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
         joined, names = torch.cat(images), torch.cat(labels)
         yield joined[:size], names[:size]
         images, labels, held = [joined[size:]], [names[size:]], max(held - size, 0)
+
+
+def iterate_images(images: Tensor | Iterable[Tensor | Sequence[Tensor]]) -> Iterator[Tensor]:
+    """Yield the images of every batch, without what a loader yields beside them.
+
+    Args:
+        images: One batch, n × channels × height × width; or batches, or pairs of these with
+            labels, as a `DataLoader` yields them.
+
+    >>> [len(batch) for batch in iterate_images([(torch.zeros(2, 3), "labels"), torch.ones(1, 3)])]
+    [2, 1]
+    """
+    if isinstance(images, Tensor):
+        yield images
+        return
+    for batch in images:
+        yield batch if isinstance(batch, Tensor) else batch[0]
+
+
+def collect_images(images: Tensor | Iterable[Tensor | Sequence[Tensor]]) -> Tensor:
+    """Hold all images of some batches, n × channels × height × width; see `iterate_images`.
+
+    Raises:
+        OmpqError: There are none.
+    """
+    batches = list(iterate_images(images))
+    if not batches:
+        raise OmpqError("there are no calibration images")
+    return batches[0] if len(batches) == 1 else torch.cat(batches)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
-from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from ompq.graph.network import NetworkGraph
+from ompq.graph.network import NetworkGraph, copy_traced
 from ompq.graph.operations import get_layer
 
 
@@ -25,7 +22,7 @@ def fold_batch_norm(graph: NetworkGraph) -> NetworkGraph:
     Returns:
         The view of the folded copy.
     """
-    module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph))
+    module = copy_traced(graph.module)
     norms = {layer.batch_norm: layer.name for layer in graph.layers.values() if layer.batch_norm}
     for node in list(module.graph.nodes):
         if node.op == "call_module" and node.target in norms:

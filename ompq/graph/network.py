@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -131,6 +132,11 @@ class NetworkGraph:
         params = {group.name: group.params for group in self.groups}
         groups = tuple(replace(group, params=params[group.name]) for group in view.groups)
         return replace(view, layers=layers, groups=groups)
+
+
+def copy_traced(module: GraphModule) -> GraphModule:
+    """Return a copy of a traced network that shares nothing with it, graph and name included."""
+    return GraphModule(copy.deepcopy(module), copy.deepcopy(module.graph), module._get_name())
 
 
 def analyse(traced: GraphModule, input_shape: tuple[int, int, int]) -> NetworkGraph:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ompq.cost import PIXEL_BITS, SUM_BITS
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph
+from ompq.graph.network import copy_traced
 from ompq.graph.operations import (
     ADDITIONS,
     AVERAGES,
@@ -149,7 +149,7 @@ def convert_to_integers(
         act_bits: Layer → width of what it reads.
         settings: Settings of the conversion.
     """
-    module = GraphModule(copy.deepcopy(graph.module), copy.deepcopy(graph.module.graph))
+    module = copy_traced(graph.module)
     _quantize_layers(module, graph, weight_bits, settings)
     rewriter = _Rewriter(module, settings, act_bits)
     for node in list(module.graph.nodes):
