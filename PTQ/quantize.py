@@ -28,9 +28,9 @@ from ompq.quantizers import QuantParams, activation_quantizers
 from ompq.runtime import say
 from PTQ.activation_cache import ActivationCache
 from PTQ.block_result import BlockReport, BlockResult
+from PTQ.examples import Examples
 from PTQ.fisher import measure_output_importances
 from PTQ.reconstruct import (
-    Examples,
     reconstruct_activations,
     reconstruct_weights,
     round_block,

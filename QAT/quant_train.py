@@ -26,6 +26,7 @@ with interruptible_imports():
     from ompq.options import json_ready, make_evaluation_loader
     from ompq.runtime import Ranks, process_group, resolve_device, seed_everything
     from QAT.checkpoint import is_checkpoint, refuse_unfinished
+    from QAT.gradient_sharing import import_apex
     from QAT.options import (
         build_parser,
         check_process_options,
@@ -34,7 +35,7 @@ with interruptible_imports():
     )
     from QAT.preparation import PreparedRun, prepare_run, print_notes_once, print_once
     from QAT.report import draw, print_table, to_json
-    from QAT.training import BEST, LAST, Progress, evaluate_all_ranks, import_apex, run_training
+    from QAT.training import BEST, LAST, Progress, evaluate_all_ranks, run_training
     from QAT.verification import verify
 
 RESULTS = (artifact.FILE, "results.json", "training.png")

@@ -7,17 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
-from torch.nn.parallel import DistributedDataParallel
 
 from ompq.data import Loader
 from ompq.errors import OmpqError
@@ -25,6 +22,7 @@ from ompq.evaluation import Accuracy, find_device, predict
 from ompq.integer import IntegerNetwork
 from ompq.runtime import Ranks, progress, say
 from QAT.checkpoint import load_checkpoint, save_checkpoint
+from QAT.gradient_sharing import share_gradients
 from QAT.settings import TrainingSettings
 
 
@@ -216,30 +214,6 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     return kl_div(log_shares, shares, reduction="batchmean") * temperature**2
 
 
-def _share_gradients(module: nn.Module, apex: bool) -> nn.Module:
-    """Wrap a network so that gradients are averaged over all ranks after every backward pass."""
-    if not apex:
-        # Buffers agree already: ranges and statistics are those of all ranks.
-        return DistributedDataParallel(module, broadcast_buffers=False)
-    return import_apex().DistributedDataParallel(module)
-
-
-def import_apex() -> ModuleType:
-    """Return NVIDIA's `apex.parallel`.
-
-    Raises:
-        OmpqError: It is not installed; PyPI's package named apex is another one.
-    """
-    try:
-        parallel = import_module("apex.parallel")
-    except ImportError as error:
-        raise OmpqError(
-            "`apex` needs NVIDIA Apex, built from github.com/NVIDIA/apex (PyPI's apex is another "
-            "package); leave `apex` out for PyTorch's own, which gives the same"
-        ) from error
-    return parallel
-
-
 class _TrainingRun:
     """The state of one fine-tuning in this process."""
 
@@ -259,7 +233,7 @@ class _TrainingRun:
         )
         stepping: nn.Module = module
         if task.ranks.world_size > 1:
-            stepping = _share_gradients(module, settings.apex)
+            stepping = share_gradients(module, settings.apex)
         self.forward: Any = torch.compile(stepping) if settings.compile else stepping
 
     def restore(self) -> bool:

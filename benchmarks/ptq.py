@@ -38,8 +38,9 @@ from ompq.runtime import resolve_device, seed_everything, versions
 from ompq.script import run_script
 from ompq.zoo import load_network
 from PTQ.activation_cache import ActivationCache
+from PTQ.examples import Examples
 from PTQ.quantize import quantize_network
-from PTQ.reconstruct import Examples, reconstruct_weights
+from PTQ.reconstruct import reconstruct_weights
 from PTQ.resume import FinishedBlocks
 from PTQ.settings import Settings
 

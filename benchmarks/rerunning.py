@@ -15,7 +15,8 @@ from ompq.assignment import Assignment
 from ompq.graph import NetworkGraph, Subgraph, extract_subgraph, split_into_subgraphs
 from ompq.quantized import QuantizedWeight, make_quantizable
 from ompq.quantizers import activation_quantizers
-from PTQ.reconstruct import Examples, reconstruct_activations, reconstruct_weights
+from PTQ.examples import Examples
+from PTQ.reconstruct import reconstruct_activations, reconstruct_weights
 from PTQ.settings import Settings
 
 _FORWARD_BATCH = 128

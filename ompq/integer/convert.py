@@ -35,11 +35,11 @@ from ompq.integer.fake_quantizers import (
     RangeRule,
     WeightFakeQuantizer,
 )
-from ompq.integer.layers import (
+from ompq.integer.layers import QuantizedLayer
+from ompq.integer.requantization import (
     OutputRounding,
     QuantizedAdd,
     QuantizedCat,
-    QuantizedLayer,
     Requantizer,
     ScaleSource,
 )

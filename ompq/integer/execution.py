@@ -16,10 +16,10 @@ from ompq.errors import OmpqError
 from ompq.graph.operations import AVERAGES, CLIPS, operation, read_clip_bounds, read_pooling_window
 from ompq.integer.convert import IntegerNetwork
 from ompq.integer.dyadic import ACCUMULATOR_LIMIT, Dyadic
-from ompq.integer.layers import (
+from ompq.integer.layers import QuantizedLayer
+from ompq.integer.requantization import (
     OutputRounding,
     QuantizedAdd,
-    QuantizedLayer,
     Requantizer,
     ScaleSource,
 )

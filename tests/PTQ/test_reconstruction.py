@@ -22,8 +22,8 @@ from ompq.quantizers import enabled
 from ompq.zoo import load_network
 from PTQ.activation_cache import ActivationCache
 from PTQ.block_result import BlockReport
+from PTQ.examples import compute_loss
 from PTQ.quantize import quantize_network, round_to_nearest
-from PTQ.reconstruct import compute_loss
 from PTQ.resume import FinishedBlocks
 from PTQ.settings import Settings
 

@@ -1,0 +1,210 @@
+"""Requantization: values put on the scale that layers read, or that sums are taken at.
+
+In training these modules compute in float on fake-quantized values, with gradients that pass
+straight through the rounding. In evaluation they compute what integer hardware computes, to the
+bit: values are float64 multiples of their scale, and rescaling is dyadic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ompq.integer.dyadic import Dyadic
+from ompq.integer.fake_quantizers import ActivationFakeQuantizer
+
+
+class Scaled(Protocol):
+    """What gives a value its scale: a layer of quantized weights, or a requantizer."""
+
+    scales_channels: bool
+
+    def get_scale(self) -> Tensor:
+        """Return the scale: float64, of a shape that broadcasts to the value's."""
+
+
+@dataclass(frozen=True)
+class ScaleSource:
+    """The module that decides the scale of a value, and a divisor of that scale.
+
+    An average over k values is their sum at a k-th of the scale.
+
+    Attributes:
+        module: Layer or requantizer (sums and concatenations included) whose scale it is.
+        divisor: What the scale is divided by.
+    """
+
+    module: Scaled
+    divisor: int = 1
+
+    @property
+    def per_channel(self) -> bool:
+        """Tell whether the scale differs between channels."""
+        return self.module.scales_channels
+
+    def get_scale(self) -> Tensor:
+        """Return the scale: float64, of a shape that broadcasts to the value's."""
+        return self.module.get_scale() / self.divisor
+
+
+class Requantizer(nn.Module):
+    """Gives a value the scale and zero point that layers read, or that averages are taken of.
+
+    Args:
+        fake_quantizer: Fake quantizer that decides scale and zero point.
+        dyadic: Whether rescaling is by an integer and a shift, rather than by the real factor,
+            which no integer hardware computes.
+
+    Attributes:
+        clip: Bounds of an activation before it, which clips here; None where there is none.
+        scale_source: Source of the scale that the value has before; None where it is in float.
+    """
+
+    scales_channels = False
+
+    def __init__(self, fake_quantizer: ActivationFakeQuantizer, dyadic: bool) -> None:
+        super().__init__()
+        self.fake_quantizer, self.dyadic = fake_quantizer, dyadic
+        self.enabled = True
+        self.clip: tuple[float, float] | None = None
+        self.scale_source: ScaleSource | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Requantize a value of any shape: multiples of this scale."""
+        if self.training and self.enabled:
+            out: Tensor = self.fake_quantizer(x, self.clip)
+            return out
+        if self.clip is not None:
+            x = x.clamp(*self.clip)
+        if not self.enabled:
+            return x
+        return self.clamp_and_scale(self.requantize(x, self.scale_source))
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Return the least and the largest integer, less the zero point."""
+        zero_point = int(self.fake_quantizer.zero_point)
+        return self.fake_quantizer.low - zero_point, self.fake_quantizer.high - zero_point
+
+    @property
+    def largest(self) -> int:
+        """Return the largest magnitude of an integer less the zero point."""
+        return max(abs(bound) for bound in self.reach)
+
+    def get_scale(self) -> Tensor:
+        """Return the scale of the result, float64 scalar."""
+        return self.fake_quantizer.get_scale().double()
+
+    def compute_factor(self, scale_source: ScaleSource) -> Dyadic:
+        """Return the factor that takes integers of another scale to this one."""
+        return Dyadic.approximate(scale_source.get_scale() / self.get_scale())
+
+    @torch.no_grad()
+    def requantize(self, x: Tensor, scale_source: ScaleSource | None) -> Tensor:
+        """Return a value's integers at this scale, less the zero point, not yet clamped.
+
+        Args:
+            x: Value, any shape.
+            scale_source: Source of the scale that `x` has; None for one in float, which is rounded
+                to nearest.
+
+        Returns:
+            Integers as float64, of the shape of `x`.
+        """
+        if scale_source is None or not self.dyadic:
+            return torch.round(x.double() / self.get_scale())
+        # Rounded first: float64 multiples of a scale are integers but for their last bits.
+        whole = torch.round(x.double() / scale_source.get_scale())
+        return self.compute_factor(scale_source).apply_float(whole)
+
+    @torch.no_grad()
+    def clamp_and_scale(self, whole: Tensor) -> Tensor:
+        """Return the values that integers less the zero point stand for, once clamped."""
+        return whole.clamp(*self.reach) * self.get_scale()
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows."""
+        return f"bits={self.fake_quantizer.bits}"
+
+
+class QuantizedAdd(Requantizer):
+    """A sum of two values of different scales, which are rescaled to one and then added.
+
+    Args:
+        fake_quantizer: Fake quantizer that decides scale and zero point of the sum.
+        dyadic: Whether rescaling is by an integer and a shift, as in `Requantizer`.
+        scale_sources: Source of the scale of each part.
+    """
+
+    def __init__(
+        self,
+        fake_quantizer: ActivationFakeQuantizer,
+        dyadic: bool,
+        scale_sources: tuple[ScaleSource, ...],
+    ) -> None:
+        super().__init__(fake_quantizer, dyadic)
+        self.scale_sources = scale_sources
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Rescale the parts and combine them."""
+        if self.training or not self.enabled:
+            # 16 bits are finer than training could tell: it needs their range only.
+            combined = self.combine(parts)
+            if self.enabled and self.fake_quantizer.observing:
+                self.fake_quantizer.observe(combined)
+            return combined
+        pairs = zip(parts, self.scale_sources, strict=True)
+        whole = self.combine([self.requantize(part, source) for part, source in pairs])
+        return self.clamp_and_scale(whole)
+
+    def combine(self, parts: Sequence[Tensor]) -> Tensor:
+        """Add two parts of one shape, floats or integers."""
+        return parts[0] + parts[1]
+
+
+class QuantizedCat(QuantizedAdd):
+    """A concatenation of values of different scales, which are rescaled to one first.
+
+    Args:
+        fake_quantizer: Fake quantizer that decides scale and zero point of the concatenation.
+        dyadic: Whether rescaling is by an integer and a shift, as in `Requantizer`.
+        scale_sources: Source of the scale of each part.
+        dim: Dimension along which the parts are concatenated.
+    """
+
+    def __init__(
+        self,
+        fake_quantizer: ActivationFakeQuantizer,
+        dyadic: bool,
+        scale_sources: tuple[ScaleSource, ...],
+        dim: int,
+    ) -> None:
+        super().__init__(fake_quantizer, dyadic, scale_sources)
+        self.dim = dim
+
+    def combine(self, parts: Sequence[Tensor]) -> Tensor:
+        """Concatenate parts, floats or integers."""
+        return torch.cat(list(parts), dim=self.dim)
+
+
+class OutputRounding(nn.Module):
+    """Rids an average at the network's output of float64's rounding, in evaluation.
+
+    Args:
+        scale_source: Source of the scale of the average.
+    """
+
+    def __init__(self, scale_source: ScaleSource) -> None:
+        super().__init__()
+        self.scale_source = scale_source
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Round a value of any shape to exact multiples of its scale."""
+        if self.training or x.dtype != torch.float64:
+            return x
+        scale = self.scale_source.get_scale()
+        return torch.round(x / scale) * scale
