@@ -8,30 +8,38 @@ from pathlib import Path
 import pytest
 from support import ROOT, run_command
 
+SECONDS = re.compile(r", +\d+ s\b|; [\d.]+ s$|[\d.]+ s\b")
+
 
 @pytest.mark.slow
-def test_the_demonstration_prints_its_table_and_keeps_its_network(script, tmp_path: Path) -> None:
+def test_the_demonstration_fits_one_screen_and_keeps_its_network(script, tmp_path: Path) -> None:
     first = script("examples/demo.py", "--epochs", 3, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     lines = first.stdout.splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 130
     assert lines[0].startswith("training small_resnet on digits")
-    assert lines[1].startswith("float accuracy:")
-    rows = {line[:34].strip(): line[34:].split() for line in lines if line[34:].count(".") == 3}
-    assert float(rows["float"][2]) > 80
-    assert float(rows["uniform 8"][2]) > 80
-    assert (tmp_path / "demo_output" / "digits.png").is_file()
-    controls = [float(rows[f"uniform {w} (stem, classifier 8)"][0]) for w in (2, 3, 4)]
-    assert controls == sorted(controls)
-    start = next(i for i, line in enumerate(lines) if line.startswith("reconstructed on"))
-    learned = {line[:26].strip(): line[26:].split() for line in lines[start + 2 : start + 5]}
-    assert set(learned) == {"uniform 2", "uniform 3", "OMPQ, size of uniform 3"}
-    rounded, weights, everything, _ = map(float, learned["uniform 2"])
-    assert weights > rounded and everything > rounded
-    again = script("examples/demo.py", "--epochs", 3, cwd=tmp_path)
+    assert lines[1].startswith("float: top-1")
+    head = next(i for i, line in enumerate(lines) if line.startswith("bits allocated by"))
+    rows = [line.rsplit(maxsplit=3) for line in lines[head + 1 : lines.index("", head)]]
+    names = " ".join(row[0] for row in rows)
+    assert all(name in names for name in ("kl", "fisher", "projection", "uniform", "random"))
+    divergences = [float(row[2]) for row in rows]
+    assert divergences == sorted(divergences)
+    steps = [float(found) for found in re.findall(r"^  .* top-1 +([\d.]+) %", first.stdout, re.M)]
+    rounded, reconstructed, tuned, integers = steps
+    assert reconstructed > rounded
+    assert tuned == integers > rounded
+    assert "on 359 of them every logit is equal to the bit" in first.stdout
+    for name in ("digits.png", "digits-compared.png", "ptq.safetensors", "qat.safetensors"):
+        assert (tmp_path / "demo_output" / name).is_file()
+        assert f"demo_output/{name}" in first.stdout
+    again = script("examples/demo.py", "--epochs", 3, "--verbose", cwd=tmp_path)
     assert "(of an earlier run)" in again.stdout
-    seconds = re.compile(r" +[\d.]+$")
-    repeated = [seconds.sub("", line) for line in again.stdout.splitlines()[1:]]
-    assert repeated == [seconds.sub("", line) for line in lines[1:]]
+    told = [SECONDS.sub("", line) for line in again.stdout.splitlines()]
+    assert all(SECONDS.sub("", line) in told for line in lines[1:-1])
+    assert "orthogonality, β = 10" in again.stdout
+    assert "rank correlation" in again.stdout
 
 
 def test_make_tells_what_there_is_to_make() -> None:

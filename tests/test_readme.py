@@ -150,7 +150,7 @@ with torch.no_grad():
     run = run_command([sys.executable, "-c", source], tmp_path, PYTHONPATH=str(ROOT))
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("[")
-    reconstructed, tuned, integers = map(float, re.findall(r"top-1 ([\d.]+)", run.stdout))
+    reconstructed, tuned, integers = map(float, re.findall(r"top-1 ([\d.]+) %, top-5", run.stdout))
     assert reconstructed > 85
     assert tuned == integers > 85
     assert "397 of 397" in run.stdout
