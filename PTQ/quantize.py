@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from ompq.assignment import Assignment
+from ompq.assignment import Assignment, check_assignment
 from ompq.data import collect_images
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, Subgraph, extract_subgraph, split_into_subgraphs, trace_for
@@ -96,6 +96,7 @@ def quantize_network(
         OmpqError: Too few images, NaN in them, a network that cannot be traced, or no room for the
             values between blocks.
     """
+    check_assignment(assignment)
     images = collect_images(images)
     _check_images(images)
     settings = settings or Settings()

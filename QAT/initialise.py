@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ompq.artifact import Artifact
-from ompq.assignment import Assignment
+from ompq.assignment import Assignment, check_assignment
 from ompq.data import collect_images
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, find_activation_sites, fold_batch_norm, trace_for
@@ -49,6 +49,7 @@ def prepare(
     Raises:
         OmpqError: `source` is of another network, of other widths, or not from PTQ.
     """
+    check_assignment(assignment)
     images = collect_images(images)
     graph, settings = trace_for(network, images), settings or ConversionSettings()
     if source is not None:

@@ -81,8 +81,9 @@ class SearchSettings:
         if all(value is None for value in budgets.values()):
             raise OmpqError("no budget is given; set `size_mb`, `bops_g` or `latency_ms`")
         for name, value in budgets.items():
-            if value is not None and not 0 < value <= _LARGEST_BUDGET:
-                raise OmpqError(f"`{name}` {value}: a budget is a number above 0, up to 1e9")
+            is_number = isinstance(value, int | float) and 0 < value <= _LARGEST_BUDGET
+            if value is not None and not is_number:
+                raise OmpqError(f"`{name}` {value!r}: a budget is a number above 0, up to 1e9")
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -125,6 +125,21 @@ class Assignment:
         return {layer: width for group, width in pairs for layer in group.layers}
 
 
+def check_assignment(given: object) -> Assignment:
+    """Return an assignment as it is, and say how one is made of anything else.
+
+    Raises:
+        OmpqError: It is no assignment.
+    """
+    if isinstance(given, Assignment):
+        return given
+    raise OmpqError(
+        f"`assignment` is a {type(given).__name__}; make one of a bit list by ompq.assign(groups, "
+        "quant_type, bits, act_bits), with the groups of ompq.trace(network, shape), or take that "
+        "of a search"
+    )
+
+
 def assign(
     groups: Sequence[Group], quant_type: str, bits: Sequence[int], act_bits: int
 ) -> Assignment:

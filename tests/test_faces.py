@@ -71,7 +71,7 @@ def test_several_batches_are_the_unbiased_estimate(network, images, loader) -> N
     assert at_once.num_images == in_batches.num_images == 24
     with pytest.raises(OmpqError, match="no calibration images"):
         search(network, [], asked)
-    with pytest.raises(OmpqError, match="n × channels × height × width"):
+    with pytest.raises(OmpqError, match=r"give floats, n × channels × height × width"):
         search(network, images[0], asked)
 
 
@@ -129,3 +129,41 @@ def test_a_module_of_ones_own_is_saved_and_read_back(
         load_quantized(file)
     with pytest.raises(OmpqError, match=r"another network|does not fit|is not in|does not hold"):
         load_quantized(file, nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 4)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(3, 8, 8), "is 3×8×8; give floats"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "is uint8; give floats"),
+        ([{"image": torch.zeros(2, 1, 8, 8)}], "holds a dict; give floats"),
+        ([], "no calibration images"),
+        (torch.zeros(2, 3, 8, 8), "cannot run on one image of 3×8×8"),
+    ],
+)
+def test_images_that_are_none_are_named(given, message: str, network) -> None:
+    bits = uniform(trace(network, (1, 8, 8)).groups, 4)
+    for call in (
+        lambda: search(network, given, SearchSettings("PTQ", size_mb=1.0)),
+        lambda: quantize_network(network, bits, given, STEPS),
+        lambda: prepare(network, bits, given),
+    ):
+        with pytest.raises(OmpqError) as refused:
+            call()
+        assert message in str(refused.value)
+
+
+def test_what_is_no_assignment_or_budget_is_named(network, images) -> None:
+    for call in (
+        lambda: quantize_network(network, [4, 4, 4], images, STEPS),
+        lambda: prepare(network, [4, 4, 4], images),
+    ):
+        with pytest.raises(OmpqError, match=r"is a list; make one of a bit list by ompq\.assign"):
+            call()
+    with pytest.raises(OmpqError, match="`size_mb` '4': a budget is a number"):
+        SearchSettings("PTQ", size_mb="4")
+
+
+def test_images_in_float64_are_taken_for_what_they_are(network, images) -> None:
+    asked = SearchSettings("PTQ", size_mb=0.0002, metric="sqnr", candidate_bits=(2, 4, 8))
+    assert search(network, images.double(), asked).bits == search(network, images, asked).bits

@@ -61,17 +61,31 @@ def iterate_images(images: Tensor | Iterable[Tensor | Sequence[Tensor]]) -> Iter
     """Yield the images of every batch, without what a loader yields beside them.
 
     Args:
-        images: One batch, n × channels × height × width; or batches, or pairs of these with
+        images: One batch, n × channels × height × width, floats; or batches, or pairs of these with
             labels, as a `DataLoader` yields them.
 
-    >>> [len(batch) for batch in iterate_images([(torch.zeros(2, 3), "labels"), torch.ones(1, 3)])]
+    Raises:
+        OmpqError: A batch is something else.
+
+    >>> pairs = [(torch.zeros(2, 3, 8, 8), "labels"), torch.ones(1, 3, 8, 8)]
+    >>> [len(batch) for batch in iterate_images(pairs)]
     [2, 1]
     """
-    if isinstance(images, Tensor):
-        yield images
-        return
-    for batch in images:
-        yield batch if isinstance(batch, Tensor) else batch[0]
+    batches = [images] if isinstance(images, Tensor) else images
+    for batch in batches:
+        yield _check_images(batch[0] if isinstance(batch, tuple | list) and batch else batch)
+
+
+def _check_images(batch: object) -> Tensor:
+    """Return a batch of images as float32, or say what it is instead."""
+    wanted = "give floats, n × channels × height × width, normalised, or batches of them"
+    if not isinstance(batch, Tensor):
+        raise OmpqError(f"`images` holds a {type(batch).__name__}; {wanted}")
+    if batch.dim() != 4 or not len(batch):
+        raise OmpqError(f"`images` is {'×'.join(map(str, batch.shape))}; {wanted}")
+    if not batch.is_floating_point():
+        raise OmpqError(f"`images` is {str(batch.dtype).removeprefix('torch.')}; {wanted}")
+    return batch.float()
 
 
 def collect_images(images: Tensor | Iterable[Tensor | Sequence[Tensor]]) -> Tensor:

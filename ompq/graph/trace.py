@@ -72,7 +72,7 @@ def trace_for(network: nn.Module | NetworkGraph, images: Tensor) -> NetworkGraph
         return network
     if images.dim() != 4:
         shape = "×".join(map(str, images.shape))
-        raise OmpqError(f"`images` is {shape}; give images n × channels × height × width")
+        raise OmpqError(f"`images` is {shape}; give n × channels × height × width")
     channels, height, width = images.shape[1:]
     return trace(network, (channels, height, width))
 
