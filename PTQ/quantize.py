@@ -98,7 +98,8 @@ def quantize_network(
     """
     check_assignment(assignment)
     images = collect_images(images)
-    _check_images(images)
+    if len(images) < MINIMUM_IMAGES:
+        raise OmpqError(f"reconstruction needs {MINIMUM_IMAGES} images or more, not {len(images)}")
     settings = settings or Settings()
     graph = trace_for(network, images)
     teacher = make_quantizable(graph, assignment)
@@ -142,16 +143,6 @@ def quantize_network(
         quantized_values |= _run(target, block, quantized_values, cache, device)
         _drop_unread(blocks[number + 1 :], float_values, quantized_values)
     return student, reports
-
-
-def _check_images(images: Tensor) -> None:
-    if len(images) < MINIMUM_IMAGES:
-        raise OmpqError(f"reconstruction needs {MINIMUM_IMAGES} images or more, not {len(images)}")
-    bad = (~images.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
-    if bad:
-        raise OmpqError(
-            f"calibration image {bad[0]} (of {len(bad)} such) holds NaN or infinity; leave it out"
-        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from ompq.data import Loader
+from ompq.data import Loader, iterate_pairs
 from ompq.errors import OmpqError
 from ompq.evaluation import Accuracy, find_device, predict
 from ompq.integer import IntegerNetwork
@@ -311,7 +311,7 @@ class _TrainingRun:
             self.task.train.set_epoch(epoch)
         # A resumed run goes through the batches done before, so that order and images agree.
         done = self.progress.step - epoch * self.steps_per_epoch
-        yield from islice(self.task.train, done, self.steps_per_epoch)
+        yield from islice(iterate_pairs(self.task.train), done, self.steps_per_epoch)
 
     def _take_step(self, images: Tensor, labels: Tensor) -> Tensor:
         settings, task = self.task.settings, self.task

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ompq.artifact import Artifact
+from ompq.data import iterate_pairs
 from ompq.errors import OmpqError
 from ompq.evaluation import Accuracy, Predictions, find_device
 from ompq.integer import IntegerExecution, IntegerNetwork, export_integers
@@ -58,7 +59,7 @@ def verify(
     execution = IntegerExecution(network, numbers)
     module = network.module.to(device).eval()
     classes, known, equal = [], [], 0
-    for images, labels in batches:
+    for images, labels in iterate_pairs(batches):
         logits = execution.logits(images)
         simulated = module(images.to(device)).cpu()
         equal += int((logits == simulated).all(dim=1).sum())

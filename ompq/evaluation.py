@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ompq.data.batching import iterate_pairs
 from ompq.errors import OmpqError
 
 
@@ -128,7 +129,7 @@ def predict(
     device = device or find_device(network)
     network = network.to(device).eval()
     classes, known = [], []
-    for images, labels in batches:
+    for images, labels in iterate_pairs(batches):
         logits = network(images.to(device))
         classes.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu())
         known.append(labels)

@@ -138,6 +138,7 @@ def test_a_module_of_ones_own_is_saved_and_read_back(
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "is uint8; give floats"),
         ([{"image": torch.zeros(2, 1, 8, 8)}], "holds a dict; give floats"),
         ([], "no calibration images"),
+        (torch.full((2, 1, 8, 8), torch.nan), "calibration image 0 (of 2 such) holds NaN"),
         (torch.zeros(2, 3, 8, 8), "cannot run on one image of 3×8×8"),
     ],
 )
@@ -167,3 +168,17 @@ def test_what_is_no_assignment_or_budget_is_named(network, images) -> None:
 def test_images_in_float64_are_taken_for_what_they_are(network, images) -> None:
     asked = SearchSettings("PTQ", size_mb=0.0002, metric="sqnr", candidate_bits=(2, 4, 8))
     assert search(network, images.double(), asked).bits == search(network, images, asked).bits
+
+
+def test_batches_that_are_no_pairs_are_named(network, images) -> None:
+    integers = prepare(network, uniform(trace(network, (1, 8, 8)).groups, 4), images)
+    good = [(images, torch.zeros(24, dtype=torch.int64))]
+    for bad in ([images], [{"image": images}], [(images,)]):
+        for call in (
+            lambda bad=bad: evaluate(network, bad),
+            lambda bad=bad: verify(integers, bad),
+            lambda bad=bad: fine_tune(integers, bad, good, say=lambda _: None),
+            lambda bad=bad: fine_tune(integers, good, bad, say=lambda _: None),
+        ):
+            with pytest.raises(OmpqError, match="give pairs of two tensors"):
+                call()

@@ -12,7 +12,7 @@ calibration     a handful of training images
 calibration_file                images that a user saved
 """
 
-from ompq.data.batching import collect_images, iterate_images
+from ompq.data.batching import collect_images, iterate_images, iterate_pairs
 from ompq.data.calibration import CalibrationImages, calibration_batches, calibration_images
 from ompq.data.calibration_file import load_calibration_file
 from ompq.data.datasets.registry import DATASETS, DatasetInfo, preprocess_for
@@ -29,6 +29,7 @@ __all__ = [
     "calibration_images",
     "collect_images",
     "iterate_images",
+    "iterate_pairs",
     "load_calibration_file",
     "make_loader",
     "preprocess_for",

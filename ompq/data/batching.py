@@ -85,6 +85,11 @@ def _check_images(batch: object) -> Tensor:
         raise OmpqError(f"`images` is {'×'.join(map(str, batch.shape))}; {wanted}")
     if not batch.is_floating_point():
         raise OmpqError(f"`images` is {str(batch.dtype).removeprefix('torch.')}; {wanted}")
+    bad = (~batch.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise OmpqError(
+            f"calibration image {bad[0]} (of {len(bad)} such) holds NaN or infinity; leave it out"
+        )
     return batch.float()
 
 
@@ -98,3 +103,23 @@ def collect_images(images: Tensor | Iterable[Tensor | Sequence[Tensor]]) -> Tens
     if not batches:
         raise OmpqError("there are no calibration images")
     return batches[0] if len(batches) == 1 else torch.cat(batches)
+
+
+def iterate_pairs(batches: Iterable[object]) -> Iterator[Batch]:
+    """Yield images and labels of every batch that a user's loader gives.
+
+    Raises:
+        OmpqError: A batch is something else than a pair of tensors.
+
+    >>> pairs = [[torch.zeros(2, 3, 8, 8), torch.zeros(2)]]
+    >>> [(len(images), len(labels)) for images, labels in iterate_pairs(pairs)]
+    [(2, 2)]
+    """
+    for batch in batches:
+        pair = list(batch) if isinstance(batch, tuple | list) else []
+        if len(pair) != 2 or not all(isinstance(value, Tensor) for value in pair):
+            raise OmpqError(
+                f"a batch of images is a {type(batch).__name__}; give pairs of two tensors, images "
+                "(n × channels × height × width) and labels (n)"
+            )
+        yield pair[0], pair[1]
