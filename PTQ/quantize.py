@@ -96,12 +96,12 @@ def quantize_network(
         OmpqError: Too few images, NaN in them, a network that cannot be traced, or no room for the
             values between blocks.
     """
-    check_assignment(assignment)
     images = collect_images(images)
     if len(images) < MINIMUM_IMAGES:
         raise OmpqError(f"reconstruction needs {MINIMUM_IMAGES} images or more, not {len(images)}")
     settings = settings or Settings()
     graph = trace_for(network, images)
+    check_assignment(assignment, graph)
     teacher = make_quantizable(graph, assignment)
     student = teacher.copy()
     device = next(teacher.module.parameters()).device

@@ -49,9 +49,9 @@ def prepare(
     Raises:
         OmpqError: `source` is of another network, of other widths, or not from PTQ.
     """
-    check_assignment(assignment)
     images = collect_images(images)
     graph, settings = trace_for(network, images), settings or ConversionSettings()
+    check_assignment(assignment, graph)
     if source is not None:
         _check_widths(source, assignment)
     # PTQ folds batch norm before it quantizes: its integers are those of the folded weights.

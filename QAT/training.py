@@ -161,6 +161,8 @@ def run_training(task: TrainingTask, resume: bool = False, start_epoch: int = 0)
             f"`start_epoch` is {start_epoch}; with `epochs` {task.settings.epochs} it is one of "
             f"0 to {task.settings.epochs}"
         )
+    if not len(task.train) and task.settings.epochs:
+        raise OmpqError("there are no training images; give batches of images and labels")
     run = _TrainingRun(task)
     if not (resume and run.restore()):
         run.progress.step = start_epoch * run.steps_per_epoch

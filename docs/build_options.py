@@ -75,7 +75,8 @@ def _render_default(action: argparse.Action) -> str:
     default = action.default
     if isinstance(default, tuple):
         return ",".join(map(str, default))
-    return "" if default in (None, False, "", argparse.SUPPRESS) or default == [] else str(default)
+    says_nothing = default is None or default is False or default in ("", argparse.SUPPRESS)
+    return "" if says_nothing or default == [] else str(default)
 
 
 def main() -> None:

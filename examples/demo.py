@@ -177,7 +177,9 @@ def print_telling_rows(telling: Sequence[ComparisonRow]) -> None:
     print(f"\nweights rounded to nearest at {budget:.4f} MB, where the allocation matters most")
     print(f"{'bits allocated by':<44} {'size MB':>8} {'KL nats':>8} {'top-1 %':>8}")
     for bits, methods in names.items():
-        row, shown = first[bits], ", ".join(methods)
+        # The long tables tell which β is meant.
+        short = dict.fromkeys(name.partition(" β=")[0] for name in methods)
+        row, shown = first[bits], ", ".join(short).replace("uniform 2", "uniform 2, every layer")
         shown = shown if len(shown) <= 44 else shown[:43] + "…"
         print(f"{shown:<44} {row.size_mb:>8.4f} {row.kl:>8.4f} {row.top1 or 0:>8.2f}")
 
@@ -217,7 +219,10 @@ def repair(arguments: argparse.Namespace, network: Network, graph: NetworkGraph)
     images = _calibrate(arguments, network, CALIBRATION_IMAGES)
     smallest = uniform(graph.groups, WIDTHS[0], ACT_BITS)
     tell = print if arguments.verbose else lambda _: None
-    print(f"\nuniform {WIDTHS[0]}, {smallest.size_mb:.4f} MB, {ACT_BITS}-bit activations")
+    print(
+        f"\n{WIDTHS[0]} bits, the first and the last layer 8: {smallest.size_mb:.4f} MB, "
+        f"{ACT_BITS}-bit activations"
+    )
     rounded = round_to_nearest(graph, smallest, Settings())
     _print_step("rounded to nearest, activations in float", evaluate(rounded.module, test))
     steps = Settings(weight_iterations=WEIGHT_STEPS, act_iterations=ACT_STEPS, seed=arguments.seed)

@@ -53,6 +53,11 @@ class SearchResult:
     num_images: int
     seconds: dict[str, float]
 
+    def __repr__(self) -> str:
+        proof = "proven optimal" if self.allocation.optimal else "not proven optimal"
+        size = self.assignment.size_mb
+        return f"<SearchResult {size:.4f} MB, {self.settings.metric}, {proof}: {self.bits}>"
+
     @property
     def bits(self) -> list[int]:
         """Return the bit list: one weight width per listed group, in execution order."""

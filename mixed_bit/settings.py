@@ -67,6 +67,8 @@ class SearchSettings:
         self._check_budgets()
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise OmpqError(f"`beta` {self.beta}: give a finite number that is not negative")
+        if self.candidate_bits is not None and not self.candidate_bits:
+            raise OmpqError("`candidate_bits` is empty; give widths from 2 to 8, or None")
         check_widths(self.widths, "`candidate_bits`")
         for layer, width in self.pins.items():
             check_widths([width], f"`pins` {layer}")

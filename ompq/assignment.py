@@ -17,7 +17,7 @@ import bit_config
 from ompq.cost import bops, check_widths, float_size_mb, size_mb
 from ompq.errors import OmpqError
 from ompq.files import write_json
-from ompq.graph import Group
+from ompq.graph import Group, NetworkGraph
 
 FORMAT = "ompq-bit-config/1"
 PINNED_BITS = 8
@@ -125,14 +125,20 @@ class Assignment:
         return {layer: width for group, width in pairs for layer in group.layers}
 
 
-def check_assignment(given: object) -> Assignment:
-    """Return an assignment as it is, and say how one is made of anything else.
+def check_assignment(given: object, graph: NetworkGraph) -> None:
+    """Refuse what is no assignment, or one of another network than `graph`.
 
     Raises:
-        OmpqError: It is no assignment.
+        OmpqError: Says how an assignment is made, or which layer differs.
     """
     if isinstance(given, Assignment):
-        return given
+        layers = {layer for group in given.groups for layer in group.layers}
+        differing = sorted(layers ^ set(graph.layers))
+        if differing:
+            raise OmpqError(f"`assignment` is of another network: layer {differing[0]} differs")
+        if given.float_size_mb != float_size_mb(graph.groups):
+            raise OmpqError("`assignment` is of another network: its layers are of other sizes")
+        return
     raise OmpqError(
         f"`assignment` is a {type(given).__name__}; make one of a bit list by ompq.assign(groups, "
         "quant_type, bits, act_bits), with the groups of ompq.trace(network, shape), or take that "

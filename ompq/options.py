@@ -28,8 +28,11 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Help formatter that tells the defaults that tell something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        says_nothing = action.default in (None, False, []) or "default" in (action.help or "")
-        return action.help if says_nothing else super()._get_help_string(action)
+        default = action.default
+        says_nothing = default is None or default is False or default == []
+        if says_nothing or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

@@ -182,3 +182,37 @@ def test_batches_that_are_no_pairs_are_named(network, images) -> None:
         ):
             with pytest.raises(OmpqError, match="give pairs of two tensors"):
                 call()
+
+
+def test_what_belongs_to_another_network_is_refused(network, images) -> None:
+    torch.manual_seed(0)
+    other = Own()
+    other.body = nn.Conv2d(6, 6, 5, padding=2)
+    foreign = uniform(trace(nn.Sequential(nn.Conv2d(1, 4, 3)), (1, 8, 8)).groups, 4)
+    larger = uniform(trace(other, (1, 8, 8)).groups, 4)
+    for bits, message in ((foreign, "layer 0 differs"), (larger, "of other sizes")):
+        with pytest.raises(OmpqError, match=message):
+            quantize_network(network, bits, images, STEPS)
+        with pytest.raises(OmpqError, match=message):
+            prepare(network, bits, images)
+
+
+def test_labels_that_are_no_class_numbers_are_refused(network, images) -> None:
+    for labels in (torch.zeros(24, 4), torch.zeros(24), torch.zeros(23, dtype=torch.int64)):
+        with pytest.raises(OmpqError, match="give n whole class numbers"):
+            evaluate(network, [(images, labels)])
+
+
+def test_a_fine_tuning_needs_training_images(network, images) -> None:
+    integers = prepare(network, uniform(trace(network, (1, 8, 8)).groups, 4), images)
+    good = [(images, torch.zeros(24, dtype=torch.int64))]
+    with pytest.raises(OmpqError, match="no training images"):
+        fine_tune(integers, [], good, say=lambda _: None)
+
+
+def test_a_result_is_shown_in_a_line(network, images) -> None:
+    asked = SearchSettings("PTQ", size_mb=0.0002, metric="sqnr", candidate_bits=(2, 4, 8))
+    shown = repr(search(network, images, asked))
+    assert "proven optimal" in shown and "\n" not in shown
+    with pytest.raises(OmpqError, match="`candidate_bits` is empty"):
+        SearchSettings("PTQ", size_mb=1.0, candidate_bits=())

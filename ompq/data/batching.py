@@ -109,9 +109,9 @@ def iterate_pairs(batches: Iterable[object]) -> Iterator[Batch]:
     """Yield images and labels of every batch that a user's loader gives.
 
     Raises:
-        OmpqError: A batch is something else than a pair of tensors.
+        OmpqError: A batch is something else than a pair of tensors, or labels are no class numbers.
 
-    >>> pairs = [[torch.zeros(2, 3, 8, 8), torch.zeros(2)]]
+    >>> pairs = [[torch.zeros(2, 3, 8, 8), torch.tensor([7, 1])]]
     >>> [(len(images), len(labels)) for images, labels in iterate_pairs(pairs)]
     [(2, 2)]
     """
@@ -122,4 +122,11 @@ def iterate_pairs(batches: Iterable[object]) -> Iterator[Batch]:
                 f"a batch of images is a {type(batch).__name__}; give pairs of two tensors, images "
                 "(n × channels × height × width) and labels (n)"
             )
-        yield pair[0], pair[1]
+        images, labels = pair
+        if labels.dim() != 1 or labels.is_floating_point() or len(labels) != len(images):
+            shape = "×".join(map(str, labels.shape))
+            kind = str(labels.dtype).removeprefix("torch.")
+            raise OmpqError(
+                f"the labels of {len(images)} images are {shape} {kind}; give n whole class numbers"
+            )
+        yield images, labels
