@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from ompq.assignment import Assignment
 from ompq.cost import PIXEL_BITS
-from ompq.graph import NetworkGraph, find_activation_sites, fold_batch_norm
+from ompq.graph import NetworkGraph, find_activation_sites, find_image_maps, fold_batch_norm
 from ompq.graph.network import copy_traced
 from ompq.quantizers import ActivationQuantizer, QuantParams, dequantize
 
@@ -119,7 +119,8 @@ def make_quantizable(graph: NetworkGraph, assignment: Assignment) -> QuantizedNe
     """Prepare a copy of a network for quantization: fold batch norm, insert activation quantizers.
 
     The copy still computes what the float network computes. A value that several layers read gets
-    the widest of their activation widths; the images keep the 8 bits of their pixels.
+    the widest of their activation widths; the images, normalised by the network or not, keep the 8
+    bits of their pixels.
 
     Args:
         graph: Float network.
@@ -131,7 +132,7 @@ def make_quantizable(graph: NetworkGraph, assignment: Assignment) -> QuantizedNe
         site: max(act_bits[layer] for layer in readers)
         for site, readers in find_activation_sites(folded).items()
     }
-    images = [node.name for node in folded.module.graph.nodes if node.op == "placeholder"]
+    images = {node.name for node in find_image_maps(folded.module)}
     widths |= {name: PIXEL_BITS for name in images if name in widths}
     return QuantizedNetwork(insert_quantizers(folded, widths))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ompq.assignment import uniform
-from ompq.graph import Group, NetworkGraph
+from ompq.graph import Group, NetworkGraph, find_image_maps
 from ompq.quantized import QuantizedNetwork, make_quantizable
 from ompq.quantizers import ActivationQuantizer, fake_quantize, lp_scale
 
@@ -208,11 +208,11 @@ def find_chosen_sites(
 ) -> dict[str, tuple[int, ...]]:
     """Find the values quantized at a width to be chosen, and the groups that read each, by index.
 
-    Not among them are the images and what a group outside of `groups` reads too: they keep their 8
-    bits.
+    Not among them are the images, normalised or not, and what a group outside of `groups` reads
+    too: they keep their 8 bits.
     """
     index = {layer: i for i, group in enumerate(groups) for layer in group.layers}
-    images = {node.name for node in network.module.graph.nodes if node.op == "placeholder"}
+    images = {node.name for node in find_image_maps(network.module)}
     return {
         site: tuple(sorted({index[layer] for layer in layers}))
         for site, layers in network.readers().items()

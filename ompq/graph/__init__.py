@@ -11,13 +11,14 @@
     fold_batch_norm     folding.py        batch norm as part of the layer before it
     find_activation_sites
                         activations.py    the values that layers read, which are to be quantized
+    find_image_maps     activations.py    the images, normalised or rearranged by the network
     run_with_taps       run.py            a forward pass that reads values on the way
 
 What a single node computes is read in operations.py, and only there; canonicalize.py rewrites a
 traced network so that its nodes are what they look like; features.py finds a layer's feature.
 """
 
-from ompq.graph.activations import find_activation_sites
+from ompq.graph.activations import find_activation_sites, find_image_maps
 from ompq.graph.folding import fold_batch_norm
 from ompq.graph.network import Block, Group, Layer, NetworkGraph, analyse
 from ompq.graph.run import run_with_taps
@@ -33,6 +34,7 @@ __all__ = [
     "analyse",
     "extract_subgraph",
     "find_activation_sites",
+    "find_image_maps",
     "fold_batch_norm",
     "make_subgraph",
     "run_with_taps",

@@ -5,10 +5,30 @@ from __future__ import annotations
 from torch.fx import GraphModule, Node
 
 from ompq.graph.network import NetworkGraph
-from ompq.graph.operations import IDENTITIES, LAYOUTS, MAX_POOLS, operation
+from ompq.graph.operations import (
+    ARITHMETIC,
+    BATCH_NORMS,
+    IDENTITIES,
+    LAYOUTS,
+    MAX_POOLS,
+    PRODUCTS,
+    QUOTIENTS,
+    carries_values,
+    operation,
+)
 
 # These hand on values of their input, or zeros: what is quantized before them is so behind them.
 _SELECTING = LAYOUTS | IDENTITIES | MAX_POOLS
+# These make images of images: pieces, arrangements, other sizes, other units.
+_AFFINE = (
+    ARITHMETIC
+    | LAYOUTS
+    | IDENTITIES
+    | BATCH_NORMS
+    | frozenset("getitem cat concat stack chunk split unbind pad flip roll interpolate".split())
+    # Of a network that quantizes its images.
+    | {"ActivationQuantizer"}
+)
 
 
 def find_activation_sites(graph: NetworkGraph) -> dict[str, tuple[str, ...]]:
@@ -40,3 +60,36 @@ def _find_producer(call: Node, module: GraphModule) -> Node | None:
     while source.op not in ("placeholder", "get_attr") and operation(source, module) in _SELECTING:
         source = source.all_input_nodes[0]
     return None if source.op == "get_attr" else source
+
+
+def find_image_maps(traced: GraphModule) -> set[Node]:
+    """Find the images, and the nodes whose values are affine maps of them (normalised images).
+
+    Quantizing these to less than the pixels' 8 bits would cost more than any layer's activations.
+
+    Args:
+        traced: Traced network with recorded shapes.
+    """
+    behind: set[Node] = set()
+    maps: set[Node] = set()
+    for node in traced.graph.nodes:
+        sources = [source for source in node.all_input_nodes if source in behind]
+        if node.op == "placeholder":
+            behind.add(node)
+            maps.add(node)
+        elif sources and carries_values(node):
+            behind.add(node)
+            if all(source in maps for source in sources) and _is_affine(node, sources, traced):
+                maps.add(node)
+    return maps
+
+
+def _is_affine(node: Node, sources: list[Node], traced: GraphModule) -> bool:
+    """Tell whether a node computes an affine map of those of its inputs that depend on images."""
+    name = operation(node, traced)
+    if node.op == "output" or name not in _AFFINE:
+        return False
+    if name in PRODUCTS | QUOTIENTS:
+        dividend = name in PRODUCTS or node.all_input_nodes[0] is sources[0]
+        return len(sources) == 1 and dividend and list(node.args[:2]).count(sources[0]) == 1
+    return True

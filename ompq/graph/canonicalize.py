@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.functional import pad
 
-from ompq.graph.operations import has_plain_forward, operation, tensor_shape
+from ompq.graph.operations import operation, runs_library_code, tensor_shape
 
 
 def same_padding(
@@ -50,7 +50,7 @@ def canonicalize_layers(traced: GraphModule) -> None:
         if node.op != "call_module":
             continue
         module = traced.get_submodule(str(node.target))
-        if not isinstance(module, nn.Conv2d | nn.Linear) or has_plain_forward(module):
+        if not isinstance(module, nn.Conv2d | nn.Linear) or runs_library_code(module):
             continue
         layer = _make_base_layer(module)
         shape = tensor_shape(node.all_input_nodes[0]) if node.all_input_nodes else None

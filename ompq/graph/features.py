@@ -10,13 +10,14 @@ from ompq.graph.operations import (
     ARITHMETIC,
     IDENTITIES,
     LAYOUTS,
-    NORMS,
+    PRODUCTS,
     find_tensor_users,
+    is_norm,
     operation,
     tensor_shape,
 )
 
-_CARRIED = ACTIVATIONS | NORMS | IDENTITIES | LAYOUTS
+_CARRIED = ACTIVATIONS | IDENTITIES | LAYOUTS
 
 
 def find_feature_tap(node: Node, traced: GraphModule, behind_images: set[Node]) -> Node:
@@ -53,7 +54,7 @@ def _hands_on(user: Node, node: Node, traced: GraphModule, behind_images: set[No
     if user.op == "output":
         return False
     name = operation(user, traced)
-    if name in _CARRIED:
+    if name in _CARRIED or is_norm(user, traced):
         return user.args[:1] == (node,) and _keeps_images_first(user, node)
     if name not in ARITHMETIC or tensor_shape(user) != tensor_shape(node):
         return False
@@ -70,7 +71,7 @@ def _keeps_images_first(user: Node, node: Node) -> bool:
 
 def _find_gate(node: Node, users: list[Node], traced: GraphModule) -> Node | None:
     """Find the product in x·f(x) (swish, mish) where f is a chain of activations, else None."""
-    products = [user for user in users if operation(user, traced) in {"mul", "imul"}]
+    products = [user for user in users if operation(user, traced) in PRODUCTS]
     if len(users) != 2 or len(products) != 1:
         return None
     (inner,) = [user for user in users if user is not products[0]]

@@ -12,7 +12,13 @@ from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import UninitializedTensorMixin
 
+NORM_TYPES = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, _InstanceNorm)
+# Methods that torch.nn's classes do not compute with.
+_NOT_COMPUTING = frozenset("extra_repr reset_parameters reset_running_stats train".split())
 # Names as `operation` gives them.
 ACTIVATIONS = frozenset(
     "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu leakyrelu logsigmoid mish "
@@ -36,7 +42,9 @@ LAYOUTS = frozenset(
 MAX_POOLS = frozenset("maxpool2d max_pool2d adaptivemaxpool2d adaptive_max_pool2d amax".split())
 AVERAGES = frozenset("avgpool2d avg_pool2d adaptiveavgpool2d adaptive_avg_pool2d mean".split())
 ADDITIONS = frozenset("add iadd".split())
-ARITHMETIC = ADDITIONS | frozenset("mul imul sub isub div truediv itruediv".split())
+PRODUCTS = frozenset("mul imul multiply".split())
+QUOTIENTS = frozenset("div truediv itruediv true_divide divide".split())
+ARITHMETIC = ADDITIONS | PRODUCTS | QUOTIENTS | frozenset("sub isub subtract rsub neg".split())
 # What prepares a parameter, or reads its size, without multiplying anything with it.
 PARAMETER_PLUMBING = frozenset(
     "expand cat concat repeat tile getitem getattr interpolate size dim chunk split unbind".split()
@@ -46,21 +54,16 @@ PARAMETER_PLUMBING = frozenset(
 def operation(node: Node, network: GraphModule) -> str:
     """Return the lower-case name of what a node computes: one name for module, function and method.
 
-    A module goes by its closest base class in torch.nn (a subclass of LayerNorm is a layernorm),
-    a function or method by its own name without the underscore of its in-place form.
+    A module goes by its closest base class in torch.nn where it computes by that class's code, and
+    by its own class where it does not; a function or method by its own name without the underscore
+    of its in-place form.
 
     Args:
         node: Node of the traced network.
         network: Traced network.
     """
     if node.op == "call_module":
-        module_type = type(network.get_submodule(str(node.target)))
-        bases = [
-            base
-            for base in module_type.__mro__
-            if base.__module__.startswith("torch.nn") and base is not nn.Module
-        ]
-        return (bases or [module_type])[0].__name__.lower()
+        return _name_module(network.get_submodule(str(node.target)))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name.strip("_").lower()
 
@@ -84,20 +87,62 @@ def find_tensor_users(node: Node) -> list[Node]:
     return [user for user in node.users if user.op == "output" or tensor_shape(user) is not None]
 
 
+def is_norm(node: Node, network: GraphModule) -> bool:
+    """Tell whether a node normalises: as one of torch.nn's norms, or as a class derived of one."""
+    if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), NORM_TYPES):
+        return True
+    return operation(node, network) in NORMS
+
+
 def is_quantizable(module: nn.Module) -> bool:
     """Tell whether a module is a layer that computes with its weight as torch.nn's own layer does.
 
     A subclass that computes otherwise, or a weight that is computed anew at every call (weight
     norm, spectral norm, standardisation), would not do what its weight says.
     """
-    is_layer = isinstance(module, nn.Conv2d | nn.Linear)
-    return is_layer and has_plain_forward(module) and "weight" in module._parameters
+    is_layer = isinstance(module, nn.Conv2d | nn.Linear) and not has_unknown_shape(module)
+    return is_layer and runs_library_code(module) and "weight" in module._parameters
 
 
-def has_plain_forward(module: nn.Module) -> bool:
-    """Tell whether a layer runs the forward pass of torch.nn's own class, and no hook before it."""
-    own = type(module).forward in (nn.Conv2d.forward, nn.Linear.forward)
-    return own and not module._forward_pre_hooks
+def has_unknown_shape(module: nn.Module) -> bool:
+    """Tell whether a module is a lazy one that no image has passed yet."""
+    return any(isinstance(value, UninitializedTensorMixin) for value in module.parameters(False))
+
+
+def runs_library_code(module: nn.Module) -> bool:
+    """Tell whether a module computes by the code of its closest base class in torch.nn alone.
+
+    A subclass that replaces a method which that class computes with does not, nor does a module
+    with hooks, or with a forward pass of its own set into the object.
+    """
+    base = _find_library_class(type(module))
+    if base is None or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    kinds = type(module).__mro__
+    own, inherited = kinds[: kinds.index(base)], kinds[kinds.index(base) : kinds.index(nn.Module)]
+    methods = {name for kind in inherited for name in vars(kind) if not name.startswith("__")}
+    computing = methods - _NOT_COMPUTING | {"__call__", "forward"}
+    # A property may stand in the place of a weight.
+    properties = any(isinstance(v, property) for kind in own for v in vars(kind).values())
+    changed = {name for kind in own for name in vars(kind)} | set(vars(module))
+    return not properties and not computing & changed
+
+
+def _find_library_class(kind: type) -> type | None:
+    """Find the closest base class in torch.nn, the class itself included."""
+    found = (base for base in kind.__mro__ if base.__module__.startswith("torch.nn"))
+    base = next(found, None)
+    return None if base is nn.Module else base
+
+
+def _name_module(module: nn.Module) -> str:
+    """Name a module by torch.nn's class, in lower case, or by its own, which is never so."""
+    name = type(module).__name__
+    base = _find_library_class(type(module))
+    if base is not None and runs_library_code(module):
+        return base.__name__.lower()
+    # An object with hooks, or with code of its own, may be of torch.nn's own class.
+    return f"{name} with code of its own" if type(module) is base or name.islower() else name
 
 
 def get_layer(network: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
