@@ -10,16 +10,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# PyTorch's own default, for a norm whose momentum is None (a cumulative average).
-_DEFAULT_MOMENTUM = 0.1
-
 
 class StandaloneBatchNorm(nn.Module):
     """A batch norm that follows no layer, and so stays in float (DenseNet, pre-activation)."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm = separate_from_ranks(norm)
         self.freeze_norm = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,11 +39,29 @@ def apply_batch_norm(x: Tensor, norm: _BatchNorm, frozen: bool) -> Tensor:
         The normalised input, of its shape.
     """
     training = norm.running_mean is None or (norm.training and not frozen)
+    share = _count_batch(norm) if training and norm.training else 0.0
     if training and norm.training and distributed.is_available() and distributed.is_initialized():
-        return _normalise_over_ranks(x, norm)
-    mean, variance = norm.running_mean, norm.running_var
-    momentum = _read_momentum(norm)
-    return batch_norm(x, mean, variance, norm.weight, norm.bias, training, momentum, norm.eps)
+        return _normalise_over_ranks(x, norm, share)
+    # As in PyTorch, statistics that are not tracked any more are used in evaluation and kept.
+    kept = not norm.training or frozen or norm.track_running_stats
+    mean, variance = (norm.running_mean, norm.running_var) if kept else (None, None)
+    return batch_norm(x, mean, variance, norm.weight, norm.bias, training, share, norm.eps)
+
+
+def separate_from_ranks(norm: _BatchNorm) -> _BatchNorm:
+    """Return a batch norm that knows of one process, in the place of a `SyncBatchNorm`.
+
+    `apply_batch_norm` takes statistics over all ranks itself, and on any device.
+
+    Args:
+        norm: Batch norm of any class; the one that is returned shares its parameters and buffers.
+    """
+    if not isinstance(norm, nn.SyncBatchNorm):
+        return norm
+    separate = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, device="meta")
+    separate._parameters, separate._buffers = norm._parameters, norm._buffers
+    separate.affine, separate.track_running_stats = norm.affine, norm.track_running_stats
+    return separate.train(norm.training)
 
 
 class _Sum(torch.autograd.Function):
@@ -75,11 +90,23 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
     return result
 
 
-def _read_momentum(norm: _BatchNorm) -> float:
-    return _DEFAULT_MOMENTUM if norm.momentum is None else norm.momentum
+@torch.no_grad()
+def _count_batch(norm: _BatchNorm) -> float:
+    """Count a batch of training, and return its share in the running statistics.
+
+    Without a momentum these are the average over all batches so far.
+    """
+    momentum: float | None = norm.momentum
+    if norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if momentum is None:
+            return 1.0 / float(norm.num_batches_tracked)
+    return 0.0 if momentum is None else momentum
 
 
-def _normalise_over_ranks(x: Tensor, norm: _BatchNorm) -> Tensor:
+def _normalise_over_ranks(given: Tensor, norm: _BatchNorm, share: float) -> Tensor:
+    # Autocast may give bfloat16; statistics, and what is exchanged, are float32 all the same.
+    x = given.float()
     dims = [0, *range(2, x.dim())]
     shape = (1, -1) + (1,) * (x.dim() - 2)
     count = x.numel() // x.shape[1] * distributed.get_world_size()
@@ -87,14 +114,14 @@ def _normalise_over_ranks(x: Tensor, norm: _BatchNorm) -> Tensor:
     mean = _sum_over_ranks(x.sum(dims)) / count
     centred = x - mean.view(shape)
     variance = _sum_over_ranks(centred.square().sum(dims)) / count
-    if norm.running_mean is not None and norm.running_var is not None:
-        momentum = _read_momentum(norm)
+    kept = norm.track_running_stats
+    if kept and norm.running_mean is not None and norm.running_var is not None:
         with torch.no_grad():
-            norm.running_mean.lerp_(mean, momentum)
+            norm.running_mean.lerp_(mean, share)
             # As in PyTorch, the running variance is the unbiased one, that of the batch is not.
-            norm.running_var.lerp_(variance * (count / max(1, count - 1)), momentum)
+            norm.running_var.lerp_(variance * (count / max(1, count - 1)), share)
     gain = torch.rsqrt(variance + norm.eps)
     if norm.weight is not None:
         gain = gain * norm.weight
     out = centred * gain.view(shape)
-    return out if norm.bias is None else out + norm.bias.view(shape)
+    return (out if norm.bias is None else out + norm.bias.view(shape)).to(given.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ompq.integer.batch_norm import apply_batch_norm
+from ompq.integer.batch_norm import apply_batch_norm, separate_from_ranks
 from ompq.integer.fake_quantizers import FixedWeightFakeQuantizer, WeightFakeQuantizer
 from ompq.integer.requantization import Requantizer
 from ompq.quantizers import QuantParams, quantize
@@ -77,7 +77,9 @@ class QuantizedLayer(nn.Module):
     ) -> None:
         super().__init__()
         # In this order, which is that of the parameters in the optimizer's state of checkpoints.
-        self.layer, self.norm, self.fake_quantizer = layer, norm, fake_quantizer
+        self.layer = layer
+        self.norm = None if norm is None else separate_from_ranks(norm)
+        self.fake_quantizer = fake_quantizer
         self.bias_bits = bias_bits
         self.freeze_norm = False
         self.enabled = True
