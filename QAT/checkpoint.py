@@ -6,6 +6,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from ompq.files import save_state
 from ompq.integer.convert import COMBINATION_PATH, REQUANTIZER_PATH
 
 FORMAT = "ompq-qat-checkpoint/1"
+LAST = "checkpoint.pth.tar"
+BEST = "model_best.pth.tar"
+# Entry of a fingerprint that checkpoints of earlier versions do not have.
+WEIGHTS = "weights"
 _UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 _REQUANTIZER_PATHS = (f"{REQUANTIZER_PATH}.", f"{COMBINATION_PATH}.")
 _FORMER_NAME = re.compile(r"(.+)\.grid\.(minimum|maximum|scale|zero_point)")
@@ -54,15 +59,68 @@ def load_checkpoint(path: Path, fingerprint: dict[str, Any] | None) -> dict[str,
         raise OmpqError(f"checkpoint {path} is damaged; delete it to start anew") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise OmpqError(f"{path} is no checkpoint of quant_train.py; give weights as `path`")
-    known: dict[str, Any] = state["fingerprint"]
-    if fingerprint is not None and known != fingerprint:
-        differing = [key for key in known | fingerprint if known.get(key) != fingerprint.get(key)]
-        key = differing[0]
-        raise OmpqError(
-            f"{path} is of a run with {key} {known.get(key)}, not {fingerprint.get(key)}; give the "
-            "same options, or another `folder`"
-        )
+    if fingerprint is not None:
+        _check_same_run(path, state["fingerprint"], fingerprint)
     return state | {"network": _translate_former_names(state["network"])}
+
+
+def _check_same_run(path: Path, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    begun, given = known.get(WEIGHTS), asked.get(WEIGHTS)
+    # The weights themselves count; the file that held them may have been moved.
+    if begun and given and begun["checksum"] != given["checksum"]:
+        same = " (with other weights in it now)" if begun["path"] == given["path"] else ""
+        raise OmpqError(
+            f"{path} is of a run that began with the weights of {begun['path']}{same}, not of "
+            f"{given['path']}; give these as `path`, or another `folder`"
+        )
+    for key in {**known, **asked}:
+        if key != WEIGHTS and known.get(key) != asked.get(key):
+            raise OmpqError(
+                f"{path} is of a run with {key} {known.get(key)}, not {asked.get(key)}; give the "
+                "same options, or another `folder`"
+            )
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a run goes on from.
+
+    Attributes:
+        state: State to go on from.
+        best: Best state of that run so far; None where its file is not there any more.
+        in_place: Whether the run goes on where it was, with its own files in the folder.
+    """
+
+    state: dict[str, Any]
+    best: dict[str, Any] | None
+    in_place: bool
+
+
+def read_resumed(file: Path, folder: Path, fingerprint: dict[str, Any] | None) -> Resumed:
+    """Read the checkpoint that a run goes on from, and the best state beside it.
+
+    Args:
+        file: Path of the checkpoint, under any name.
+        folder: Folder that the run writes to.
+        fingerprint: What the run must have in common with the one that wrote the checkpoint.
+
+    Raises:
+        OmpqError: The checkpoint is missing, damaged or of another run.
+    """
+    state = load_checkpoint(file, fingerprint)
+    last = folder / LAST
+    # A checkpoint that was renamed, with nothing in its place, is the run's own all the same.
+    in_place = file.samefile(last) if last.exists() else file.parent.samefile(folder)
+    try:
+        best = load_checkpoint(file.parent / BEST, fingerprint)
+    except OmpqError:
+        best = None
+    # A better one than the checkpoint knows of is that of the evaluation that was interrupted, to
+    # which going on comes again; or, beside a copy, one of later steps.
+    if best is not None:
+        held, reached = best["progress"]["best_top1"], state["progress"]["best_top1"]
+        best = best if held == reached or (in_place and held > reached) else None
+    return Resumed(state, best, in_place)
 
 
 def _translate_former_names(network: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from torch import nn
+import torch
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ompq.errors import OmpqError
+from ompq.runtime import Ranks
 
 
 def share_gradients(module: nn.Module, apex: bool) -> nn.Module:
     """Wrap a network so that gradients are averaged over all ranks after every backward pass."""
     if not apex:
-        # Buffers agree already: ranges and statistics are those of all ranks.
+        # Ranges and statistics are those of all ranks already; `agree_on_buffers` sees to the rest.
         return DistributedDataParallel(module, broadcast_buffers=False)
     return import_apex().DistributedDataParallel(module)
 
@@ -33,3 +35,20 @@ def import_apex() -> ModuleType:
             "package); leave `apex` out for PyTorch's own, which gives the same"
         ) from error
     return parallel
+
+
+@torch.no_grad()
+def agree_on_buffers(module: nn.Module, ranks: Ranks) -> None:
+    """Give every rank the first one's buffers.
+
+    Ranges and statistics of our own modules agree. Those of a module with code of its own (a batch
+    norm that computes otherwise) are of a rank's own images alone.
+
+    Args:
+        module: Network that the ranks train together, changed in place.
+        ranks: This process among those that train.
+    """
+    if ranks.world_size == 1:
+        return
+    for buffer in module.buffers():
+        distributed.broadcast(buffer, src=0)

@@ -6,25 +6,27 @@ import argparse
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ompq import artifact
 from ompq.artifact import Artifact
 from ompq.assignment import Assignment, assign, resolve
-from ompq.data import Loader, calibration_images, make_loader
+from ompq.data import CalibrationImages, Loader, calibration_images, make_loader
 from ompq.errors import OmpqError
+from ompq.files import checksum
 from ompq.graph import NetworkGraph, trace
-from ompq.integer import IntegerNetwork
 from ompq.options import check_classes, json_ready, load_requested_network, make_evaluation_loader
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks
-from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network, load_network
+from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network
+from QAT.checkpoint import WEIGHTS
+from QAT.distillation import Teacher, load_teacher
 from QAT.hawq import match_dictionary, read_dictionary
 from QAT.initialise import prepare
-from QAT.options import BINDING_OPTIONS, DEFAULT_SCHEME, NO_TEACHER, read_conversion_settings
+from QAT.options import BINDING_OPTIONS, DEFAULT_SCHEME, read_conversion_settings
 from QAT.settings import TrainingSettings
 from QAT.training import TrainingTask
 
@@ -40,6 +42,7 @@ class PreparedRun:
         preprocess: Preprocessing of its images.
         assignment: Widths of its groups.
         loaders: Training and test images.
+        skipped: Unreadable calibration images.
         task: Converted network, images and settings of the training.
     """
 
@@ -47,6 +50,7 @@ class PreparedRun:
     preprocess: Preprocess
     assignment: Assignment
     loaders: tuple[Loader, Loader]
+    skipped: list[str]
     task: TrainingTask
 
 
@@ -77,21 +81,27 @@ def prepare_run(
     if network.source == RANDOM_WEIGHTS:
         print_notes_once(arguments, ranks, [RANDOM_WEIGHTS_NOTE])
     print_once(ranks, _describe(network, assignment, training))
-    converted = _convert(arguments, graph, assignment, preprocess, source)
+    teacher = load_teacher(arguments, graph.num_outputs, preprocess, device)
+    if teacher is not None:
+        print_once(ranks, _describe_teacher(arguments, teacher))
+    images = _read_calibration_images(arguments, preprocess)
+    conversion = read_conversion_settings(arguments)
+    converted = prepare(graph, assignment, images.images, conversion, source=source)
     print_notes_once(arguments, ranks, _note_float_operations(converted.float_operations))
     task = TrainingTask(
         network=converted,
-        teacher=_load_teacher(arguments, graph.num_outputs, device),
+        teacher=teacher,
         train=training,
         test=test,
         settings=settings,
         device=device,
         ranks=ranks,
         folder=arguments.output_dir,
-        fingerprint=_fingerprint(arguments, assignment, len(training)),
+        fingerprint=_fingerprint(arguments, network, assignment, len(training)),
         log=_open_log(arguments, ranks),
     )
-    return PreparedRun(network, preprocess, assignment, (training, test), task)
+    loaders = (training, test)
+    return PreparedRun(network, preprocess, assignment, loaders, images.skipped, task)
 
 
 def _open_loaders(
@@ -157,16 +167,11 @@ def _check_same_network(source: Artifact, graph: NetworkGraph) -> None:
         )
 
 
-def _convert(
-    arguments: argparse.Namespace,
-    graph: NetworkGraph,
-    assignment: Assignment,
-    preprocess: Preprocess,
-    source: Artifact | None,
-) -> IntegerNetwork:
-    """Return the network that is trained, with its first scales, or those of PTQ."""
-    settings = read_conversion_settings(arguments)
-    found = calibration_images(
+def _read_calibration_images(
+    arguments: argparse.Namespace, preprocess: Preprocess
+) -> CalibrationImages:
+    """Read the images that tell the first ranges of the activations."""
+    return calibration_images(
         arguments.dataset,
         arguments.data,
         preprocess,
@@ -175,39 +180,17 @@ def _convert(
         backend=arguments.loader,
         workers=arguments.workers,
     )
-    return prepare(graph, assignment, found.images, settings, source=source)
-
-
-def _load_teacher(
-    arguments: argparse.Namespace, num_classes: int, device: torch.device
-) -> nn.Module | None:
-    if arguments.distill_method == NO_TEACHER:
-        return None
-    try:
-        teacher = load_network(
-            arguments.teacher_arch,
-            path=arguments.teacher_path,
-            pretrained=arguments.teacher_path is None,
-            num_classes=None if arguments.teacher_path else num_classes,
-        )
-    except OmpqError as error:
-        told = str(error).replace("`path`", "`teacher_path`")
-        raise OmpqError(f"`teacher_arch` {arguments.teacher_arch}: {told}") from error
-    if teacher.num_classes != num_classes:
-        raise OmpqError(
-            f"the teacher {arguments.teacher_arch} has {teacher.num_classes} classes, the network "
-            f"{num_classes}; give `teacher_path` a checkpoint for these images"
-        )
-    return teacher.module.to(device).eval()
 
 
 def _fingerprint(
-    arguments: argparse.Namespace, assignment: Assignment, steps: int
+    arguments: argparse.Namespace, network: Network, assignment: Assignment, steps: int
 ) -> dict[str, Any]:
     """Return what a resumed run must have in common with the one that was killed."""
     ready = json_ready(arguments)
     given = {name: ready[name] for name in BINDING_OPTIONS}
+    path = network.source if arguments.path is None else str(Path(arguments.path).resolve())
     return given | {
+        WEIGHTS: {"path": path, "checksum": checksum(network.module.state_dict().values())},
         "weight bits": list(assignment.widths),
         "activation bits": list(assignment.activations),
         "steps per epoch": steps,
@@ -233,6 +216,12 @@ def _describe(network: Network, assignment: Assignment, training: Loader) -> str
         f"A {assignment.act_bits}, {training.num_images} training images\n"
         f"weight bits: {list(assignment.widths)}"
     )
+
+
+def _describe_teacher(arguments: argparse.Namespace, teacher: Teacher) -> str:
+    own, student = teacher.own, teacher.student
+    seen = "sees the student's images" if own == student else f"sees {own.describe()}"
+    return f"teacher {arguments.teacher_arch}: {seen}"
 
 
 def _note_float_operations(operations: Mapping[str, str]) -> list[str]:

@@ -14,6 +14,7 @@ with interruptible_imports():
     import argparse
     import os
     import time
+    from contextlib import ExitStack
     from typing import Any
 
     import torch
@@ -22,10 +23,24 @@ with interruptible_imports():
     from ompq.data import unreadable_note
     from ompq.errors import OmpqError
     from ompq.evaluation import predict
-    from ompq.files import check_writable, set_aside, write_json
+    from ompq.files import check_writable, lock_folder, set_aside, write_json
     from ompq.options import json_ready, make_evaluation_loader
-    from ompq.runtime import Ranks, process_group, resolve_device, seed_everything
-    from QAT.checkpoint import is_checkpoint, refuse_unfinished
+    from ompq.runtime import (
+        Ranks,
+        gather_values,
+        process_group,
+        resolve_device,
+        run_on_main,
+        seed_everything,
+    )
+    from QAT.checkpoint import (
+        BEST,
+        LAST,
+        Resumed,
+        is_checkpoint,
+        read_resumed,
+        refuse_unfinished,
+    )
     from QAT.gradient_sharing import import_apex
     from QAT.options import (
         build_parser,
@@ -35,7 +50,8 @@ with interruptible_imports():
     )
     from QAT.preparation import PreparedRun, prepare_run, print_notes_once, print_once
     from QAT.report import draw, print_table, to_json
-    from QAT.training import BEST, LAST, Progress, evaluate_all_ranks, run_training
+    from QAT.settings import TrainingSettings
+    from QAT.training import Progress, TrainingTask, evaluate_all_ranks, run_training
     from QAT.verification import verify
 
 RESULTS = (artifact.FILE, "results.json", "training.png")
@@ -54,26 +70,43 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     Returns:
         The content of `results.json`.
     """
-    start = time.perf_counter()
     settings = read_settings(arguments)
-    resume = _resolve_resume(arguments)
+    file = _resolve_resume(arguments)
     check_writable(arguments.output_dir)
     if settings.apex:
         import_apex()
         if ranks.world_size == 1:
             raise OmpqError("`apex` shares gradients between processes, and there is one")
-    if not resume:
-        refuse_unfinished(arguments.output_dir / LAST)
+    with ExitStack() as held:
+        # One rank holds the folder for all.
+        lock = lock_folder(arguments.output_dir)
+        run_on_main(ranks, lambda: held.enter_context(lock))
+        return _train(arguments, settings, file, ranks, device)
+
+
+def _train(
+    arguments: argparse.Namespace,
+    settings: TrainingSettings,
+    file: Path | None,
+    ranks: Ranks,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Fine-tune, from a checkpoint or from the beginning, in a folder that is this run's alone."""
+    start = time.perf_counter()
+    last = arguments.output_dir / LAST
+    if file is None or not _is_same_file(file, last):
+        refuse_unfinished(last)
     prepared = prepare_run(arguments, settings, ranks, device)
     task, assignment = prepared.task, prepared.assignment
+    resumed = None
+    if file is not None:
+        resumed = read_resumed(file, task.folder, task.fingerprint)
+    elif arguments.resume == "":
+        print_notes_once(arguments, ranks, [f"{task.folder} holds no checkpoint; starting anew"])
     float_accuracy = evaluate_all_ranks(task, prepared.network.module)
     print_once(ranks, f"float: top-1 {float_accuracy.top1:.2f} % of {float_accuracy.count} images")
-    if ranks.is_main and not resume:
-        earlier = set_aside(task.folder, [LAST, BEST, *RESULTS])
-        if earlier is not None:
-            note = f"the run that was in {task.folder}/ is now in {earlier}/"
-            arguments.parser.print_notes([note])
-    progress = run_training(task, resume, arguments.start_epoch)
+    run_on_main(ranks, lambda: _make_room(arguments, task, resumed))
+    progress = run_training(task, resumed, arguments.start_epoch)
     if task.log is not None:
         task.log.close()
     final = evaluate_all_ranks(task)
@@ -86,9 +119,8 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
         arguments=json_ready(arguments),
         seconds=time.perf_counter() - start,
     )
-    content["skipped_images"] = sorted(
-        {file for loader in prepared.loaders for file in loader.skipped}
-    )
+    skipped = [*prepared.skipped, *(file for loader in prepared.loaders for file in loader.skipped)]
+    content["skipped_images"] = sorted(set().union(*gather_values(skipped, ranks)))
     print_notes_once(arguments, ranks, unreadable_note(content["skipped_images"]))
     if ranks.is_main:
         _write(prepared, content, progress)
@@ -97,27 +129,45 @@ def train(arguments: argparse.Namespace, ranks: Ranks, device: torch.device) -> 
     return content
 
 
-def _resolve_resume(arguments: argparse.Namespace) -> bool:
-    """Tell whether to go on from a checkpoint, and whence, in `arguments`.
+def _resolve_resume(arguments: argparse.Namespace) -> Path | None:
+    """Find the checkpoint to go on from; None to start anew.
 
-    A checkpoint's folder becomes `output_dir`; a file of float weights becomes `path`.
+    A checkpoint's folder becomes `output_dir` where none is given; a file of float weights becomes
+    `path`.
     """
     if arguments.resume is None:
         if arguments.resume_quantize:
             raise OmpqError("`resume_quantize` goes with `resume` FILE")
-        return False
+        return None
+    last: Path = arguments.output_dir / LAST
     if not arguments.resume:
-        if arguments.resume_quantize and not (arguments.output_dir / LAST).is_file():
+        if arguments.resume_quantize and not last.is_file():
             raise OmpqError(f"`resume_quantize`: {arguments.output_dir} holds no checkpoint")
-        return True
+        return last if last.is_file() else None
     file = Path(arguments.resume)
     if is_checkpoint(file):
-        arguments.output_dir = file.parent
-        return True
+        # The default is this very object; what a user gives, though it be equal, is another one.
+        if arguments.output_dir is arguments.parser.get_default("output_dir"):
+            arguments.output_dir = file.parent
+        return file
     if arguments.resume_quantize:
         raise OmpqError(f"{file} is no checkpoint of quantization-aware training")
     arguments.path = file
-    return False
+    return None
+
+
+def _is_same_file(file: Path, other: Path) -> bool:
+    return other.exists() and file.samefile(other)
+
+
+def _make_room(arguments: argparse.Namespace, task: TrainingTask, resumed: Resumed | None) -> None:
+    """Move what an earlier run left in the folder out of the way of this one."""
+    if resumed is not None and resumed.in_place:
+        return
+    earlier = set_aside(task.folder, [LAST, BEST, *RESULTS])
+    if earlier is not None:
+        note = f"the run that was in {task.folder}/ is now in {earlier}/"
+        arguments.parser.print_notes([note])
 
 
 def _write(prepared: PreparedRun, content: dict[str, Any], progress: Progress) -> None:
@@ -170,7 +220,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.multiprocessing_distributed and "RANK" not in os.environ:
         _become_torchrun(arguments, device)
     if arguments.evaluate is not None:
-        evaluate(arguments, device)
+        # Of several processes one suffices, and says it once.
+        if ranks.is_main:
+            evaluate(arguments, device)
         return
     seed_everything(arguments.seed)
     with process_group(ranks, device, arguments.dist_backend):

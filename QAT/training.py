@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,15 +14,17 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import cross_entropy
 
 from ompq.data import Loader, iterate_pairs
 from ompq.errors import OmpqError
-from ompq.evaluation import Accuracy, find_device, predict
+from ompq.evaluation import NO_IMAGES, Accuracy, find_device, predict
+from ompq.files import lock_folder
 from ompq.integer import IntegerNetwork
-from ompq.runtime import Ranks, progress, say
-from QAT.checkpoint import load_checkpoint, save_checkpoint
-from QAT.gradient_sharing import share_gradients
+from ompq.runtime import Ranks, progress, run_on_main, say
+from QAT.checkpoint import BEST, LAST, Resumed, load_checkpoint, save_checkpoint
+from QAT.distillation import distillation_loss
+from QAT.gradient_sharing import agree_on_buffers, share_gradients
 from QAT.settings import TrainingSettings
 
 
@@ -34,10 +36,6 @@ class Batches(Protocol):
 
     def __len__(self) -> int:
         """Return the number of batches."""
-
-
-LAST = "checkpoint.pth.tar"
-BEST = "model_best.pth.tar"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +118,13 @@ def fine_tune(
         The progress at the end, with the accuracy of every evaluation.
 
     Raises:
-        OmpqError: The loss is not finite.
+        OmpqError: The loss is not finite, the teacher tells other classes, or another run holds
+            the folder.
     """
     device = find_device(network.module)
-    with nullcontext(folder) if folder is not None else TemporaryDirectory() as place:
+    with ExitStack() as held:
+        place = held.enter_context(TemporaryDirectory()) if folder is None else folder
+        held.enter_context(lock_folder(place, "folder"))
         task = TrainingTask(
             network=network,
             teacher=teacher,
@@ -139,7 +140,9 @@ def fine_tune(
         return run_training(task)
 
 
-def run_training(task: TrainingTask, resume: bool = False, start_epoch: int = 0) -> Progress:
+def run_training(
+    task: TrainingTask, resumed: Resumed | None = None, start_epoch: int = 0
+) -> Progress:
     """Train the network in place, and leave the best weights in it, those at the start included.
 
     After every evaluation the last and the best state are written to `task.folder`. A resumed run
@@ -147,14 +150,15 @@ def run_training(task: TrainingTask, resume: bool = False, start_epoch: int = 0)
 
     Args:
         task: Network to train, images and settings.
-        resume: Whether to go on from the last checkpoint in `task.folder`, if there is one.
+        resumed: What to go on from, of `read_resumed`; None to start anew.
         start_epoch: Epoch that the schedule starts with.
 
     Returns:
         The progress at the end.
 
     Raises:
-        OmpqError: The loss is not finite, or the checkpoint is of another run.
+        OmpqError: The loss is not finite, a checkpoint cannot be written, or `start_epoch` is none
+            of the schedule.
     """
     if not 0 <= start_epoch <= task.settings.epochs:
         raise OmpqError(
@@ -164,7 +168,9 @@ def run_training(task: TrainingTask, resume: bool = False, start_epoch: int = 0)
     if not len(task.train) and task.settings.epochs:
         raise OmpqError("there are no training images; give batches of images and labels")
     run = _TrainingRun(task)
-    if not (resume and run.restore()):
+    if resumed is not None:
+        run.restore(resumed)
+    else:
         run.progress.step = start_epoch * run.steps_per_epoch
     if not run.progress.history:
         run.evaluate_start()
@@ -183,37 +189,19 @@ def evaluate_all_ranks(task: TrainingTask, module: nn.Module | None = None) -> A
         task: Task whose test images, device and ranks are used.
         module: Network to evaluate; None for the one that the task trains.
     """
-    accuracy = predict(module or task.network.module, task.test, task.device).accuracy()
-    if task.ranks.world_size == 1:
-        return accuracy
+    several = task.ranks.world_size > 1
+    # Of few images a rank may have none, or none that can be read.
+    found = predict(module or task.network.module, task.test, task.device, may_be_empty=several)
+    if not several:
+        return found.accuracy()
+    accuracy = found.accuracy() if len(found) else Accuracy(0.0, 0.0, 0)
     counts = [accuracy.top1 * accuracy.count, accuracy.top5 * accuracy.count, accuracy.count]
     total = torch.tensor(counts, dtype=torch.float64, device=task.device)
     distributed.all_reduce(total)
     hits1, hits5, count = total.tolist()
+    if not count:
+        raise OmpqError(NO_IMAGES)
     return Accuracy(hits1 / count, hits5 / count, int(count))
-
-
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return the loss of a student against a teacher (Hinton et al., arXiv:1503.02531).
-
-    It is T² · KL(softmax(teacher / T) ‖ softmax(student / T)); the factor T² makes up for the
-    gradients' share of 1 / T² that the softmaxes leave.
-
-    Args:
-        student: Logits of the network that learns, n × classes.
-        teacher: Logits of the network that teaches, n × classes.
-        temperature: T, positive.
-
-    Returns:
-        The mean over the images, a scalar.
-
-    >>> logits = torch.tensor([[0.0, 1.0]])
-    >>> float(distillation_loss(logits, logits + 3, temperature=6.0))
-    0.0
-    """
-    log_shares = log_softmax(student / temperature, dim=1)
-    shares = softmax(teacher / temperature, dim=1)
-    return kl_div(log_shares, shares, reduction="batchmean") * temperature**2
 
 
 class _TrainingRun:
@@ -238,13 +226,9 @@ class _TrainingRun:
             stepping = share_gradients(module, settings.apex)
         self.forward: Any = torch.compile(stepping) if settings.compile else stepping
 
-    def restore(self) -> bool:
-        """Go on from the last checkpoint, and tell whether there is one."""
-        file = self.task.folder / LAST
-        if not file.is_file():
-            self._tell(f"note: {self.task.folder} holds no checkpoint; starting anew")
-            return False
-        state = load_checkpoint(file, self.task.fingerprint)
+    def restore(self, resumed: Resumed) -> None:
+        """Go on from a state, and bring it and the best one into the folder where they are not."""
+        state, folder = resumed.state, self.task.folder
         self.task.network.module.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
@@ -252,7 +236,26 @@ class _TrainingRun:
         torch.set_rng_state(state["rng"])
         if self.task.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.task.device)
-        return True
+        best = resumed.best
+        if best is None:
+            self._begin_anew_with_best()
+        elif not (folder / BEST).is_file():
+            self._write(lambda: save_checkpoint(folder / BEST, best, self.task.fingerprint))
+        if not (folder / LAST).is_file():
+            self._save(LAST)
+
+    def _begin_anew_with_best(self) -> None:
+        """Take the state that is gone on from for the best one, since that one is lost."""
+        last = self.progress.history[-1]
+        before, self.progress.best_top1 = self.progress.best_top1, -1.0
+        if last["step"] == self.progress.step:
+            self.progress.best_top1 = last["top1"] or 0.0
+            self._save(BEST)
+        if before > self.progress.best_top1:
+            self._tell(
+                f"note: the best state so far (top-1 {before:.2f} %) is not beside the checkpoint; "
+                "the best from there on counts"
+            )
 
     def evaluate_start(self) -> None:
         """Evaluate and keep the network as it is before any step."""
@@ -343,6 +346,12 @@ class _TrainingRun:
             return loss
         with torch.no_grad():
             taught = self.task.teacher(images).float()
+        if taught.shape != logits.shape:
+            sizes = ["×".join(map(str, found.shape)) for found in (taught, logits)]
+            raise OmpqError(
+                f"the teacher gives {sizes[0]} logits, the network {sizes[1]}; give `teacher` one "
+                "of these classes"
+            )
         alpha, temperature = self.task.settings.distill_alpha, self.task.settings.temperature
         return alpha * distillation_loss(logits, taught, temperature) + (1 - alpha) * loss
 
@@ -356,6 +365,7 @@ class _TrainingRun:
 
     def _record(self, epoch: int, loss: float | None) -> Accuracy:
         """Evaluate, add it to the history, and keep the state where it is the best."""
+        agree_on_buffers(self.task.network.module, self.task.ranks)
         accuracy = evaluate_all_ranks(self.task)
         entry: dict[str, float | None] = {"step": self.progress.step, "epoch": epoch, "loss": loss}
         self.progress.history.append(entry | {"top1": accuracy.top1, "top5": accuracy.top5})
@@ -373,17 +383,19 @@ class _TrainingRun:
     def _save(self, name: str) -> None:
         """Write the whole state on rank 0, while the other ranks wait."""
         self._average_loss()
+        agree_on_buffers(self.task.network.module, self.task.ranks)
         self.progress.losses = float(self.losses)
-        if self.task.ranks.is_main:
-            cuda = self.task.device.type == "cuda"
-            state = {
-                "network": self.task.network.module.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "progress": asdict(self.progress),
-                "total_steps": self.total_steps,
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state(self.task.device) if cuda else None,
-            }
-            save_checkpoint(self.task.folder / name, state, self.task.fingerprint)
-        if self.task.ranks.world_size > 1:
-            distributed.barrier()
+        cuda = self.task.device.type == "cuda"
+        state = {
+            "network": self.task.network.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "total_steps": self.total_steps,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.task.device) if cuda else None,
+        }
+        self._write(lambda: save_checkpoint(self.task.folder / name, state, self.task.fingerprint))
+
+    def _write(self, action: Callable[[], None]) -> None:
+        """Write on rank 0, while the other ranks wait; where it fails, it fails on all."""
+        run_on_main(self.task.ranks, action)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ompq.data.batching import iterate_pairs
 from ompq.errors import OmpqError
 
+NO_IMAGES = "there are no images to evaluate on; check the data folder"
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -115,6 +117,8 @@ def predict(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> Predictions:
     """Predict the classes of batches of images.
 
@@ -122,6 +126,7 @@ def predict(
         network: Network; it is moved to `device`, and in evaluation mode from now on.
         batches: Pairs of images (n × channels × height × width, normalised) and labels (n).
         device: Device that computes; None for the network's own.
+        may_be_empty: Whether no images at all are no error, since other ranks have some.
 
     Raises:
         OmpqError: there are no images.
@@ -133,8 +138,10 @@ def predict(
         logits = network(images.to(device))
         classes.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu())
         known.append(labels)
+    if not known and may_be_empty:
+        return Predictions(torch.empty(0, 1, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
     if not known:
-        raise OmpqError("there are no images to evaluate on; check the data folder")
+        raise OmpqError(NO_IMAGES)
     return Predictions(torch.cat(classes), torch.cat(known))
 
 

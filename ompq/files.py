@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import os
 import platform
+import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from errno import EWOULDBLOCK
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,9 @@ from torch import Tensor
 from ompq.errors import OmpqError
 
 DESCRIPTION = "ompq"
+_LOCK = ".ompq-lock"
+# For a file without a suffix: torch.save takes no name that begins with its only dot.
+_NO_SUFFIX = ".tmp"
 
 
 @contextmanager
@@ -41,7 +48,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_orphans(path)
         descriptor, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f"{_make_prefix(path)}{os.getpid()}-", suffix=path.suffix
+            dir=path.parent,
+            prefix=f"{_make_prefix(path)}{os.getpid()}-",
+            suffix=path.suffix or _NO_SUFFIX,
         )
     except OSError as error:
         raise OmpqError(f"cannot write {path}: {error.strerror}; choose another folder") from error
@@ -71,7 +80,8 @@ def _make_prefix(path: Path) -> str:
 def _clear_orphans(path: Path) -> None:
     """Remove the temporaries that killed processes of this machine left beside `path`."""
     prefix = _make_prefix(path)
-    for file in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(path.suffix)}"):
+    suffix = path.suffix or _NO_SUFFIX
+    for file in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
         process = file.name.removeprefix(prefix).partition("-")[0]
         if process.isdecimal() and not _is_running(int(process)):
             file.unlink(missing_ok=True)
@@ -85,6 +95,79 @@ def _is_running(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+@contextmanager
+def lock_folder(folder: str | Path, field: str = "output_dir") -> Iterator[None]:
+    """Keep other runs out of a folder while the body runs.
+
+    The lock ends with its process, however that ends: a file that a killed run left behind locks
+    nothing.
+
+    Args:
+        folder: Path of the folder; it is created, with the folders above it.
+        field: Name by which the message calls what the user is to change.
+
+    Raises:
+        OmpqError: Another run holds the folder (its process is named), or it cannot be written.
+    """
+    file = Path(folder) / _LOCK
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_locked(file)
+    except BlockingIOError as error:
+        holder = error.strerror or "another process"
+        raise OmpqError(
+            f"{folder} is in use by a run that has not ended ({holder}); wait until it has, or "
+            f"give another `{field}`"
+        ) from error
+    except OSError as error:
+        raise OmpqError(
+            f"cannot write to {folder}: {error.strerror}; give another `{field}`"
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink()
+        os.close(descriptor)
+
+
+def _open_locked(file: Path) -> int:
+    """Open a lock file that no living process holds, with this process's name in it.
+
+    Raises:
+        BlockingIOError: A process holds it; the error's text is what stands in the file.
+    """
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor)
+            # The process before may have removed the file after it was opened here.
+            if os.path.samestat(os.fstat(descriptor), os.stat(file)):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Lock an open file for this process; raise `BlockingIOError` where another one has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(error.errno, os.pread(descriptor, 200, 0).decode()) from error
+    except OSError:
+        # A file system without locks: what stands in the file has to do.
+        text = os.pread(descriptor, 200, 0).decode()
+        found = re.fullmatch(rf"process (\d+) on {re.escape(platform.node())}", text)
+        if found and int(found[1]) != os.getpid() and _is_running(int(found[1])):
+            raise BlockingIOError(EWOULDBLOCK, text) from None
 
 
 def save_state(path: str | Path, state: Any) -> None:
@@ -145,6 +228,18 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     return tensors, description
 
 
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """Compute a checksum (CRC-32) of the bytes of tensors, on any device, in their order.
+
+    >>> checksum([torch.zeros(2)]) == checksum([torch.zeros(1), torch.zeros(1)])
+    True
+    """
+    found = 0
+    for tensor in tensors:
+        found = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), found)
+    return found
+
+
 def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
     """Move the files of an earlier run out of the way of a new one, into `folder`/earlier-N.
 
@@ -172,7 +267,7 @@ def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
     except OSError as error:
         raise OmpqError(
             f"cannot move the earlier result of {folder} into {aside.name}: {error.strerror}; "
-            "give another folder"
+            "give another `output_dir`"
         ) from error
     return aside
 
@@ -195,7 +290,7 @@ def check_writable(folder: str | Path) -> None:
         raise OmpqError(f"{folder} is a file; give `output_dir` a folder") from error
     except OSError as error:
         raise OmpqError(
-            f"cannot write to {folder}: {error.strerror}; give another folder"
+            f"cannot write to {folder}: {error.strerror}; give another `output_dir`"
         ) from error
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
 from platform import python_version
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 from ompq.errors import OmpqError
+from ompq.script import connect_store, name_in_store
 
 T = TypeVar("T")
 
@@ -60,6 +61,9 @@ def process_group(ranks: Ranks, device: torch.device, backend: str | None = None
         ranks: Place of this process among those that share the work.
         device: Device of this process.
         backend: Name of the backend; None for NCCL on CUDA and Gloo on the CPU.
+
+    Raises:
+        OmpqError: Another process has ended; the message is that process's, where it had one.
     """
     if ranks.world_size == 1:
         yield
@@ -70,9 +74,66 @@ def process_group(ranks: Ranks, device: torch.device, backend: str | None = None
         torch.cuda.set_device(device)
     distributed.init_process_group(backend, timeout=timedelta(minutes=10))
     try:
-        yield
+        with _share_failure():
+            yield
     finally:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def _share_failure() -> Iterator[None]:
+    """Tell the other ranks of an error; raise theirs in the place of a lost connection."""
+    try:
+        yield
+    except OmpqError as error:
+        with suppress(KeyError, ValueError, RuntimeError):
+            connect_store().set(name_in_store("failure"), str(error))
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        told = "another process of this run has ended; what it printed says why"
+        with suppress(KeyError, ValueError, RuntimeError):
+            told = connect_store().get(name_in_store("failure")).decode()
+        raise OmpqError(told) from error
+
+
+def run_on_main(ranks: Ranks, action: Callable[[], None]) -> None:
+    """Run an action on the first rank while the others wait.
+
+    Args:
+        ranks: Place of this process among those that share the work.
+        action: Function to call.
+
+    Raises:
+        OmpqError: The action raised it; every rank does then.
+    """
+    if ranks.world_size == 1:
+        action()
+        return
+    told: list[str | None] = [None]
+    if ranks.is_main:
+        try:
+            action()
+        except OmpqError as error:
+            told = [str(error)]
+    distributed.broadcast_object_list(told, src=0)
+    if told[0] is not None:
+        raise OmpqError(told[0])
+
+
+def gather_values(value: T, ranks: Ranks) -> list[T]:
+    """Return what every rank gives, in rank order.
+
+    Args:
+        value: Value of this rank, that can be pickled.
+        ranks: Place of this process among those that give a value.
+    """
+    if ranks.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * ranks.world_size
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def gather_rows(value: Tensor, rows: int, ranks: Ranks) -> Tensor:

@@ -6,18 +6,27 @@ Imports nothing but the standard library, so that a script can be interrupted wh
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import signal
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from ompq.errors import OmpqError
 
 if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
     from ompq.options import Parser
+
+# A disk, a quota or a limit that leaves no room to write.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_STORE_TIMEOUT = timedelta(seconds=5)
 
 
 @contextmanager
@@ -42,39 +51,92 @@ def run_script(
         build_parser: Gives the parser of the script's options.
         run: Does the work, given the parsed arguments.
     """
-    in_flags: Callable[[str], str] = str
     try:
-        parser = build_parser()
-        in_flags = parser.in_flags
-        run(parser.parse_args())
-    except OmpqError as error:
-        text = " ".join(in_flags(str(error)).split())
-        if _is_first_to_print(text):
-            print(f"error: {text}", file=sys.stderr)
-        sys.exit(2)
+        _settle_streams()
+        _parse_and_run(build_parser, run)
     except KeyboardInterrupt:
         _end_interrupted()
     except BrokenPipeError:
         # The reader (`| head`) is gone; without this the interpreter complains again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        # What is printed may go into a file too. It is not tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end_with(f"cannot write what is printed: {error.strerror}")
+
+
+def _parse_and_run(
+    build_parser: Callable[[], Parser], run: Callable[[argparse.Namespace], None]
+) -> None:
+    in_flags: Callable[[str], str] = str
+    try:
+        parser = build_parser()
+        in_flags = parser.in_flags
+        run(parser.parse_args())
+        sys.stdout.flush()
+    except OmpqError as error:
+        _end_with(in_flags(str(error)))
+
+
+def _end_with(text: str) -> NoReturn:
+    """End the process with one line that says what was wrong, on one rank of several."""
+    text = " ".join(text.split())
+    if _is_first_to_print(text):
+        print(f"error: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _settle_streams() -> None:
+    """Let every terminal take what is printed, and of several ranks only the first one warn."""
+    for stream in (sys.stdout, sys.stderr):
+        # Streams that are none of Python's own (of a notebook, a test) take any text.
+        with suppress(AttributeError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if not is_main_process():
+        warnings.simplefilter("ignore")
+
+
+def is_main_process() -> bool:
+    """Tell whether this is the process, of those that torchrun started, that prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _end_interrupted() -> NoReturn:
-    print("interrupted", file=sys.stderr)
+    # A second Ctrl-C, while threads are waited for, ends the process without a word.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if is_main_process():
+        print("interrupted", file=sys.stderr)
     sys.exit(130)
 
 
 def _is_first_to_print(text: str) -> bool:
-    """Ask torchrun's own key-value store whether no other rank has printed this line yet."""
+    """Ask the ranks' store whether no other rank has printed this line yet."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return True
+    try:
+        store = connect_store()
+        return store.add(f"{name_in_store('error')}/{zlib.crc32(text.encode())}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):  # no store to ask: the first rank speaks
+        return is_main_process()
+
+
+def connect_store() -> TCPStore:
+    """Connect to the key-value store that torchrun keeps, whatever becomes of its processes.
+
+    Raises:
+        KeyError: This process was not started by torchrun.
+        ValueError: The environment names no port.
+        RuntimeError: There is no store any more.
+    """
     from torch.distributed import TCPStore
 
-    try:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return store.add(f"ompq/error/{attempt}/{zlib.crc32(text.encode())}", 1) == 1
-    except (KeyError, ValueError, RuntimeError):  # no store to ask: the first rank speaks
-        return os.environ.get("RANK", "0") == "0"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, is_master=False, timeout=_STORE_TIMEOUT)
+
+
+def name_in_store(what: str) -> str:
+    """Return the name under which this attempt of torchrun keeps something in the store."""
+    return f"ompq/{what}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"

@@ -114,7 +114,7 @@ class TestCheckWritable:
         (tmp_path / "file").write_text("mine")
         with pytest.raises(OmpqError, match="file is a file; give `output_dir` a folder"):
             check_writable(tmp_path / "file")
-        with pytest.raises(OmpqError, match=r"cannot write to .*give another folder"):
+        with pytest.raises(OmpqError, match="cannot write to .*give another `output_dir`"):
             check_writable(tmp_path / "file" / "below")
         assert (tmp_path / "file").read_text() == "mine"
 
