@@ -10,7 +10,7 @@ says which network this is, what its images go through, and the bits of every la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ompq.assignment import Assignment
 from ompq.errors import OmpqError
 from ompq.files import load_tensors, save_tensors
-from ompq.graph import NetworkGraph, find_activation_sites, fold_batch_norm, trace
+from ompq.graph import Exclusions, NetworkGraph, find_activation_sites, fold_batch_norm, trace
 from ompq.integer import IntegerNetwork, convert_to_tensors, restore_from_tensors, select_integers
 from ompq.preprocess import Preprocess
 from ompq.quantized import QUANTIZER_PATH, QuantizedNetwork, QuantizedWeight, insert_quantizers
@@ -65,6 +65,16 @@ class Artifact:
         name = self.description["architecture"]["name"]
         return f"{name}, {self.description['model_size_mb']:.4f} MB"
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of its classes, in the order of its outputs; none where not known."""
+        return tuple(str(name) for name in self.description.get("class_names", ()))
+
+    @property
+    def num_classes(self) -> int | None:
+        """Return the number of its classes; None for a module of one's own."""
+        return self.description["architecture"].get("num_classes")
+
 
 def save_quantized(
     path: str | Path,
@@ -73,6 +83,7 @@ def save_quantized(
     *,
     source: Network | None = None,
     preprocess: Preprocess | None = None,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write a quantized network to a file, all of it or nothing.
 
@@ -84,6 +95,8 @@ def save_quantized(
         source: Float network that the quantized one was made from, if it is one of the zoo: the
             file can then be read without it. None for a module of one's own.
         preprocess: Preprocessing of its images; None where they come normalised.
+        class_names: Names of its classes, in the order of its outputs, by which labels of other
+            images are matched; none where they are not known.
 
     Raises:
         OmpqError: The file cannot be written.
@@ -98,12 +111,14 @@ def save_quantized(
         "architecture": _name_own(quantized) if source is None else source.architecture(),
         "input_shape": list(quantized.input_shape),
         "preprocess": asdict(preprocess or _as_they_come(quantized.input_shape)),
+        "class_names": list(class_names),
         **described,
         "model_size_mb": assignment.size_mb,
         "bits": list(assignment.widths),
         "act_bits": assignment.act_bits,
         "activation_bits": list(assignment.activations),
         "groups": [list(group.layers) for group in assignment.groups],
+        "exclusions": quantized.exclusions.to_json(),
         "weights": "your own module" if source is None else source.source,
         "versions": versions(),
     }
@@ -178,9 +193,11 @@ def _build(
             f"{file} is of a module of your own, {architecture['name']}; read it in Python by "
             "load_quantized(path, network)"
         )
-    module = module or rebuild(architecture, tensors)
+    module = module or rebuild(architecture, tensors, file.parent)
     channels, height, width = description["input_shape"]
-    folded = fold_batch_norm(trace(module, (channels, height, width)))
+    # Files of earlier versions name none.
+    exclusions = Exclusions.from_json(description.get("exclusions", {}))
+    folded = fold_batch_norm(trace(module, (channels, height, width), exclusions))
     quantized: QuantizedNetwork | IntegerNetwork
     if description.get("arithmetic") == "integers":
         quantized = restore_from_tensors(folded, description, tensors)

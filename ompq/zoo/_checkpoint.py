@@ -1,23 +1,17 @@
-"""Reading weight files of any origin, without running what is in them."""
+"""Finding weight files of any origin, and the tensors by name in them."""
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ompq.errors import OmpqError
+from ompq.zoo._unpickle import describe_code, read_content
 
 SUFFIXES = (".pt", ".pth", ".tar", ".safetensors", ".pkl", ".bin", ".ckpt")
 # Where training scripts keep the weights among the rest; the first that is there counts.
@@ -31,18 +25,41 @@ CONTAINERS = (
     "state_dict_ema",
     "model_ema",
 )
+# What holds averages of the weights or another network; it comes after what holds the weights.
+SECOND_CHOICE = re.compile(r"(^|[._])(ema|swa|avg|averaged?|teacher|target|momentum)([._]|$)")
+# Tensors by name that are no weights.
+_NO_WEIGHTS = re.compile(r"(^|_)(optim|sched|scaler|grads?(_|$)|exp_avg)", re.IGNORECASE)
 # What parallel training and torch.compile put before every name.
 WRAPPERS = ("module.", "_orig_mod.")
 _BEST = ("checkpoint/model_best.pth.tar", "model_best.pth.tar")
 _DEPTH = 3
 _SHOWN = 5
-# Training scripts save their arguments and best accuracy too; rebuilding these runs no code.
-_HARMLESS: list[Any] = [
-    argparse.Namespace,
-    np.dtype,
-    np.float64(0).__reduce__()[0],
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64")),
-]
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Tensors by name in a file.
+
+    Attributes:
+        place: Keys that lead to them, dots between; empty where they are the file's own content.
+        tensors: The tensors by name, on the CPU.
+    """
+
+    place: str
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read from a weight file.
+
+    Attributes:
+        weights: All tensors by name that may be a network's, the most likely ones first.
+        unread: Classes in the file whose objects were not rebuilt.
+    """
+
+    weights: tuple[StoredWeights, ...]
+    unread: tuple[str, ...]
 
 
 def find_weights(path: str | Path) -> Path:
@@ -75,8 +92,33 @@ def find_weights(path: str | Path) -> Path:
     raise OmpqError(f"{path} holds {len(found)} weight files ({names}); give `path` one of them")
 
 
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read all tensors by name in a file that PyTorch or safetensors wrote; no code is run.
+
+    Args:
+        path: Path of the file, or of the folder that holds it.
+
+    Raises:
+        OmpqError: The file is missing or damaged, holds pickled code instead of weights, or holds
+            no tensors by name.
+    """
+    file = find_weights(path)
+    content = read_content(file)
+    found = sorted(_walk(content.value, "", _DEPTH), key=_rank)
+    if not found and content.unread:
+        raise OmpqError(describe_code(file, content.unread[0]))
+    if not found:
+        inner = _open_containers(content.value)
+        held = ", ".join(map(str, list(inner)[:_SHOWN])) if isinstance(inner, Mapping) else ""
+        raise OmpqError(
+            f"{file} holds no weights by name (only {held or type(inner).__name__}); "
+            "save model.state_dict() and give that file"
+        )
+    return Checkpoint(tuple(found), content.unread)
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the weights of a file that PyTorch or safetensors wrote.
+    """Read the weights of a file that PyTorch or safetensors wrote, with no network to compare.
 
     Containers (`state_dict`, `model`, …) and the `module.` prefix of parallel training are
     removed. Nothing in the file is executed.
@@ -90,18 +132,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         OmpqError: The file is missing or damaged, or holds pickled code, or holds no tensors.
     """
-    file = find_weights(path)
-    content = _open_containers(_read(file))
-    tensors: dict[str, Tensor] = {}
-    if isinstance(content, Mapping):
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    if not tensors:
-        held = ", ".join(map(str, list(content)[:_SHOWN])) if isinstance(content, Mapping) else ""
-        raise OmpqError(
-            f"{file} holds no weights by name (only {held or type(content).__name__}); "
-            "save model.state_dict() and give that file"
-        )
-    return _unwrap(tensors)
+    tensors = read_checkpoint(path).weights[0].tensors
+    # Twice: a network may be compiled and then made parallel, or the other way round.
+    for wrapper in WRAPPERS * 2:
+        if all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
+    return tensors
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -126,53 +162,32 @@ def _list_weight_files(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
 
 
-def _read(file: Path) -> Any:
-    try:
-        if file.suffix.lower() == ".safetensors":
-            return load_file(file)
-        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            # Remarks on how the file was pickled; what matters comes as an error.
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise OmpqError(_describe_refusal(file, str(error))) from error
-    except PermissionError as error:
-        raise OmpqError(f"{file} may not be read; check its permissions") from error
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        zipfile.BadZipFile,
-        SafetensorError,
-    ) as error:
-        raise OmpqError(_describe_damage(file)) from error
+def _walk(content: Any, place: str, depth: int) -> Iterator[StoredWeights]:
+    """Yield every mapping that holds tensors by name, itself before those inside it."""
+    if not isinstance(content, Mapping):
+        return
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if tensors:
+        yield StoredWeights(place, tensors)
+    for key, value in content.items():
+        if depth and isinstance(key, str) and not _NO_WEIGHTS.search(key):
+            yield from _walk(value, f"{place}.{key}" if place else key, depth - 1)
 
 
-def _describe_refusal(file: Path, reason: str) -> str:
-    """Describe why the safe loader stopped: code in the file, or bytes that are no weight file."""
-    found = re.search(r"GLOBAL ([\w.]+)", reason) or re.search(r"class ([\w.]+)", reason)
-    if found is None:
-        return _describe_damage(file)
-    return (
-        f"{file} holds pickled code ({found[1]}) beside or instead of plain weights, which is "
-        "never run; save model.state_dict() and give that file"
-    )
+def _rank(stored: StoredWeights) -> tuple[object, ...]:
+    """Rank stored weights by their keys: the containers of training scripts in their order first.
 
-
-def _describe_damage(file: Path) -> str:
-    size = file.stat().st_size
-    return (
-        f"{file} ({size} bytes) is damaged or no weight file that PyTorch or safetensors wrote; "
-        "fetch or save it again"
-    )
+    A key that is no container ranks behind all that are, an average of the weights behind those.
+    """
+    keys = stored.place.split(".") if stored.place else []
+    ranks = [CONTAINERS.index(k) if k in CONTAINERS else len(CONTAINERS) for k in keys]
+    second = any(SECOND_CHOICE.search(key) and key not in CONTAINERS for key in keys)
+    # The file's own tensors stand behind a container beside them, before all else.
+    return second, ranks or [len(CONTAINERS)]
 
 
 def _open_containers(content: Any) -> Any:
+    """Return the content of the innermost container that training scripts use."""
     for _ in range(_DEPTH):
         if not isinstance(content, Mapping):
             return content
@@ -181,11 +196,3 @@ def _open_containers(content: Any) -> Any:
             return content
         content = inner
     return content
-
-
-def _unwrap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Twice: a network may be compiled and then made parallel, or the other way round.
-    for wrapper in WRAPPERS * 2:
-        if all(name.startswith(wrapper) for name in tensors):
-            tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
-    return tensors

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from ompq.errors import OmpqError
-from ompq.zoo._checkpoint import read_state_dict
+from ompq.zoo._checkpoint import Checkpoint, StoredWeights, read_checkpoint
+from ompq.zoo._classes import count_classes, tell_classes
 from ompq.zoo._layouts import LAYOUTS, Layout
+from ompq.zoo._prefix import list_prefixes, name_leftovers, strip_prefix
 from ompq.zoo._sources import Source, find_source
 
 # Auxiliary classifiers serve training alone.
 _AUXILIARY = re.compile(r"(AuxLogits|aux1|aux2)\..+")
 _COUNTER = "num_batches_tracked"
+# The least part of a network's names that must be there for a set of names to be its weights.
+_LEAST = 0.5
 _SHOWN = 3
+State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Fit:
         module: The network, with random weights until `load` is called.
         state: The weights under the network's names.
         notes: Changes to the network or the weights, in words.
+        left_out: What of the file was not taken because it is not the network's, in words.
         missing: Names in the network that the weights lack.
         unexpected: Names in the weights that the network lacks.
         misshapen: Names with their two shapes, where these differ, in words.
@@ -40,6 +46,7 @@ class Fit:
     module: nn.Module
     state: dict[str, Tensor]
     notes: tuple[str, ...]
+    left_out: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     misshapen: tuple[str, ...]
@@ -48,6 +55,17 @@ class Fit:
     def misfits(self) -> int:
         """Return the number of names that do not fit."""
         return len(self.missing) + len(self.unexpected) + len(self.misshapen)
+
+    @property
+    def distance(self) -> tuple[int, int]:
+        """Return what orders misfits: fewer names in common are further, then more misfits."""
+        common = len(self.state) - len(self.unexpected) - len(self.misshapen)
+        return -common, self.misfits
+
+    def describe(self, file: Path) -> str:
+        """Describe where the weights come from."""
+        left_out = [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
+        return f"{file} ({'; '.join((self.layout.name, *self.notes, *left_out))})"
 
     def load(self) -> nn.Module:
         """Load the weights into the network and return it."""
@@ -58,62 +76,85 @@ class Fit:
         return self.module
 
 
-def fit_checkpoint(source: Source, file: Path, num_classes: int | None) -> tuple[Fit, str]:
+def fit_checkpoint(source: Source, file: Path) -> Fit:
     """Fit the weights of a checkpoint into a network, in the first layout that fits.
+
+    Where the file holds several sets of tensors by name (weights and their average), the first that
+    fits is taken, those that training scripts keep under known names first. What stands before all
+    of the network's names (`module.`, `model.`, …) is removed.
 
     Args:
         source: Origin of the network.
         file: Path of the checkpoint.
-        num_classes: Number of classes that the user gave; None for whatever the checkpoint has.
 
     Returns:
-        The fit, its weights loaded, and the origin of the weights in words.
+        The fit, its weights loaded.
 
     Raises:
-        OmpqError: The file is unreadable, does not fit in any known layout (what does not fit in
-            the closest one is named), or has another number of classes than `num_classes`.
+        OmpqError: The file is unreadable, or does not fit in any known layout (what does not fit in
+            the closest one is named).
     """
-    state = read_state_dict(file)
+    checkpoint = read_checkpoint(file)
     fits: list[Fit] = []
-    for layout in LAYOUTS:
-        if not layout.recognises(state):
-            continue
-        fit = _fit(source, layout, state)
+    for fit in _try_all(source, checkpoint):
         if not fit.misfits:
-            _check_classes(fit, file, num_classes)
             fit.load()
-            return fit, f"{file} ({'; '.join((layout.name, *fit.notes))})"
+            return fit
         fits.append(fit)
-    raise OmpqError(_describe_misfit(min(fits, key=lambda fit: fit.misfits), file))
+    raise OmpqError(_describe_misfit(min(fits, key=lambda fit: fit.distance), file))
 
 
-def find_classifier(module: nn.Module) -> tuple[str, int]:
-    """Find the last convolution or linear layer in the order of definition.
+def _try_all(source: Source, checkpoint: Checkpoint) -> Iterator[Fit]:
+    """Try each set of weights in each layout that recognises it."""
+    first = source.build(None)
+    own = {name for name in first.state_dict() if not name.endswith(_COUNTER)}
+    least = _LEAST * len(own)
+    module: nn.Module | None = first
+    large = [stored for stored in checkpoint.weights if len(stored.tensors) >= least]
+    for stored in large or checkpoint.weights[:1]:
+        beside = [
+            f"{other.place}.* ({len(other.tensors)} entries)"
+            for other in large
+            if other.place and other is not stored
+        ]
+        unread = [f"objects of {name}" for name in checkpoint.unread]
+        prefixes = list_prefixes(stored.tensors, least)
+        stripped = {prefix: strip_prefix(stored.tensors, prefix, own) for prefix in prefixes}
+        for layout in LAYOUTS:
+            candidates = {p: state for p, state in stripped.items() if layout.recognises(state)}
+            if candidates:
+                yield _fit(source, layout, module, candidates, stored, [*beside, *unread])
+                # The attempt may have changed it.
+                module = None
 
-    Returns:
-        The name of the layer and its number of outputs.
 
-    Raises:
-        OmpqError: There is none.
+def _fit(
+    source: Source,
+    layout: Layout,
+    module: nn.Module | None,
+    candidates: Mapping[str, State],
+    stored: StoredWeights,
+    beside: list[str],
+) -> Fit:
+    """Build the network that a layout calls for, and compare names and shapes with the weights.
+
+    Args:
+        source: Origin of the network.
+        layout: Layout to read the weights in.
+        module: The network as `source` builds it, where that is at hand.
+        candidates: Each prefix that may stand before the network's names, and the weights without
+            it.
+        stored: The weights as they are in the file.
+        beside: What else is in the file, in words.
     """
-    layers = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    if not layers:
-        raise OmpqError(f"{type(module).__name__} holds no convolution and no linear layer")
-    name, layer = layers[-1]
-    return name, layer.weight.shape[0]
-
-
-def _fit(source: Source, layout: Layout, state: dict[str, Tensor]) -> Fit:
-    """Build the network that a layout calls for, and compare names and shapes with the weights."""
-    if source.name in layout.siblings:
-        source = find_source(layout.siblings[source.name])
-    module = source.build(None)
-    translated = layout.translate(_drop_wrapper(state, module.state_dict()))
-    # The checkpoint's classifier tells the number of classes.
-    name, classes = find_classifier(module)
-    weight = translated.get(f"{name}.weight")
-    if weight is not None and weight.ndim > 1 and weight.shape[0] != classes:
-        module = source.build(weight.shape[0])
+    sibling = layout.find_sibling(source.name)
+    if sibling is not None:
+        source, module = find_source(sibling), None
+    module = module or source.build(None)
+    prefix, translated = _choose_prefix(layout, candidates, module.state_dict())
+    wanted = _find_wanted_classes(source, module, translated)
+    if wanted is not None:
+        module = source.build(wanted)
     notes = [adapt(module, translated) for adapt in layout.adapts]
     own = module.state_dict()
     dropped = [key for key in translated if _AUXILIARY.fullmatch(key) and key not in own]
@@ -127,24 +168,39 @@ def _fit(source: Source, layout: Layout, state: dict[str, Tensor]) -> Fit:
         module=module,
         state=translated,
         notes=tuple(filter(None, notes)),
+        left_out=(*name_leftovers(stored.tensors, prefix), *beside),
         missing=missing,
         unexpected=unexpected,
         misshapen=misshapen,
     )
 
 
-def _drop_wrapper(state: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
-    """Drop a first name (`model.`, `backbone.`) that all keys share and the network lacks."""
-    heads = {key.partition(".")[0] for key in state}
-    head = next(iter(heads)) + "."
-    if len(heads) > 1 or any(key.startswith(head) for key in own):
-        return state
-    return {key.removeprefix(head): value for key, value in state.items()}
+def _choose_prefix(
+    layout: Layout, candidates: Mapping[str, State], own: State
+) -> tuple[str, dict[str, Tensor]]:
+    """Choose the prefix under which the fewest names differ from the network's, the first of such.
+
+    Returns:
+        The prefix, and the weights without it under the network's names.
+    """
+    translated = {prefix: layout.translate(state, own) for prefix, state in candidates.items()}
+
+    def count_misfits(prefix: str) -> int:
+        return sum(map(len, _compare(own, translated[prefix])))
+
+    prefix = min(translated, key=count_misfits)
+    return prefix, translated[prefix]
 
 
-def _compare(
-    own: dict[str, Tensor], state: dict[str, Tensor]
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def _find_wanted_classes(source: Source, module: nn.Module, state: State) -> int | None:
+    """Find the number of classes that the weights call for; None where the network has it."""
+    own = module.state_dict()
+    if all(own[key].shape == value.shape for key, value in state.items() if key in own):
+        return None
+    return tell_classes(own, state, count_classes(module, source.preprocess(module)))
+
+
+def _compare(own: State, state: State) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """List the names that are missing, unexpected and of another shape; batch counters pass."""
     missing = tuple(k for k in own if k not in state and not k.endswith(_COUNTER))
     unexpected = tuple(k for k in state if k not in own and not k.endswith(_COUNTER))
@@ -154,15 +210,6 @@ def _compare(
         if key in own and value.shape != own[key].shape
     )
     return missing, unexpected, misshapen
-
-
-def _check_classes(fit: Fit, file: Path, num_classes: int | None) -> None:
-    name, classes = find_classifier(fit.module)
-    if num_classes not in (None, classes):
-        raise OmpqError(
-            f"`num_classes` {num_classes} contradicts {file}, which has {classes} classes "
-            f"({name}.weight); leave `num_classes` out or give the other checkpoint"
-        )
 
 
 def _describe_misfit(fit: Fit, file: Path) -> str:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
 from ompq.zoo._checkpoint import check_finite, find_weights
-from ompq.zoo._fitting import find_classifier, fit_checkpoint
+from ompq.zoo._classes import count_classes
+from ompq.zoo._fitting import fit_checkpoint
 from ompq.zoo._layouts import LAYOUTS
 from ompq.zoo._sources import Source, download_weights, find_source
+from ompq.zoo._user_file import find_user_file, locate_user_file
 
 RANDOM_WEIGHTS = "random initialisation"
 RANDOM_WEIGHTS_NOTE = "the network has random weights; give a checkpoint with `path`"
@@ -32,6 +34,7 @@ class Network:
         source: Origin of the weights in words; `RANDOM_WEIGHTS` where there are none.
         layout: Name of the checkpoint's layout, which may have changed the structure of the
             network; empty where no checkpoint was read.
+        notes: What a user should know about the weights, one line each.
     """
 
     name: str
@@ -40,11 +43,14 @@ class Network:
     num_classes: int
     source: str
     layout: str = ""
+    notes: tuple[str, ...] = ()
 
     def architecture(self) -> dict[str, Any]:
         """Return JSON-ready values from which `rebuild` builds the network without weights."""
+        file = find_user_file(self.name)
         return {
             "name": self.name,
+            **({} if file is None else {"file": str(file.resolve())}),
             "num_classes": self.num_classes,
             "layout": self.layout,
             "transform_input": bool(getattr(self.module, "transform_input", False)),
@@ -81,8 +87,12 @@ def load_network(
     if path is not None:
         return _load_file(name, source, find_weights(path), num_classes)
     if not pretrained:
-        origin = "what your file gave" if source.library == "your file" else RANDOM_WEIGHTS
-        return _make_network(name, source, source.build(num_classes), origin)
+        module = source.build(num_classes)
+        if source.library == "your file":
+            return _make_network(name, source, module, "what your file gave")
+        network = _make_network(name, source, module, RANDOM_WEIGHTS)
+        network.notes = (RANDOM_WEIGHTS_NOTE,)
+        return network
     if source.package is not None:
         package, file = source.package
         network = _load_file(name, source, file, num_classes)
@@ -98,38 +108,52 @@ def load_network(
 
 
 def _load_file(name: str, source: Source, file: Path, num_classes: int | None) -> Network:
-    fit, origin = fit_checkpoint(source, file, num_classes)
+    fit = fit_checkpoint(source, file)
     preprocess = source.published.get(file.name)
     if preprocess is not None and hasattr(fit.module, "transform_input"):
         # The library's own file of such a network was made for inputs in -1..1.
         fit.module.transform_input = True  # type: ignore[assignment]
-    network = _make_network(name, fit.source, fit.module, origin, preprocess)
+    network = _make_network(name, fit.source, fit.module, fit.describe(file), preprocess)
+    if num_classes not in (None, network.num_classes):
+        raise OmpqError(
+            f"`num_classes` {num_classes} contradicts {file}, which has {network.num_classes} "
+            "classes; leave `num_classes` out or give the other checkpoint"
+        )
     network.layout = fit.layout.name
+    if fit.left_out:
+        network.notes = (f"left out of {file}: {', '.join(fit.left_out)}",)
     return network
 
 
-def rebuild(architecture: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+def rebuild(
+    architecture: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    folder: Path | None = None,
+) -> nn.Module:
     """Build the network that `Network.architecture` describes, with random weights.
 
     Args:
         architecture: Values that `Network.architecture` returned.
         weights: Weights under the network's own names; their presence and shapes tell what the
             layout of a checkpoint changed in the network. Their values are not used.
+        folder: Folder of the file that the values come from. A network of the user's own file is
+            looked for as named, beside that folder, and where it was when the values were written.
 
     Returns:
         The network, float32, on the CPU, in evaluation mode.
 
     Raises:
-        OmpqError: The network or the layout is not known here.
+        OmpqError: The network or the layout is not known here, or the user's file is not found.
     """
-    source = find_source(architecture["name"])
+    source = find_source(locate_user_file(architecture["name"], architecture.get("file"), folder))
     layout = next((known for known in LAYOUTS if known.name == architecture["layout"]), None)
     if architecture["layout"] and layout is None:
         raise OmpqError(f"layout {architecture['layout']!r} of a checkpoint is not known here")
-    if layout is not None and source.name in layout.siblings:
-        source = find_source(layout.siblings[source.name])
+    sibling = layout.find_sibling(source.name) if layout is not None else None
+    if sibling is not None:
+        source = find_source(sibling)
     module = source.build(None)
-    if find_classifier(module)[1] != architecture["num_classes"]:
+    if count_classes(module, source.preprocess(module)) != architecture["num_classes"]:
         module = source.build(architecture["num_classes"])
     for adapt in layout.adapts if layout is not None else ():
         adapt(module, dict(weights))  # a copy, which it may change
@@ -147,5 +171,5 @@ def _make_network(
 ) -> Network:
     module = module.float().cpu().eval()
     check_finite(module.state_dict(), f"{name}, {origin}")
-    classes = find_classifier(module)[1]
-    return Network(name, module, preprocess or source.preprocess(module), classes, origin)
+    preprocess = preprocess or source.preprocess(module)
+    return Network(name, module, preprocess, count_classes(module, preprocess), origin)

@@ -1,16 +1,45 @@
-"""The renaming rules of every layout: patterns on whole keys, and what they become."""
+"""The renaming rules of every layout: patterns on whole keys, and what they become.
+
+Each builder gets the names in the network and the names in the checkpoint, and takes its numbers
+(of stages, of blocks, of the layers in a block) from them: no network's depth is written down here.
+Blocks are matched by their order. Where the numbers differ, what is left keeps its name and is
+reported as a misfit.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection
 
 Rule = tuple[str, str]
+Names = Collection[str]
+RuleBuilder = Callable[[Names, Names], tuple[Rule, ...]]
 
 
-def _count_units(first: int, depths: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """Count the units of all stages: stage and unit from `first`, running number from 0."""
-    pairs = [(s, u) for s, depth in enumerate(depths, first) for u in range(first, first + depth)]
-    return [(stage, unit, number) for number, (stage, unit) in enumerate(pairs)]
+def keep_names(own: Names, theirs: Names) -> tuple[Rule, ...]:
+    """Build no rule: every key keeps its name."""
+    return ()
+
+
+def _find_blocks(names: Names, pattern: str) -> list[tuple[int, ...]]:
+    r"""Find the numbers of all blocks, in order.
+
+    >>> _find_blocks(["blocks.1.0.a", "blocks.0.10.a", "blocks.0.9.b"], r"blocks\.(\d+)\.(\d+)\.")
+    [(0, 9), (0, 10), (1, 0)]
+    """
+    matches = (re.match(pattern, name) for name in names)
+    return sorted({tuple(map(int, match.groups())) for match in matches if match is not None})
+
+
+def _find_torchvision_blocks(own: Names) -> list[int]:
+    """Find the inverted residuals among torchvision's `features`, stem and head aside."""
+    return [number for (number,) in _find_blocks(own, r"features\.(\d+)\.conv\.")]
+
+
+def _find_head(own: Names) -> int:
+    """Find the last of torchvision's `features`, a 1×1 convolution before the classifier."""
+    numbers = _find_blocks(own, r"features\.(\d+)\.")
+    return numbers[-1][0] if numbers else 0
 
 
 def _build_inverted_residual(number: int, parts: tuple[str, ...], source: str) -> list[Rule]:
@@ -39,95 +68,110 @@ def _build_inverted_residual(number: int, parts: tuple[str, ...], source: str) -
     return rules
 
 
-def build_flat_mobilenet() -> tuple[Rule, ...]:
+def build_flat_mobilenet(own: Names, theirs: Names) -> tuple[Rule, ...]:
     """Build the rules of BRECQ's MobileNetV2, whose blocks number all their layers in one row.
 
-    A block is conv, bn, relu6, conv, bn, relu6, conv, bn.
+    A block is conv, bn, relu6, conv, bn, relu6, conv, bn; without expansion the first three lack.
     """
-    rules = _build_inverted_residual(1, ("0 1", "3 4"), r"features\.1\.conv\.")
-    for number in range(2, 18):
-        rules += _build_inverted_residual(
-            number, ("0 1", "3 4", "6 7"), rf"features\.{number}\.conv\."
+    rules: list[Rule] = []
+    for number in _find_torchvision_blocks(own):
+        parts = tuple(
+            f"{layer} {layer + 1}"
+            for layer in (0, 3, 6)
+            if f"features.{number}.conv.{layer}.weight" in theirs
         )
+        rules += _build_inverted_residual(number, parts, rf"features\.{number}\.conv\.")
     return tuple(rules)
 
 
-def build_paper_mobilenet() -> tuple[Rule, ...]:
+def build_paper_mobilenet(own: Names, theirs: Names) -> tuple[Rule, ...]:
     """Build the rules of the paper's MobileNetV2."""
+    ends = rf"features\.(0|{_find_head(own)})"
     rules: list[Rule] = [
-        (r"features\.(0|18)\.conv\.weight", r"features.\1.0.weight"),
-        (r"features\.(0|18)\.bn\.(\w+)", r"features.\1.1.\2"),
+        (rf"{ends}\.conv\.weight", r"features.\1.0.weight"),
+        (rf"{ends}\.bn\.(\w+)", r"features.\1.1.\2"),
         (r"classifier\.0\.(\w+)", r"classifier.1.\1"),
     ]
-    parts = ("0.conv 0.bn", "1.conv 1.bn", "2.conv 2.bn")
-    for number in range(1, 18):
-        used = parts[: 2 if number == 1 else 3]
-        rules += _build_inverted_residual(number, used, rf"features\.{number}\.conv\.")
+    for number in _find_torchvision_blocks(own):
+        parts = tuple(
+            f"{part}.conv {part}.bn"
+            for part in range(3)
+            if f"features.{number}.conv.{part}.conv.weight" in theirs
+        )
+        rules += _build_inverted_residual(number, parts, rf"features\.{number}\.conv\.")
     return tuple(rules)
 
 
-def build_timm_mobilenet() -> tuple[Rule, ...]:
-    """Build the rules of timm's MobileNetV2, whose first block has no expansion."""
+def build_timm_mobilenet(own: Names, theirs: Names) -> tuple[Rule, ...]:
+    """Build the rules of timm's MobileNetV2, whose blocks without expansion have two parts."""
+    head = _find_head(own)
     rules: list[Rule] = [
         (r"conv_stem\.(\w+)", r"features.0.0.\1"),
         (r"bn1\.(\w+)", r"features.0.1.\1"),
-        (r"conv_head\.(\w+)", r"features.18.0.\1"),
-        (r"bn2\.(\w+)", r"features.18.1.\1"),
+        (r"conv_head\.(\w+)", rf"features.{head}.0.\1"),
+        (r"bn2\.(\w+)", rf"features.{head}.1.\1"),
         (r"classifier\.(\w+)", r"classifier.1.\1"),
     ]
-    parts = ("conv_pw bn1", "conv_dw bn2", "conv_pwl bn3")
-    for stage, unit, number in _count_units(0, (1, 2, 3, 4, 3, 3, 1)):
-        used = ("conv_dw bn1", "conv_pw bn2") if number == 0 else parts
-        rules += _build_inverted_residual(number + 1, used, rf"blocks\.{stage}\.{unit}\.")
+    blocks = _find_blocks(theirs, r"blocks\.(\d+)\.(\d+)\.")
+    for number, (stage, unit) in zip(_find_torchvision_blocks(own), blocks, strict=False):
+        expanded = f"blocks.{stage}.{unit}.conv_pwl.weight" in theirs
+        parts = (
+            ("conv_pw bn1", "conv_dw bn2", "conv_pwl bn3")
+            if expanded
+            else ("conv_dw bn1", "conv_pw bn2")
+        )
+        rules += _build_inverted_residual(number, parts, rf"blocks\.{stage}\.{unit}\.")
     return tuple(rules)
 
 
-def build_pytorchcv_mobilenet(first: tuple[str, ...]) -> tuple[Rule, ...]:
-    """Build the rules of pytorchcv's MobileNetV2.
-
-    Args:
-        first: Names of the convolutions in the first block, which has an expansion or has not.
-    """
+def build_pytorchcv_mobilenet(own: Names, theirs: Names) -> tuple[Rule, ...]:
+    """Build the rules of pytorchcv's MobileNetV2, whose first block has an expansion or has not."""
+    head = _find_head(own)
     rules: list[Rule] = [
         (r"features\.init_block\.conv\.(\w+)", r"features.0.0.\1"),
         (r"features\.init_block\.bn\.(\w+)", r"features.0.1.\1"),
-        (r"features\.final_block\.conv\.(\w+)", r"features.18.0.\1"),
-        (r"features\.final_block\.bn\.(\w+)", r"features.18.1.\1"),
+        (r"features\.final_block\.conv\.(\w+)", rf"features.{head}.0.\1"),
+        (r"features\.final_block\.bn\.(\w+)", rf"features.{head}.1.\1"),
         (r"output\.(\w+)", r"classifier.1.\1"),
     ]
-    for stage, unit, number in _count_units(1, (1, 2, 3, 7, 4)):
-        names = first if number == 0 else ("conv1", "conv2", "conv3")
-        parts = tuple(f"{name}.conv {name}.bn" for name in names)
-        rules += _build_inverted_residual(
-            number + 1, parts, rf"features\.stage{stage}\.unit{unit}\."
+    blocks = _find_blocks(theirs, r"features\.stage(\d+)\.unit(\d+)\.")
+    for number, (stage, unit) in zip(_find_torchvision_blocks(own), blocks, strict=False):
+        block = f"features.stage{stage}.unit{unit}."
+        parts = tuple(
+            f"{name}.conv {name}.bn"
+            for name in ("conv1", "conv2", "conv3")
+            if f"{block}{name}.conv.weight" in theirs
         )
+        rules += _build_inverted_residual(number, parts, re.escape(block))
     return tuple(rules)
 
 
-PAPER_RESNET: tuple[Rule, ...] = (
-    (r"conv1\.conv\.(\w+)", r"conv1.\1"),
-    (r"conv1\.bn\.(\w+)", r"bn1.\1"),
-    (r"(layer\d\.\d+)\.conv(\d)\.conv\.(\w+)", r"\1.conv\2.\3"),
-    (r"(layer\d\.\d+)\.conv(\d)\.bn\.(\w+)", r"\1.bn\2.\3"),
-    (r"(layer\d\.\d+)\.downsample\.conv\.(\w+)", r"\1.downsample.0.\2"),
-    (r"(layer\d\.\d+)\.downsample\.bn\.(\w+)", r"\1.downsample.1.\2"),
-)
+def build_paper_resnet(own: Names, theirs: Names) -> tuple[Rule, ...]:
+    """Build the rules of the paper's ResNets."""
+    return (
+        (r"conv1\.conv\.(\w+)", r"conv1.\1"),
+        (r"conv1\.bn\.(\w+)", r"bn1.\1"),
+        (r"(layer\d+\.\d+)\.conv(\d)\.conv\.(\w+)", r"\1.conv\2.\3"),
+        (r"(layer\d+\.\d+)\.conv(\d)\.bn\.(\w+)", r"\1.bn\2.\3"),
+        (r"(layer\d+\.\d+)\.downsample\.conv\.(\w+)", r"\1.downsample.0.\2"),
+        (r"(layer\d+\.\d+)\.downsample\.bn\.(\w+)", r"\1.downsample.1.\2"),
+    )
 
 
-def build_pytorchcv_resnet() -> tuple[Rule, ...]:
-    """Build the rules of pytorchcv's ResNets, up to 39 units a stage (ResNet-152 has 36)."""
+def build_pytorchcv_resnet(own: Names, theirs: Names) -> tuple[Rule, ...]:
+    """Build the rules of pytorchcv's ResNets, which count units from 1."""
     rules: list[Rule] = [
         (r"features\.init_block\.conv\.conv\.(\w+)", r"conv1.\1"),
         (r"features\.init_block\.conv\.bn\.(\w+)", r"bn1.\1"),
         (r"output\.(\w+)", r"fc.\1"),
     ]
-    for unit in range(1, 40):
-        theirs, ours = rf"features\.stage(\d)\.unit{unit}\.", rf"layer\1.{unit - 1}."
+    for (unit,) in _find_blocks(theirs, r"features\.stage\d+\.unit(\d+)\."):
+        before, after = rf"features\.stage(\d+)\.unit{unit}\.", rf"layer\1.{unit - 1}."
         rules += [
-            (theirs + r"body\.conv(\d)\.conv\.(\w+)", ours + r"conv\2.\3"),
-            (theirs + r"body\.conv(\d)\.bn\.(\w+)", ours + r"bn\2.\3"),
-            (theirs + r"identity_conv\.conv\.(\w+)", ours + r"downsample.0.\2"),
-            (theirs + r"identity_conv\.bn\.(\w+)", ours + r"downsample.1.\2"),
+            (before + r"body\.conv(\d)\.conv\.(\w+)", after + r"conv\2.\3"),
+            (before + r"body\.conv(\d)\.bn\.(\w+)", after + r"bn\2.\3"),
+            (before + r"identity_conv\.conv\.(\w+)", after + r"downsample.0.\2"),
+            (before + r"identity_conv\.bn\.(\w+)", after + r"downsample.1.\2"),
         ]
     return tuple(rules)
 
@@ -179,7 +223,7 @@ _INCEPTION_UNITS = (
 _INCEPTION_STEM = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
 
 
-def build_pytorchcv_inception() -> tuple[Rule, ...]:
+def build_pytorchcv_inception(own: Names, theirs: Names) -> tuple[Rule, ...]:
     """Build the rules of pytorchcv's Inception v3."""
     rules: list[Rule] = [(r"output\.fc\.(\w+)", r"fc.\1")]
     for number, name in enumerate(_INCEPTION_STEM, 1):
@@ -193,11 +237,8 @@ def build_pytorchcv_inception() -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def build_lite0() -> tuple[Rule, ...]:
-    """Build the rules of efficientnet-lite-pytorch: its running numbers become stage and unit.
-
-    The first block has no expansion.
-    """
+def build_lite(own: Names, theirs: Names) -> tuple[Rule, ...]:
+    """Build the rules of efficientnet-lite-pytorch: its running numbers become stage and unit."""
     rules: list[Rule] = [
         (r"_conv_stem\.(\w+)", r"conv_stem.\1"),
         (r"_bn0\.(\w+)", r"bn1.\1"),
@@ -205,15 +246,20 @@ def build_lite0() -> tuple[Rule, ...]:
         (r"_bn1\.(\w+)", r"bn2.\1"),
         (r"_fc\.(\w+)", r"classifier.\1"),
     ]
-    theirs = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
-    ours = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
-    shallow = ("conv_dw", "bn1", "conv_pw", "bn2")
-    for stage, unit, number in _count_units(0, (1, 2, 2, 3, 3, 4, 1)):
+    names = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
+    with_expansion = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
+    without = ("conv_dw", "bn1", "conv_pw", "bn2")
+    blocks = _find_blocks(own, r"blocks\.(\d+)\.(\d+)\.")
+    numbers = _find_blocks(theirs, r"_blocks\.(\d+)\.")
+    for (number,), (stage, unit) in zip(numbers, blocks, strict=False):
+        expanded = f"_blocks.{number}._expand_conv.weight" in theirs
         pairs = (
-            zip(theirs[2:], shallow, strict=True) if number == 0 else zip(theirs, ours, strict=True)
+            zip(names, with_expansion, strict=True)
+            if expanded
+            else zip(names[2:], without, strict=True)
         )
-        for their, our in pairs:
+        for name, ours in pairs:
             rules.append(
-                (rf"_blocks\.{number}\.{their}\.(\w+)", rf"blocks.{stage}.{unit}.{our}.\1")
+                (rf"_blocks\.{number}\.{name}\.(\w+)", rf"blocks.{stage}.{unit}.{ours}.\1")
             )
     return tuple(rules)

