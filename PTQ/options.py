@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ompq.assignment import Assignment, assign, resolve, uniform
-from ompq.data import calibration_images, load_calibration_file
+from ompq.data import CalibrationImages, calibration_images, load_calibration_file
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph
 from ompq.graph.subgraphs import GRANULARITIES
@@ -38,8 +39,6 @@ _FIELDS = {
     "act_bits": "n_bits_a",
     "folder": "output_dir",
 }
-# What a quantized network's folder tells already, for `--evaluate`.
-_TOLD_BY_FOLDER = ("model", "path", "bit_cfg", "quant_scheme", "input_size")
 
 
 def build_parser() -> Parser:
@@ -80,7 +79,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "--calibration_data",
         type=Path,
         metavar="FILE",
-        help=".pt or .npy of normalised images n×3×H×W to calibrate with, all of them",
+        help=".pt or .npy of normalised images n×C×H×W to calibrate with, all of them",
     )
     group.add_argument("--batch_size", type=int, default=64, help="images per evaluation batch")
     group.add_argument(
@@ -194,7 +193,7 @@ def read_assignment(arguments: argparse.Namespace, graph: NetworkGraph) -> Assig
 
 def read_calibration_images(
     arguments: argparse.Namespace, preprocess: Preprocess
-) -> tuple[Tensor, list[str], Preprocess]:
+) -> tuple[CalibrationImages, Preprocess]:
     """Read the calibration images that the command line names.
 
     Args:
@@ -202,15 +201,16 @@ def read_calibration_images(
         preprocess: Preprocessing of the network's images.
 
     Returns:
-        The images (n × channels × height × width, normalised), the unreadable files that were
-        skipped, and the preprocessing that gives test images the size of these.
+        The images, and the preprocessing that gives test images the size of these.
 
     Raises:
         OmpqError: The images cannot be read, are too few, or are not square.
     """
     if arguments.calibration_data is not None:
-        images = load_calibration_file(arguments.calibration_data)
-        return images, [], _match_size(images, preprocess)
+        images = load_calibration_file(arguments.calibration_data, preprocess.channels)
+        return CalibrationImages(images, torch.full((len(images),), -1), []), _match_size(
+            images, preprocess
+        )
     found = calibration_images(
         arguments.dataset,
         arguments.data,
@@ -221,7 +221,7 @@ def read_calibration_images(
         workers=arguments.workers,
         augment=arguments.augment,
     )
-    return found.images, found.skipped, _match_size(found.images, preprocess)
+    return found, _match_size(found.images, preprocess)
 
 
 def _match_size(images: Tensor, preprocess: Preprocess) -> Preprocess:
@@ -233,12 +233,3 @@ def _match_size(images: Tensor, preprocess: Preprocess) -> Preprocess:
             "and the network is quantized for one size"
         )
     return preprocess if height == preprocess.input_size else preprocess.at(height)
-
-
-def find_unused(arguments: argparse.Namespace) -> list[str]:
-    """Return a note on the options that `--evaluate` does not use, for the folder tells them."""
-    unused = [name for name in _TOLD_BY_FOLDER if getattr(arguments, name) is not None]
-    if not unused:
-        return []
-    flags = ", ".join(f"`{name}`" for name in unused)
-    return [f"the folder tells the network; not used: {flags}"]

@@ -22,6 +22,7 @@ with interruptible_imports():
     from mixed_bit.options import build_latency_parser as build_parser
     from mixed_bit.options import check_at_least
     from ompq.cost import FLOAT_BITS
+    from ompq.data import find_input_shape
     from ompq.files import write_json
     from ompq.graph import trace
     from ompq.runtime import progress
@@ -42,8 +43,8 @@ def measure(arguments: argparse.Namespace) -> list[LayerTime]:
         pretrained=arguments.pretrained,
         num_classes=arguments.num_classes,
     )
-    side = arguments.input_size or network.preprocess.input_size
-    graph = trace(network.module, (3, side, side))
+    arguments.parser.print_notes(network.notes)
+    graph = trace(network.module, find_input_shape(network, arguments.input_size))
     times = time_layers(
         graph,
         batch_size=arguments.batch_size,

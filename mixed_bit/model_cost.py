@@ -17,6 +17,7 @@ with interruptible_imports():
 
     from mixed_bit.options import build_cost_parser as build_parser
     from ompq.assignment import Assignment, resolve
+    from ompq.data import find_input_shape
     from ompq.graph import trace
     from ompq.zoo import load_network
 
@@ -43,8 +44,7 @@ def measure_cost(
         OmpqError: An unknown network or scheme, or a list that does not fit.
     """
     network = load_network(model, **load_options)
-    side = input_size or network.preprocess.input_size
-    graph = trace(network.module, (3, side, side))
+    graph = trace(network.module, find_input_shape(network, input_size))
     return resolve(configuration, graph.groups, quant_type, act_bits=act_bits)
 
 

@@ -24,10 +24,8 @@ from ompq.options import (
     add_input_size,
     add_network_options,
     add_run_options,
-    float_list,
-    int_list,
-    pin,
 )
+from ompq.values import float_list, int_list, pin
 
 # Fields of `SearchSettings` whose options are called otherwise.
 _FIELDS = {
@@ -63,7 +61,7 @@ def _add_calibration_options(parser: Parser) -> None:
         "--calibration_data",
         type=Path,
         metavar="FILE",
-        help=".pt or .npy of normalised images n×3×H×W, instead of the data set",
+        help=".pt or .npy of normalised images n×C×H×W, instead of the data set",
     )
     group.add_argument("--num_images", type=int, default=64, help="how many images")
     group.add_argument(

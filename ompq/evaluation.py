@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -106,6 +107,65 @@ def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
     return torch.multinomial(shares, 1, generator=generator).flatten().to(logits.device)
 
 
+def flatten_logits(output: object, count: int) -> Tensor:
+    """Return what a network gives as logits, images × classes.
+
+    Args:
+        output: What the network gives: n × classes, with further dimensions of length 1 or without.
+        count: Number n of the images.
+
+    Raises:
+        OmpqError: It is something else.
+
+    >>> flatten_logits(torch.zeros(2, 10, 1, 1), 2).shape
+    torch.Size([2, 10])
+    """
+    wanted = f"logits of {count} images are a tensor of {count} × classes"
+    if not isinstance(output, Tensor):
+        raise OmpqError(f"the network gives a {type(output).__name__}; {wanted}")
+    if output.dim() >= 2 and output.shape[0] == count and output[0].numel() == output.shape[1]:
+        return output.flatten(1)
+    shape = "×".join(map(str, output.shape)) or "a single number"
+    raise OmpqError(f"the network gives {shape}; {wanted}")
+
+
+def doubt_accuracy(top1: float, count: int, num_classes: int) -> list[str]:
+    """Tell a user of an accuracy that is hardly better than guessing, where images suffice to tell.
+
+    Suspicious is what lies below the chance c plus half of c·(1 − c) (for many classes, one and a
+    half times the chance), or within two standard errors of guessing. Images suffice where a
+    network half way between guessing and no mistake would be told from that by two of its own
+    standard errors.
+
+    Args:
+        top1: Top-1 accuracy of the float network, in per cent.
+        count: Number of images that it was measured on.
+        num_classes: Number of classes that the network tells.
+
+    Returns:
+        A note in a list; none where all is well.
+
+    >>> doubt_accuracy(top1=71.0, count=500, num_classes=1000)
+    []
+    >>> len(doubt_accuracy(top1=0.2, count=500, num_classes=1000))
+    1
+    """
+    chance = 1 / num_classes
+    limit = chance + max(chance * (1 - chance) / 2, 2 * _standard_error(chance, count))
+    fair = (1 + chance) / 2
+    if fair - 2 * _standard_error(fair, count) <= limit or top1 >= 100 * limit:
+        return []
+    return [
+        f"the float network is right on {top1:.2f} % of {count} images, which is "
+        f"hardly better than guessing ({100 * chance:.2g} %): check the order of the classes, the "
+        "preprocessing (`resize`, `mean`, `std`) and the weights before what follows"
+    ]
+
+
+def _standard_error(share: float, count: int) -> float:
+    return math.sqrt(share * (1 - share) / count)
+
+
 def find_device(network: nn.Module) -> torch.device:
     """Return the device of a network's parameters; the CPU where it has none."""
     parameter = next(network.parameters(), None)
@@ -129,13 +189,13 @@ def predict(
         may_be_empty: Whether no images at all are no error, since other ranks have some.
 
     Raises:
-        OmpqError: there are no images.
+        OmpqError: There are no images, or the network gives no logits.
     """
     device = device or find_device(network)
     network = network.to(device).eval()
     classes, known = [], []
     for images, labels in iterate_pairs(batches):
-        logits = network(images.to(device))
+        logits = flatten_logits(network(images.to(device)), len(images))
         classes.append(logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu())
         known.append(labels)
     if not known and may_be_empty:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ompq.data import BACKENDS, DATASETS, Loader, make_loader, preprocess_for
+from ompq.data import BACKENDS, DATASETS, ImageWishes, Loader, choose_preprocess, make_loader
 from ompq.errors import OmpqError
-from ompq.preprocess import Preprocess
+from ompq.preprocess import INTERPOLATIONS, Preprocess
 from ompq.runtime import Ranks
+from ompq.script import is_main_process
+from ompq.values import channel_means, float_list, natural, positive, seed_number
 from ompq.zoo import Network, load_network
 
 # Fields of the library whose options are called otherwise, in all scripts.
@@ -77,6 +78,10 @@ class Parser(argparse.ArgumentParser):
 
         return re.sub(r"`(\w+)`", flag, text)
 
+    def print_note(self, note: str) -> None:
+        """Print one message of the library, as `print_notes` does."""
+        self.print_notes([note])
+
     def print_notes(self, notes: Iterable[str]) -> None:
         """Print messages of the library, one line each, with this script's flags in them."""
         for note in notes:
@@ -134,6 +139,25 @@ def add_data_options(
     group.add_argument("--dataset", choices=list(DATASETS), default="imagenet", help="data set")
     group.add_argument(*folder_flags, dest="data", type=Path, help="folder of the data set")
     add_input_size(group)
+    group.add_argument(
+        "--resize",
+        type=positive,
+        metavar="PIXELS",
+        help="length of the shorter side before the crop (default: the network's, in proportion "
+        "to the crop; none below 100 pixels)",
+    )
+    group.add_argument(
+        "--mean",
+        type=channel_means,
+        metavar="M,M,…",
+        help="mean of every channel of pixels in 0..1, or one number (default: the network's)",
+    )
+    group.add_argument(
+        "--std", type=float_list, metavar="S,S,…", help="standard deviation of every channel"
+    )
+    group.add_argument(
+        "--interpolation", choices=INTERPOLATIONS, help="for the resizing (default: the network's)"
+    )
     group.add_argument("--loader", choices=BACKENDS, default="auto", help="who decodes the images")
     return group
 
@@ -141,7 +165,12 @@ def add_data_options(
 def add_input_size(group: argparse._ArgumentGroup) -> None:
     """Add `--input_size` to a group of options."""
     group.add_argument(
-        "--input_size", type=positive, help="side of the images (default: the network's)"
+        "--input_size",
+        "--crop",
+        type=positive,
+        metavar="PIXELS",
+        help="side of the square that the network sees, cut from the centre (default: the "
+        "network's)",
     )
 
 
@@ -190,7 +219,7 @@ def add_run_options(
     group.add_argument("--seed", type=seed_number, default=seed, help="seed of everything random")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument(
-        "--workers", "-j", type=int, default=workers, help="threads that decode images"
+        "--workers", "-j", type=natural, default=workers, help="threads that decode images"
     )
     group.add_argument(
         "--output_dir",
@@ -223,8 +252,29 @@ def load_requested_network(arguments: argparse.Namespace) -> tuple[Network, Prep
         pretrained=arguments.pretrained,
         num_classes=arguments.num_classes,
     )
-    own = preprocess_for(arguments.dataset, network.preprocess)
-    return network, own.at(arguments.input_size)
+    wishes = ImageWishes(
+        input_size=arguments.input_size,
+        resize=arguments.resize,
+        mean=arguments.mean,
+        std=arguments.std,
+        interpolation=arguments.interpolation,
+    )
+    return network, choose_preprocess(arguments.dataset, network, wishes)
+
+
+def print_images(
+    arguments: argparse.Namespace, preprocess: Preprocess, notes: Iterable[str] = ()
+) -> None:
+    """Print what the images go through, and what a user should know of them; once of all ranks.
+
+    Args:
+        arguments: Command line, which holds the parser.
+        preprocess: Preprocessing of the images.
+        notes: Notes on the opened images; several about one thing are printed once.
+    """
+    if is_main_process():
+        print(f"images: {preprocess.describe()}", flush=True)
+        arguments.parser.print_notes(dict.fromkeys(notes))
 
 
 def make_evaluation_loader(
@@ -232,6 +282,9 @@ def make_evaluation_loader(
     preprocess: Preprocess,
     batch_size: int,
     ranks: Ranks | None = None,
+    *,
+    class_names: Sequence[str] = (),
+    num_classes: int | None = None,
 ) -> Loader:
     """Make the loader of the labelled images of `--dataset` that accuracy is measured on.
 
@@ -240,6 +293,8 @@ def make_evaluation_loader(
         preprocess: Preprocessing that the images go through.
         batch_size: Number of images per batch.
         ranks: This process among those that share the images; None for one process.
+        class_names: Names of the network's classes, where they are known.
+        num_classes: Number of the network's classes, where it is known.
     """
     ranks = ranks or Ranks()
     return make_loader(
@@ -252,15 +307,27 @@ def make_evaluation_loader(
         backend=arguments.loader,
         rank=ranks.rank,
         world_size=ranks.world_size,
+        class_names=class_names,
+        num_classes=num_classes,
     )
 
 
-def check_classes(labelled: int, told: int) -> list[str]:
+def name_outputs(images: Loader, num_outputs: int) -> tuple[str, ...]:
+    """Name the outputs of a network by the classes of its images; none where these are not all.
+
+    Args:
+        images: Labelled images that the network is evaluated on, or trained with.
+        num_outputs: Number of classes that the network tells.
+    """
+    return images.class_names if len(images.class_names) == num_outputs else ()
+
+
+def check_classes(labelled: int, told: int | None) -> list[str]:
     """Tell a user of labels that are not those of the network.
 
     Args:
         labelled: Number of classes of the images; 0 without labels.
-        told: Number of classes that the network tells.
+        told: Number of classes that the network tells; None where that is not known.
 
     Returns:
         Notes, one line each; none where all is well.
@@ -271,6 +338,8 @@ def check_classes(labelled: int, told: int) -> list[str]:
     >>> check_classes(labelled=10, told=1000)
     ['the images are of 10 classes, the network tells 1000']
     """
+    if told is None:
+        return []
     if labelled > told:
         raise OmpqError(
             f"the images are of {labelled} classes, the network tells {told}; give a checkpoint "
@@ -290,57 +359,16 @@ def json_ready(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def positive(text: str) -> int:
-    """Parse a whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+# What a quantized network's folder tells already.
+_TOLD_BY_FOLDER = """
+model path bit_cfg quant_scheme input_size resize mean std interpolation
+""".split()
 
 
-def seed_number(text: str) -> int:
-    """Parse a seed: a whole number that every generator takes."""
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
-    return int(text)
-
-
-def int_list(text: str) -> tuple[int, ...]:
-    """Parse `4,8` (or `4 8`) into integers, one at least.
-
-    >>> int_list("4,8")
-    (4, 8)
-    """
-    try:
-        numbers = tuple(int(word) for word in text.replace(",", " ").split())
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 4,8") from error
-    if not numbers:
-        raise argparse.ArgumentTypeError("an empty list; give one such as 4,8")
-    return numbers
-
-
-def float_list(text: str) -> tuple[float, ...]:
-    """Parse `1.5,2` (or `1.5 2`) into positive numbers.
-
-    >>> float_list("1.5 2")
-    (1.5, 2.0)
-    """
-    try:
-        numbers = tuple(float(word) for word in text.replace(",", " ").split())
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 1.5,2") from error
-    if not numbers or not all(math.isfinite(number) and number > 0 for number in numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive numbers")
-    return numbers
-
-
-def pin(text: str) -> tuple[str, int]:
-    """Parse `NAME=BITS` into the name of a layer and its width.
-
-    >>> pin("layer1.0.conv1=4")
-    ('layer1.0.conv1', 4)
-    """
-    name, separator, bits = text.rpartition("=")
-    if not separator or not bits.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=BITS")
-    return name, int(bits)
+def note_unused(arguments: argparse.Namespace) -> list[str]:
+    """Return a note on the options that an evaluation does not use, for the folder tells them."""
+    unused = [name for name in _TOLD_BY_FOLDER if getattr(arguments, name) is not None]
+    if not unused:
+        return []
+    flags = ", ".join(f"`{name}`" for name in unused)
+    return [f"the folder tells the network and its images; not used: {flags}"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ompq.drawn import METADATA
 from ompq.files import atomic_path
 
 INK = "#22303c"
@@ -33,4 +34,5 @@ def figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
     FigureCanvasAgg(drawn)
     yield drawn
     with atomic_path(path) as temporary:
-        drawn.savefig(temporary, dpi=150)
+        is_png = temporary.suffix.lower() == ".png"
+        drawn.savefig(temporary, dpi=150, metadata=METADATA if is_png else None)

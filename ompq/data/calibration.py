@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ompq.data.batching import Batch, batch_sizes, rebatch
+from ompq.data.datasets.classes import describe_classes, match_classes
 from ompq.data.datasets.registry import DatasetInfo, find_dataset
 from ompq.data.datasets.splits import FileSplit, Split, TensorSplit
 from ompq.data.decoding.backends import choose_backend, decode
@@ -27,15 +28,17 @@ class CalibrationImages:
     """Calibration images in memory.
 
     Attributes:
-        images: Normalised images, n × 3 × H × W, float32; n is smaller than what was asked for
+        images: Normalised images, n × C × H × W, float32; n is smaller than what was asked for
             where the data set has no more readable images.
         labels: Class of each image, n, int64; −1 where there is none.
         skipped: Paths of the unreadable files that were met.
+        notes: What a user should know of the images, one line each.
     """
 
     images: Tensor
     labels: Tensor
     skipped: list[str]
+    notes: Sequence[str] = ()
 
 
 def calibration_images(
@@ -48,6 +51,7 @@ def calibration_images(
     backend: str = "auto",
     workers: int = 0,
     augment: bool = False,
+    num_classes: int | None = None,
 ) -> CalibrationImages:
     """Load seeded training images, all of them at once.
 
@@ -64,6 +68,7 @@ def calibration_images(
         backend: "auto", "torchvision" or "dali", the decoder of image files.
         workers: Number of threads that decode files; 0 for none beside this one.
         augment: Whether images are cropped or shifted and flipped at random, as in training.
+        num_classes: Number of the network's classes, where labels matter; see `make_loader`.
 
     Raises:
         OmpqError: The data set cannot be opened, or has fewer than two readable images.
@@ -77,6 +82,7 @@ def calibration_images(
         backend=backend,
         workers=workers,
         augment=augment,
+        num_classes=num_classes,
     )
     ((images, labels),) = rebatch(chosen.read(), [chosen.wanted])
     if len(labels) < 2:
@@ -84,7 +90,7 @@ def calibration_images(
             f"calibration needs two images or more; {root or dataset} gave one ({num_images} asked "
             f"for, {len(chosen.skipped)} unreadable)"
         )
-    return CalibrationImages(images, labels, chosen.skipped)
+    return CalibrationImages(images, labels, chosen.skipped, chosen.notes)
 
 
 def calibration_batches(
@@ -116,7 +122,7 @@ def calibration_batches(
         augment: Whether images are cropped or shifted and flipped at random, as in training.
 
     Returns:
-        Batches of normalised images, n × 3 × H × W, float32, to be iterated over once.
+        Batches of normalised images, n × C × H × W, float32, to be iterated over once.
 
     Raises:
         OmpqError: The data set cannot be opened, or (while iterating) no image can be read.
@@ -136,13 +142,13 @@ def calibration_batches(
 
 
 class CalibrationBatches:
-    """Batches of calibration images (n × 3 × H × W), to be iterated over once.
+    """Batches of calibration images (n × C × H × W), to be iterated over once.
 
-    `skipped` names the unreadable files that were met so far.
+    `skipped` names the unreadable files that were met so far, `notes` what a user should know.
     """
 
     def __init__(self, chosen: _Chosen, sizes: Sequence[int]) -> None:
-        self.skipped = chosen.skipped
+        self.skipped, self.notes = chosen.skipped, chosen.notes
         self._batches = rebatch(chosen.read(), sizes)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -165,6 +171,11 @@ class _Chosen:
     backend: str
     workers: int
     skipped: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what a user should know of the opened images, one line each."""
+        return [*self.split.notes, *describe_classes(self.split)]
 
     def read(self) -> Iterator[Batch]:
         """Read normalised images and labels, `wanted` of them if so many are readable."""
@@ -212,8 +223,10 @@ def _choose(
     backend: str,
     workers: int,
     augment: bool,
+    num_classes: int | None = None,
 ) -> _Chosen:
     check_positive(num_images=num_images)
+    preprocess.check_colours()
     info = find_dataset(dataset)
     backend = choose_backend(backend)
     folder = Path(root) if root is not None else None
@@ -223,7 +236,7 @@ def _choose(
         opened = info.open(folder, "train")
     total = len(opened.labels)
     return _Chosen(
-        split=opened,
+        split=match_classes(opened, num_classes=num_classes),
         info=info,
         preprocess=preprocess,
         # A permutation of all images, not of those wanted: what replaces unreadable ones, and

@@ -23,16 +23,17 @@ _UNREADABLE = (
 )
 
 
-def load_calibration_file(path: str | Path) -> Tensor:
+def load_calibration_file(path: str | Path, channels: int = 3) -> Tensor:
     """Load normalised calibration images from a `.pt` or `.npy` file.
 
     Nothing in the file is executed: `.pt` is read with `weights_only`, `.npy` without pickles.
 
     Args:
         path: Path of a file that holds one tensor (`torch.save`) or one array (`numpy.save`).
+        channels: Number of channels of the network's images.
 
     Returns:
-        The images, n × 3 × H × W, float32; n is at least 2.
+        The images, n × channels × H × W, float32; n is at least 2.
 
     Raises:
         OmpqError: The file is missing or unreadable, or holds no floats, another shape, fewer than
@@ -44,8 +45,8 @@ def load_calibration_file(path: str | Path) -> Tensor:
         raise OmpqError(f"{where}: there is no such file")
     images = _read(path, where)
     shape = "×".join(str(side) for side in images.shape) or "a single number"
-    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-        raise OmpqError(f"{where} is {shape}; expected images n×3×H×W")
+    if images.dim() != 4 or images.shape[1] != channels or 0 in images.shape[2:]:
+        raise OmpqError(f"{where} is {shape}; expected images n×{channels}×H×W")
     if not images.is_floating_point():
         kind = str(images.dtype).removeprefix("torch.")
         raise OmpqError(f"{where} is {kind}; expected normalised images in floating point")

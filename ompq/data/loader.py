@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ompq.data.batching import Batch, rebatch
+from ompq.data.datasets.classes import describe_classes, match_classes
 from ompq.data.datasets.registry import DatasetInfo, find_dataset, open_split
 from ompq.data.datasets.splits import FileSplit, Split, TensorSplit
 from ompq.data.decoding.backends import choose_backend, decode
-from ompq.data.pixels import normalise, resize_and_crop, shift_and_flip
+from ompq.data.pixels import convert_channels, normalise, resize_and_crop, shift_and_flip
 from ompq.data.sampling import (
     choose_subset,
     draw_augmentation_seeds,
@@ -27,7 +28,7 @@ from ompq.preprocess import Preprocess
 
 @dataclass
 class Loader:
-    """An iterable over batches: images B × 3 × H × W (float32) and labels B (int64), on the CPU.
+    """An iterable over batches: images B × C × H × W (float32) and labels B (int64), on the CPU.
 
     Without `shuffle` the ranks' shards cover every image once. With it, every epoch (`set_epoch`)
     has an order of its own, which does not depend on the world size, and all ranks get equally many
@@ -72,6 +73,16 @@ class Loader:
     def num_classes(self) -> int:
         """Return the number of classes; 0 where the images have no labels."""
         return self.split.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes, in the order of their numbers; none without labels."""
+        return self.split.class_names
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what a user should know of the opened images, one line each."""
+        return [*self.split.notes, *describe_classes(self.split)]
 
     @property
     def num_images(self) -> int:
@@ -173,13 +184,20 @@ def prepare_batch(
             evaluation.
 
     Returns:
-        Normalised images, n × 3 × H × W, float32, and labels, n, int64.
+        Normalised images, n × channels × H × W, float32, and labels, n, int64.
     """
-    images = pad(split.images[indices], (split.border,) * 4)
+    images = convert_channels(split.images[indices], preprocess.channels, split.white)
+    images = pad(images, (_choose_border(images, info, preprocess),) * 4)
     if seeds is not None:
         images = shift_and_flip(images, info.shift, info.flip, seeds)
     images = resize_and_crop(images, preprocess, split.white)
     return normalise(images, preprocess, split.white), split.labels[indices]
+
+
+def _choose_border(images: Tensor, info: DatasetInfo, preprocess: Preprocess) -> int:
+    """Choose how many black pixels frame the images: as many as fit into what they become."""
+    room = preprocess.resize - images.shape[-1]
+    return min(info.border, max(0, room // 2))
 
 
 def make_loader(
@@ -198,6 +216,8 @@ def make_loader(
     world_size: int = 1,
     num_samples: int | None = None,
     fraction: float = 1.0,
+    class_names: Sequence[str] = (),
+    num_classes: int | None = None,
 ) -> Loader:
     """Open a split of a data set and return a loader of its batches.
 
@@ -218,9 +238,14 @@ def make_loader(
         num_samples: Size of a fixed seeded subset to use, at least 1; None for all images.
         fraction: Share of the images (of `num_samples` where that is given) to use as a fixed
             seeded subset, above 0 and at most 1; every rank keeps one image at least.
+        class_names: Names of the network's classes in the order of its outputs, where they are
+            known: the images get these numbers, by the names of their own classes.
+        num_classes: Number of the network's classes, where it is known: it tells whether class
+            folders without images count.
 
     Raises:
-        OmpqError: The data set is unknown, its folder is missing or holds no images, DALI is asked
+        OmpqError: The data set is unknown, its folder is missing or holds no images, a class of the
+            images is none of the network's, images have no such number of channels, DALI is asked
             for and not installed, `batch_size`, `num_samples` or `fraction` is out of range, or
             there are fewer images than ranks in training.
     """
@@ -230,7 +255,8 @@ def make_loader(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not within a world of {world_size}")
     backend = choose_backend(backend)
-    opened = open_split(dataset, root, split)
+    preprocess.check_colours()
+    opened = match_classes(open_split(dataset, root, split), class_names, num_classes)
     if fraction < 1:
         available = min(num_samples or len(opened.labels), len(opened.labels))
         num_samples = max(world_size, round(fraction * available))

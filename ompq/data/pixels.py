@@ -8,17 +8,20 @@ from torch.nn.functional import interpolate, pad
 
 from ompq.preprocess import Preprocess
 
+_LUMINANCE = (19595, 38470, 7471)
+
 
 def normalise(images: Tensor, preprocess: Preprocess, white: int = 255) -> Tensor:
     """Normalise pixels: (pixels / `white` − mean) / std, channel by channel.
 
     Args:
-        images: Pixels, n × C × H × W, any dtype; C is 1 (repeated to three channels) or 3.
+        images: Pixels, n × C × H × W, any dtype; C is 1 (repeated to all channels) or as many as
+            `preprocess` names.
         preprocess: Preprocessing whose `mean` and `std` are used.
         white: Value of a white pixel.
 
     Returns:
-        The normalised images, n × 3 × H × W, float32; `images` is left as it is.
+        The normalised images, n × channels × H × W, float32; `images` is left as it is.
 
     >>> grey = torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)
     >>> normalise(grey, Preprocess(1, 1, (0.5,) * 3, (0.25,) * 3)).flatten().tolist()
@@ -30,8 +33,40 @@ def normalise(images: Tensor, preprocess: Preprocess, white: int = 255) -> Tenso
     scaled = images.to(torch.float32, copy=True).div_(white)
     if scaled.shape[1] == len(mean):
         return scaled.sub_(mean).div_(std)
-    # Broadcasting against three means repeats the single channel.
+    # Broadcasting against several means repeats the single channel.
     return scaled.sub(mean).div_(std)
+
+
+def convert_channels(images: Tensor, channels: int, white: int = 255) -> Tensor:
+    """Convert grey, RGB or RGBA pixels to each other, value for value as Pillow does.
+
+    Args:
+        images: Pixels, n × C × H × W, uint8; C is 1, 3 or 4.
+        channels: Wanted number of channels, 1, 3 or 4.
+        white: Value of a white pixel, which is that of an opaque one too.
+
+    Returns:
+        The pixels, n × `channels` × H × W, uint8; `images` itself where nothing is to do.
+
+    >>> red = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)
+    >>> convert_channels(red, 1).item(), convert_channels(red, 4).flatten().tolist()
+    (76, [255, 0, 0, 255])
+    """
+    if images.shape[1] == channels:
+        return images
+    colours = images[:, :3]
+    if channels == 1:
+        return _mix_grey(colours)
+    if colours.shape[1] == 1:
+        colours = colours.expand(-1, 3, -1, -1)
+    return colours if channels == 3 else pad(colours, (0, 0, 0, 0, 0, 1), value=white)
+
+
+def _mix_grey(colours: Tensor) -> Tensor:
+    """Mix red, green and blue (n × 3 × H × W) to grey by the shares of ITU-R BT.601 in 2^-16."""
+    shares = torch.tensor(_LUMINANCE, dtype=torch.int32).view(3, 1, 1)
+    mixed = (colours.int() * shares).sum(dim=1, keepdim=True, dtype=torch.int32)
+    return (mixed + 2**15).bitwise_right_shift(16).to(torch.uint8)
 
 
 def resize_and_crop(images: Tensor, preprocess: Preprocess, white: int = 255) -> Tensor:

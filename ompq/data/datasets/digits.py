@@ -26,7 +26,8 @@ def open_digits(root: Path | None, split: str) -> TensorSplit:
     chosen = torch.from_numpy(in_val if split == "val" else ~in_val)
     images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(bunch.target).long()
-    return TensorSplit(images[chosen], labels[chosen], num_classes=10, white=16)
+    names = tuple(str(digit) for digit in range(10))
+    return TensorSplit(images[chosen], labels[chosen], 10, white=16, class_names=names)
 
 
 def _mark_validation(target: np.ndarray) -> np.ndarray:

@@ -17,10 +17,22 @@ from ompq.errors import OmpqError
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _PREFIXES = {"train": "train", "val": "t10k"}
 _UNSIGNED_BYTES = 8
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 
 
 def open_fashion_mnist(root: Path | None, split: str) -> TensorSplit:
-    """Open Fashion-MNIST: 28 × 28 grey pixels, framed in black to 32 × 32 when batches are made.
+    """Open Fashion-MNIST: 28 × 28 grey pixels, framed in black when larger batches are made.
 
     Args:
         root: Folder of the idx files (.gz or plain), or one with torchvision's `FashionMNIST/raw`
@@ -39,7 +51,7 @@ def open_fashion_mnist(root: Path | None, split: str) -> TensorSplit:
             f"{folder}: {prefix}-images is {tuple(images.shape)} and {prefix}-labels "
             f"{tuple(labels.shape)}; expected n×28×28 and n; download the files again"
         )
-    return TensorSplit(images.unsqueeze(1), labels, num_classes=10, border=2)
+    return TensorSplit(images.unsqueeze(1), labels, num_classes=10, class_names=CLASSES)
 
 
 def _find_folder(root: Path | None) -> Path:

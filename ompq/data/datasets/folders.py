@@ -3,29 +3,108 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from ompq.data.datasets.classes import CLASS_FILE, ClassList, number_classes, read_class_file
 from ompq.data.datasets.splits import FileSplit
+from ompq.drawn import is_drawn_here
 from ompq.errors import OmpqError
 
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .ppm .pgm .bmp .tif .tiff .webp .gif".split())
+# What systems and programs leave in folders, beside names that begin with a dot.
+_LEFT_BEHIND = frozenset(
+    ("__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+)
+# Our pictures never lie alone: beside each is a file with one of these suffixes.
+_RESULT_SUFFIXES = (".json", ".safetensors")
+
+
+@dataclass
+class _Walk:
+    """Images below a folder, and what was left out on the way.
+
+    Attributes:
+        root: Folder that names are told relative to.
+        hidden: Hidden folders and image files that were met.
+        ours: Pictures that this toolkit has drawn.
+    """
+
+    root: Path
+    hidden: list[str] = field(default_factory=list)
+    ours: list[str] = field(default_factory=list)
+
+    def find_images(self, folder: Path) -> Iterator[Path]:
+        """Find the image files below `folder` by their suffixes, links followed."""
+        for where, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+            self._leave_out_hidden(Path(where), folders)
+            images = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+            self._leave_out_hidden(Path(where), images)
+            drawn = _find_drawn(Path(where), images, names)
+            self.ours += [self._name(Path(where, name)) for name in sorted(drawn)]
+            yield from (Path(where, name) for name in images if name not in drawn)
+
+    def list_folders(self, folder: Path) -> list[str]:
+        """List the names of the folders in `folder` that are not hidden, sorted."""
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        self._leave_out_hidden(folder, names)
+        return names
+
+    def _leave_out_hidden(self, where: Path, names: list[str]) -> None:
+        """Take hidden names out of a list, in place, as `os.walk` wants it."""
+        hidden = [self._name(where / name) for name in names if is_hidden(name)]
+        self.hidden += [name for name in hidden if name not in self.hidden]
+        names[:] = [name for name in names if not is_hidden(name)]
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self.root))
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what was left out, one line for each reason."""
+        kinds = {
+            "hidden, and so neither images nor classes": self.hidden,
+            "left out, since this toolkit has drawn it": self.ours,
+        }
+        return tuple(f"{why}: {_shorten(names)}" for why, names in kinds.items() if names)
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether files and folders of this name are what programs leave behind, not a user's.
+
+    >>> is_hidden(".ipynb_checkpoints"), is_hidden("__MACOSX"), is_hidden("cats")
+    (True, True, False)
+    """
+    return name.startswith(".") or name in _LEFT_BEHIND
+
+
+def _refuse(error: OSError) -> None:
+    raise OmpqError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def _find_drawn(where: Path, images: Sequence[str], names: Sequence[str]) -> set[str]:
+    """Find the pictures of a folder that are results of ours, as only they lie beside others."""
+    if not any(name.endswith(_RESULT_SUFFIXES) for name in names):
+        return set()
+    return {name for name in images if is_drawn_here(where / name)}
 
 
 def open_folder(root: Path | None, split: str) -> FileSplit:
-    """Open `root/SPLIT/CLASS/…/*.jpg`, classes numbered in the order of their names.
+    """Open `root/SPLIT/CLASS/…/*.jpg`.
 
     Where there are two splits, `train/` numbers the classes for `val/` too, so that a validation
-    folder with fewer classes keeps the right labels.
+    folder with fewer classes keeps the right labels; `root/classes.txt` may number them instead.
+    Hidden folders are no classes; `number_classes` tells which of those without images are.
 
     Args:
         root: Folder of the data set.
         split: "train" or "val", the name of the folder in `root`.
 
     Raises:
-        OmpqError: A folder is missing or holds no images (what it holds is named), or `val/` has a
-            class that `train/` has not.
+        OmpqError: A folder is missing or holds no images (what it holds is named), or `val/` has
+            images of a class that `train/` has not.
     """
     root = require_folder(root)
     folder = root / split
@@ -34,23 +113,65 @@ def open_folder(root: Path | None, split: str) -> FileSplit:
             f"{root} has no folder {split}/ (it holds {_describe_contents(root)}); expected "
             f"{root / 'train'}/CLASS/*.jpg and {root / 'val'}/CLASS/*.jpg"
         )
-    classes = _list_classes(root / "train" if (root / "train").is_dir() else folder)
-    unknown = [name for name in _list_classes(folder) if name not in classes]
-    if classes and unknown:
-        raise OmpqError(
-            f"{folder} has the class {unknown[0]}, which {root / 'train'} has not; "
-            "give both splits the same class folders"
-        )
-    found = [
-        (path, label) for label, name in enumerate(classes) for path in find_images(folder / name)
-    ]
-    if not found:
+    walk = _Walk(root)
+    names = walk.list_folders(folder)
+    images = {name: sorted(walk.find_images(folder / name)) for name in names}
+    if not any(images.values()):
         raise OmpqError(
             f"{folder} holds no images in class folders (it holds {_describe_contents(folder)}); "
             f"expected {folder}/CLASS/*.jpg"
         )
+    classes = _list_classes(walk, folder, {name for name in names if images[name]})
+    found = [
+        (path, label) for label, name in enumerate(classes.names) for path in images.get(name, [])
+    ]
     paths, labels = zip(*found, strict=True)
-    return FileSplit(paths, torch.tensor(labels), len(classes))
+    return FileSplit(
+        paths,
+        torch.tensor(labels),
+        len(classes.names),
+        class_names=classes.names,
+        other_names=classes.other,
+        notes=(*walk.notes(), *classes.notes, *_note_strangers(folder, images, classes)),
+    )
+
+
+def _note_strangers(
+    folder: Path, images: Mapping[str, Sequence[Path]], classes: ClassList
+) -> list[str]:
+    """Note empty folders that no class is called after."""
+    known = {*classes.names, *classes.other}
+    names = [f"{folder.name}/{name}" for name in images if name not in known]
+    return [f"without images, and so no classes: {_shorten(names)}"] if names else []
+
+
+def _list_classes(walk: _Walk, folder: Path, filled: set[str]) -> ClassList:
+    """List the classes by a class file, else the folders of `train/`, else those of `folder`.
+
+    Args:
+        walk: Walk through the data set.
+        folder: Folder of the split.
+        filled: Names of the folders in it that hold images.
+    """
+    train, file = walk.root / "train", walk.root / CLASS_FILE
+    base = train if train.is_dir() else folder
+    names = walk.list_folders(base)
+    if base != folder:
+        aside = _Walk(walk.root)  # what is left out below `train/` is told where it is opened
+        inside = {name for name in names if any(aside.find_images(base / name))}
+    else:
+        inside = filled
+    named = read_class_file(file, filled | inside)
+    if named:
+        return ClassList(named)
+    unknown = sorted(filled - set(names))
+    if unknown:
+        raise OmpqError(
+            f"{folder} has the class {unknown[0]}, which {base} has not; "
+            "give both splits the same class folders"
+        )
+    notes = (f"{file} names none of the class folders; not used",) if file.is_file() else ()
+    return number_classes(names, filled | inside, notes)
 
 
 def open_images(root: Path | None, split: str = "") -> FileSplit:
@@ -64,12 +185,13 @@ def open_images(root: Path | None, split: str = "") -> FileSplit:
         OmpqError: There is no such folder, or no image in it.
     """
     root = require_folder(root)
-    paths = tuple(find_images(root))
+    walk = _Walk(root)
+    paths = tuple(sorted(walk.find_images(root)))
     if not paths:
         raise OmpqError(
             f"{root} holds no images (it holds {_describe_contents(root)}); expected *.jpg, …"
         )
-    return FileSplit(paths, torch.full((len(paths),), -1), 0)
+    return FileSplit(paths, torch.full((len(paths),), -1), 0, notes=walk.notes())
 
 
 def open_for_calibration(root: Path | None) -> FileSplit:
@@ -83,7 +205,13 @@ def open_for_calibration(root: Path | None) -> FileSplit:
     root = require_folder(root)
     train = root / "train"
     if train.is_dir():
-        return open_folder(root, "train") if _list_classes(train) else open_images(train)
+        walk = _Walk(root)
+        folders = walk.list_folders(train)
+        in_classes = any(any(walk.find_images(train / name)) for name in folders)
+        loose = any(_is_image(entry) for entry in train.iterdir())
+        if in_classes or (folders and not loose):
+            return open_folder(root, "train")
+        return open_images(train)
     if any(_is_image(entry) for entry in root.iterdir()):
         return open_images(root)
     if (root / "val").is_dir():
@@ -99,10 +227,11 @@ def open_for_calibration(root: Path | None) -> FileSplit:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Find the image files below `folder` by their suffixes, sorted by path, links followed."""
-    walk = os.walk(folder, followlinks=True)
-    files = (Path(where, name) for where, _, names in walk for name in names)
-    return sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+    """Find the image files below `folder`, sorted by path, links followed.
+
+    They are told by their suffixes; hidden ones and pictures of ours are left out.
+    """
+    return sorted(_Walk(folder).find_images(folder))
 
 
 def require_folder(root: Path | None) -> Path:
@@ -119,15 +248,15 @@ def require_folder(root: Path | None) -> Path:
     return root
 
 
-def _list_classes(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-
-
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def _describe_contents(folder: Path, most: int = 6) -> str:
+def _describe_contents(folder: Path) -> str:
     names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+    return _shorten(names, 6) or "nothing"
+
+
+def _shorten(names: Sequence[str], most: int = 3) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more or "nothing"
+    return ", ".join(names[:most]) + more

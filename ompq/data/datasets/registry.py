@@ -32,6 +32,7 @@ class DatasetInfo:
         shift: Largest shift of training images in memory, in pixels. Image files are cropped and
             resized at random instead.
         flip: Whether training images in memory are mirrored at random.
+        border: Number of black pixels on each side in `preprocess` that the stored images have not.
     """
 
     open: Opener
@@ -41,6 +42,7 @@ class DatasetInfo:
     open_for_calibration: Callable[[Path | None], Split] | None = None
     shift: int = 0
     flip: bool = False
+    border: int = 0
 
 
 _FOLDER = DatasetInfo(open_folder, open_for_calibration=open_for_calibration)
@@ -63,6 +65,7 @@ DATASETS = {
         num_classes=10,
         shift=2,
         flip=True,
+        border=2,
     ),
     "digits": DatasetInfo(
         open_digits,

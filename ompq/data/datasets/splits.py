@@ -17,14 +17,16 @@ class TensorSplit:
         labels: Class of each image, N, int64.
         num_classes: Number of classes.
         white: Value of a white pixel.
-        border: Number of black pixels that are added on each side when batches are made.
+        class_names: Names of the classes, in the order of their numbers.
+        notes: What a user should know of it, one line each.
     """
 
     images: Tensor
     labels: Tensor
     num_classes: int
     white: int = 255
-    border: int = 0
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,19 @@ class FileSplit:
         paths: Paths of the N image files.
         labels: Class of each image, N, int64; −1 where there is none.
         num_classes: Number of classes; 0 where the images have no labels.
+        class_names: Names of the classes, in the order of their numbers.
+        other_names: The names with empty folders where `class_names` is without them, or without
+            where it is with them: which are the classes may be seen from their number. Empty where
+            there is no question.
+        notes: What a user should know of it, one line each.
     """
 
     paths: tuple[Path, ...]
     labels: Tensor
     num_classes: int
+    class_names: tuple[str, ...] = ()
+    other_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 Split = TensorSplit | FileSplit

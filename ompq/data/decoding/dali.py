@@ -28,6 +28,7 @@ from torch import Tensor
 from ompq.data.decoding.decoded import Decoded
 from ompq.data.decoding.pillow import UNREADABLE, cut, map_in_threads, read_image, stack
 from ompq.data.decoding.views import View, choose_view
+from ompq.data.pixels import convert_channels
 from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
 
@@ -85,6 +86,7 @@ def decode_with_dali(
                 _decode_with_pillow(files, preprocess)
             else:
                 names = (jpeg.position for jpeg in files.jpegs)
+                images = convert_channels(images, preprocess.channels)
                 files.decoded.update(zip(names, images, strict=True))
         readable = sorted(files.decoded)
         images = stack([files.decoded[position] for position in readable], preprocess)
@@ -104,7 +106,7 @@ def _sort_in(
         view = choose_view(*size, preprocess, seed)
         files.jpegs.append(_Jpeg(content, view, position))
         return
-    image = read_image(BytesIO(content))
+    image = read_image(BytesIO(content), preprocess.channels)
     if image is None:
         files.unreadable.append(position)
     else:
@@ -129,7 +131,7 @@ def _read_jpeg_size(content: bytes) -> tuple[int, int] | None:
 
 def _decode_with_pillow(files: _Files, preprocess: Preprocess) -> None:
     for jpeg in files.jpegs:
-        image = read_image(BytesIO(jpeg.content))
+        image = read_image(BytesIO(jpeg.content), preprocess.channels)
         if image is None:
             files.unreadable.append(jpeg.position)
         else:
@@ -137,7 +139,7 @@ def _decode_with_pillow(files: _Files, preprocess: Preprocess) -> None:
 
 
 def _run_pipeline(pipeline: Any, jpegs: Sequence[_Jpeg]) -> Tensor | None:
-    """Decode JPEGs to n × 3 × S × S, uint8; None where DALI cannot decode one of them."""
+    """Decode JPEGs to n × C × S × S, uint8, C being 1 or 3; None where DALI cannot do one."""
     views = [jpeg.view for jpeg in jpegs]
     try:
         (output,) = pipeline.run(
@@ -162,7 +164,9 @@ def _describe_failure(error: Exception) -> OmpqError:
 
 
 def _start_pipeline(preprocess: Preprocess, workers: int) -> Any:
-    """Start a pipeline that takes `_INPUTS` and gives images, 3 × S × S, uint8.
+    """Start a pipeline that takes `_INPUTS` and gives images, C × S × S, uint8.
+
+    C is 1 for grey images; for RGBA it is 3, since no JPEG has more.
 
     Raises:
         OmpqError: DALI is broken here, or cannot use the GPU.
@@ -194,6 +198,10 @@ def _start_pipeline(preprocess: Preprocess, workers: int) -> Any:
             output_type=dali.types.RGB,
             adjust_orientation=False,
         )
+        if preprocess.channels == 1:
+            pixels = fn.color_space_conversion(
+                pixels, image_type=dali.types.RGB, output_type=dali.types.GRAY
+            )
         pixels = fn.slice(pixels, start=given["start"], shape=given["shape"], axis_names="HW")
         pixels = fn.resize(
             pixels,

@@ -12,7 +12,7 @@ class Decoded:
     """Some of the files that a decoder was given, decoded.
 
     Attributes:
-        images: Pixels of the k readable files, k × 3 × S × S, uint8.
+        images: Pixels of the k readable files, k × C × S × S, uint8.
         readable: Positions of these files in the list of all files, ascending.
         unreadable: Positions of the files that cannot be decoded, ascending.
     """

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ompq.data.decoding.decoded import Decoded
+from ompq.data.decoding.depths import convert_image
 from ompq.data.decoding.views import View, choose_view
 from ompq.preprocess import Preprocess
 
@@ -96,17 +97,22 @@ def map_in_threads(function: Callable[[int], T], items: Iterable[int], workers: 
 
 
 def _decode_one(path: Path, preprocess: Preprocess, seed: int | None) -> Tensor | None:
-    image = read_image(path)
+    image = read_image(path, preprocess.channels)
     if image is None:
         return None
     return cut(image, choose_view(image.height, image.width, preprocess, seed), preprocess)
 
 
-def read_image(file: str | Path | BinaryIO) -> Image.Image | None:
-    """Read an image as RGB; None where the file cannot be decoded."""
+def read_image(file: str | Path | BinaryIO, channels: int) -> Image.Image | None:
+    """Read an image; None where the file cannot be decoded.
+
+    Args:
+        file: Path of the file, or the opened file.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA.
+    """
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
+            return convert_image(image, channels)
     except UNREADABLE:
         return None
 
@@ -115,12 +121,12 @@ def cut(image: Image.Image, view: View, preprocess: Preprocess) -> Tensor:
     """Cut the part that a view names out of an image.
 
     Args:
-        image: Image in RGB.
+        image: Image in grey, RGB or RGBA.
         view: View of an image of that size.
         preprocess: Preprocessing whose `input_size` (S) and interpolation are used.
 
     Returns:
-        The pixels, 3 × S × S, uint8.
+        The pixels, C × S × S, uint8.
     """
     top, left, height, width = view.box
     if (height, width) != (image.height, image.width):
@@ -128,7 +134,7 @@ def cut(image: Image.Image, view: View, preprocess: Preprocess) -> Tensor:
     image = image.resize(view.resized[::-1], _FILTERS[preprocess.interpolation])
     top, left = view.corner
     size = preprocess.input_size
-    pixels = np.asarray(image)[top : top + size, left : left + size]
+    pixels = np.atleast_3d(np.asarray(image))[top : top + size, left : left + size]
     if view.mirrored:
         pixels = pixels[:, ::-1]
     # PyTorch takes no array with negative strides.
@@ -136,11 +142,13 @@ def cut(image: Image.Image, view: View, preprocess: Preprocess) -> Tensor:
 
 
 def stack(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor:
-    """Stack images (3 × S × S each) into k × 3 × S × S, uint8; k may be 0.
+    """Stack images (C × S × S each) into k × C × S × S, uint8; k may be 0.
 
     Args:
         images: The k images.
-        preprocess: Preprocessing whose `input_size` is S, which no image may be there to tell.
+        preprocess: Preprocessing that tells C and S, which no image may be there to tell.
     """
+    if images:
+        return torch.stack(list(images))
     size = preprocess.input_size
-    return torch.stack(list(images)) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
+    return torch.empty(0, preprocess.channels, size, size, dtype=torch.uint8)

@@ -25,6 +25,10 @@ def test_a_val_folder_with_fewer_classes_keeps_the_labels_of_train(
     shutil.rmtree(tmp_path / "data" / "val" / "class0")
     assert open_folder(tmp_path / "data", "val").labels.tolist() == [1, 1, 2, 2]
     (tmp_path / "data" / "val" / "other").mkdir()
+    split = open_folder(tmp_path / "data", "val")
+    assert split.num_classes == 3
+    assert split.notes == ("without images, and so no classes: val/other",)
+    shutil.copy(split.paths[0], tmp_path / "data" / "val" / "other")
     with pytest.raises(OmpqError, match=r"has the class other, which .*train has not"):
         open_folder(tmp_path / "data", "val")
 
