@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import mse_loss
 
+from ompq.graph import ImageLayout
+
 _FORWARD_BATCH = 128
 
 
@@ -23,6 +25,8 @@ class Examples:
         targets: Values that the float network's block gives, each n × ….
         importances: Weights of the targets' values, of their shapes; None for 1.
         device: Device that the block computes on.
+        input_layouts: Place of the images in each input, as the block takes it.
+        target_layouts: Place of the images in each output, as the block gives it.
     """
 
     inputs: Sequence[Tensor]
@@ -30,20 +34,36 @@ class Examples:
     targets: Sequence[Tensor]
     importances: Sequence[Tensor | None]
     device: torch.device
+    input_layouts: Sequence[ImageLayout] = ()
+    target_layouts: Sequence[ImageLayout] = ()
 
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    def take(self, values: Sequence[Tensor], index: Tensor) -> list[Tensor]:
-        """Copy the values of some images to the device."""
-        return [self._pick(value, index) for value in values]
+    def take_inputs(self, index: Tensor, *, of_float: bool = False) -> list[Tensor]:
+        """Copy the inputs of some images to the device, arranged as the block takes them."""
+        values = self.float_inputs if of_float else self.inputs
+        return self._take(values, self.input_layouts, index)
+
+    def take_targets(self, index: Tensor) -> list[Tensor]:
+        """Copy the targets of some images to the device, arranged as the block gives them."""
+        return self._take(self.targets, self.target_layouts, index)
 
     def take_importances(self, index: Tensor) -> list[Tensor | None]:
-        """Copy the importances of some images to the device."""
-        return [None if v is None else self._pick(v, index) for v in self.importances]
+        """Copy the importances of some images to the device, arranged as the targets are."""
+        layouts = self.target_layouts or [ImageLayout()] * len(self.importances)
+        pairs = zip(self.importances, layouts, strict=True)
+        return [None if v is None else self._pick(v, layout, index) for v, layout in pairs]
 
-    def _pick(self, value: Tensor, index: Tensor) -> Tensor:
-        return value[index.to(value.device)].to(self.device, non_blocking=True)
+    def _take(
+        self, values: Sequence[Tensor], layouts: Sequence[ImageLayout], index: Tensor
+    ) -> list[Tensor]:
+        pairs = zip(values, layouts or [ImageLayout()] * len(values), strict=True)
+        return [self._pick(value, layout, index) for value, layout in pairs]
+
+    def _pick(self, value: Tensor, layout: ImageLayout, index: Tensor) -> Tensor:
+        chosen = value[index.to(value.device)].to(self.device, non_blocking=True)
+        return layout.join(chosen)
 
     def draw(self, count: int) -> Tensor:
         """Draw the indices of `count` images from PyTorch's generator, none twice."""
@@ -108,8 +128,8 @@ def measure_loss(
     total = 0.0
     replaced = {f"{name}.weight": value for name, value in weights.items()}
     for index in examples.iterate_batches():
-        outputs = functional_call(block, replaced, tuple(examples.take(examples.inputs, index)))
-        targets = examples.take(examples.targets, index)
+        outputs = functional_call(block, replaced, tuple(examples.take_inputs(index)))
+        targets = examples.take_targets(index)
         loss = compute_loss(outputs, targets, examples.take_importances(index), power)
         total += float(loss) * len(index)
     return total / len(examples)

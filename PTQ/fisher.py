@@ -66,17 +66,18 @@ def measure_output_importances(
         them.
     """
     device = next(module.parameters()).device
-    names = [name for block in blocks for name in block.outputs]
+    layouts = {name: block.layouts[name] for block in blocks for name in block.outputs}
     generator = torch.Generator().manual_seed(seed)
     kept: dict[str, Tensor] = {}
     for index in torch.arange(len(images)).split(_BATCH):
-        recorder = _GradientRecorder(module, names)
+        recorder = _GradientRecorder(module, list(layouts))
         logits = recorder.run(images[index].to(device))
         labels = draw_labels(logits, generator)
         # A sum keeps the gradients of the images apart; a mean would divide them by the batch.
         cross_entropy(logits, labels, reduction="sum").backward()
         for name, value in recorder.values.items():
             squares = torch.zeros_like(value) if value.grad is None else value.grad.square()
+            squares = layouts[name].split(squares)
             if name not in kept:
                 kept[name] = cache.allocate((len(images), *squares.shape[1:]))
             kept[name][index.to(kept[name].device)] = squares.to(kept[name].device)

@@ -20,21 +20,23 @@ with interruptible_imports():
     from ompq.assignment import Assignment
     from ompq.data import unreadable_note
     from ompq.errors import OmpqError
-    from ompq.evaluation import predict
-    from ompq.files import check_writable, set_aside, write_json
-    from ompq.graph import trace
+    from ompq.evaluation import doubt_accuracy, predict
+    from ompq.files import check_writable, lock_folder, set_aside, write_json
+    from ompq.graph import check_network, describe_float_parts, trace
     from ompq.options import (
         check_classes,
         json_ready,
         load_requested_network,
         make_evaluation_loader,
+        name_outputs,
+        note_unused,
+        print_images,
     )
     from ompq.preprocess import Preprocess
     from ompq.runtime import Ranks, resolve_device, seed_everything
     from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network
     from PTQ.options import (
         build_parser,
-        find_unused,
         read_assignment,
         read_calibration_images,
         read_settings,
@@ -92,6 +94,7 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     _print_task(arguments, prepared)
     float_row = measure_float(task, assignment)
     _print_row("float", float_row)
+    arguments.parser.print_notes(_doubt(prepared, float_row))
     rounded_row = None
     if arguments.test_before_calibration:
         rounded_row = measure_rounded(task, assignment)
@@ -100,6 +103,8 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     control = _measure_control(task, assignment) if arguments.control else None
     content = build_results(result, control, json_ready(arguments), time.perf_counter() - start)
     content["bits"] = list(assignment.widths)
+    content["parameters"] = task.graph.parameters.to_json()
+    content["float_layers"] = dict(task.graph.float_layers)
     content["skipped_images"] = prepared.skipped + task.test.skipped
     content["groups"] = [list(group.layers) for group in assignment.groups]
     _write(prepared, result, content)
@@ -115,10 +120,15 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
     check_writable(arguments.output_dir)
     device = resolve_device(arguments.device)
     network, preprocess = load_requested_network(arguments)
-    images, skipped, preprocess = read_calibration_images(arguments, preprocess)
-    test = make_evaluation_loader(arguments, preprocess, arguments.batch_size)
+    found, preprocess = read_calibration_images(arguments, preprocess)
+    images = found.images
     side = preprocess.input_size
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
+    test = make_evaluation_loader(
+        arguments, preprocess, arguments.batch_size, num_classes=graph.num_outputs
+    )
+    print_images(arguments, preprocess, [*found.notes, *test.notes])
+    graph = check_network(graph, images, arguments.parser.print_note)
     arguments.parser.print_notes(check_classes(test.num_classes, graph.num_outputs))
     task = QuantizationTask(
         graph=graph,
@@ -128,7 +138,16 @@ def _prepare(arguments: argparse.Namespace) -> _Prepared:
         folder=arguments.output_dir,
         resume=arguments.resume,
     )
-    return _Prepared(network, preprocess, read_assignment(arguments, graph), task, skipped)
+    return _Prepared(network, preprocess, read_assignment(arguments, graph), task, found.skipped)
+
+
+def _doubt(prepared: _Prepared, float_row: StageRow) -> list[str]:
+    """Return a note where the float network is hardly better than chance, and nobody knows why."""
+    predictions = float_row.predictions
+    if prepared.network.source == RANDOM_WEIGHTS or not predictions.has_labels:
+        return []
+    accuracy = predictions.accuracy()
+    return doubt_accuracy(accuracy.top1, accuracy.count, prepared.task.graph.num_outputs)
 
 
 def _measure_control(task: QuantizationTask, assignment: Assignment) -> StageRow | None:
@@ -151,6 +170,7 @@ def _write(prepared: _Prepared, result: QuantizationResult, content: dict[str, A
         prepared.assignment,
         source=prepared.network,
         preprocess=prepared.preprocess,
+        class_names=name_outputs(prepared.task.test, prepared.task.graph.num_outputs),
     )
     write_json(folder / "results.json", content)
     # Only now: killed before, the run is resumed from its finished blocks.
@@ -161,9 +181,9 @@ def _print_task(arguments: argparse.Namespace, prepared: _Prepared) -> None:
     """Print what is quantized to which widths, and what a user should know beforehand."""
     network, assignment, task = prepared.network, prepared.assignment, prepared.task
     notes = [RANDOM_WEIGHTS_NOTE] if network.source == RANDOM_WEIGHTS else []
-    notes += unreadable_note(prepared.skipped)
-    for name, reason in task.graph.float_layers.items():
-        notes.append(f"{name} stays in float: {reason}")
+    notes += [*network.notes, *unreadable_note(prepared.skipped)]
+    graph = task.graph
+    notes.append(describe_float_parts(graph.float_layers, graph.parameters))
     if not task.settings.per_channel:
         notes.append("one weight scale per layer; `per_channel` gives every channel its own")
     arguments.parser.print_notes(notes)
@@ -186,8 +206,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Print the accuracy of a quantized network that was written before."""
     device = resolve_device(arguments.device)
     read = artifact.load_quantized(arguments.evaluate)
-    arguments.parser.print_notes(find_unused(arguments))
-    test = make_evaluation_loader(arguments, read.preprocess, arguments.batch_size)
+    arguments.parser.print_notes(note_unused(arguments))
+    test = make_evaluation_loader(
+        arguments,
+        read.preprocess,
+        arguments.batch_size,
+        class_names=read.class_names,
+        num_classes=read.num_classes,
+    )
+    print_images(arguments, read.preprocess, test.notes)
+    arguments.parser.print_notes(check_classes(test.num_classes, read.num_classes))
     print(f"{read.title}: {predict(read.network.module, test, device).accuracy()}")
     arguments.parser.print_notes(unreadable_note(test.skipped))
 
@@ -204,7 +232,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.evaluate is not None:
         evaluate(arguments)
     else:
-        quantize(arguments)
+        with lock_folder(arguments.output_dir):
+            quantize(arguments)
 
 
 def main() -> None:

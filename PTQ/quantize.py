@@ -108,6 +108,7 @@ def quantize_network(
     cache = cache or ActivationCache(settings.cache_device, device, Path(tempfile.gettempdir()))
     blocks = split_into_subgraphs(teacher.graph, settings.granularity)
     bits = assignment.layer_bits()
+    owners = student.graph.weight_owners()
     entry = blocks[0].inputs[0]
     float_values = {entry: images}
     quantized_values = {entry: images}
@@ -127,8 +128,13 @@ def quantize_network(
             job = _BlockJob(
                 block=block,
                 target=target,
-                # A layer that an earlier block called as well was quantized there.
-                bits={name: bits[name] for name in block.layers if name not in student.weights},
+                # What an earlier block called as well, or shares a weight with, was quantized
+                # there.
+                bits={
+                    owners[name]: bits[name]
+                    for name in block.layers
+                    if owners[name] not in student.weights
+                },
                 examples=_select(block, quantized_values, float_values, importances, device),
                 title=f"{number + 1}/{len(blocks)} {block.name}",
             )
@@ -174,6 +180,8 @@ def _select(
         targets=[float_values[name] for name in block.outputs],
         importances=[importances.get(name) for name in block.outputs],
         device=device,
+        input_layouts=[block.layouts[name] for name in block.inputs],
+        target_layouts=[block.layouts[name] for name in block.outputs],
     )
 
 
@@ -214,8 +222,10 @@ def _apply(
     result: BlockResult, student: QuantizedNetwork, target: GraphModule, settings: Settings
 ) -> None:
     """Put a block's result into the quantized network, of which `target` is that block."""
-    for layer, integers in result.integers.items():
-        student.set_weight(layer, QuantizedWeight.of(integers, result.weights[layer]))
+    owners = student.graph.weight_owners()
+    for owner, integers in result.integers.items():
+        for layer in (name for name, other in owners.items() if other == owner):
+            student.set_weight(layer, QuantizedWeight.of(integers, result.weights[owner]))
     for name, quantizer in activation_quantizers(target).items():
         if settings.act_quant:
             quantizer.set(result.activations[name])
@@ -236,12 +246,16 @@ def _run(
     cache: ActivationCache,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Return the outputs of a block for all images, in room that the cache gives."""
+    """Return the outputs of a block for all images, images first, in room that the cache gives."""
     inputs = [values[name] for name in block.inputs]
+    into = [block.layouts[name] for name in block.inputs]
+    out_of = [block.layouts[name] for name in block.outputs]
     kept: list[Tensor] = []
     for index in torch.arange(len(inputs[0])).split(_FORWARD_BATCH):
         # Copies: a network may change what it is given in place.
-        outputs = module(*[value[index.to(value.device)].to(device) for value in inputs])
+        chosen = [value[index.to(value.device)].to(device) for value in inputs]
+        given = module(*[layout.join(v) for layout, v in zip(into, chosen, strict=True)])
+        outputs = [layout.split(v) for layout, v in zip(out_of, given, strict=True)]
         if not kept:
             kept = [cache.allocate((len(inputs[0]), *output.shape[1:])) for output in outputs]
         for room, output in zip(kept, outputs, strict=True):

@@ -142,13 +142,13 @@ def _learn_rounding(
             share = (step - warm) / max(1, steps - warm)
             rounding.penalty = settings.rounding_weight if step >= warm else 0.0
             rounding.exponent = settings.b_end + (settings.b_start - settings.b_end) * (1 - share)
-        inputs = examples.take(examples.inputs, index)
+        inputs = examples.take_inputs(index)
         if settings.drop_probability is not None:
-            float_inputs = examples.take(examples.float_inputs, index)
+            float_inputs = examples.take_inputs(index, of_float=True)
             inputs = _mix(inputs, float_inputs, settings.drop_probability)
         weights = {f"{name}.weight": r.weight() for name, r in roundings.items()}
         outputs = functional_call(block, weights, tuple(inputs))
-        targets = examples.take(examples.targets, index)
+        targets = examples.take_targets(index)
         loss = compute_loss(outputs, targets, examples.take_importances(index))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -225,8 +225,8 @@ def _learn_scales(
         bar = progress(range(steps), f"{title}: activations", steps)
         for step in bar:
             index = examples.draw(settings.batch_size)
-            outputs = block(*examples.take(examples.inputs, index))
-            targets = examples.take(examples.targets, index)
+            outputs = block(*examples.take_inputs(index))
+            targets = examples.take_targets(index)
             importances = examples.take_importances(index)
             loss = compute_loss(outputs, targets, importances, settings.act_power)
             optimizer.zero_grad(set_to_none=True)
@@ -256,7 +256,7 @@ def fit_activations(block: GraphModule, examples: Examples) -> None:
     """Search the scales of a block's activations in order, with those already found in use."""
     index = torch.arange(min(_FITTED_IMAGES, len(examples)))
     with enabled(block):
-        _Fitting(block).run(*examples.take(examples.inputs, index))
+        _Fitting(block).run(*examples.take_inputs(index))
 
 
 def _weight(block: GraphModule, layer: str) -> Tensor:

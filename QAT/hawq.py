@@ -18,6 +18,7 @@ from ompq.assignment import Assignment
 from ompq.cost import PIXEL_BITS, SUM_BITS, check_widths
 from ompq.errors import OmpqError
 from ompq.graph import Group, NetworkGraph
+from ompq.graph.network import account_for_rest
 
 DEFAULT_BITS = 8
 _UNIT = re.compile(r"(stage(\d+)\.unit(\d+))\.(quant_\w+)")
@@ -208,6 +209,7 @@ def _build_assignment(
         Group((name,), layer.nodes[-1], roles[name], layer.params, layer.ops)
         for name, layer in graph.layers.items()
     )
+    groups = account_for_rest(groups, graph.parameters)
     activations = tuple(reads.get(name, DEFAULT_BITS) for name in graph.layers)
     body = [reads.get(name, DEFAULT_BITS) for name in graph.layers if roles[name] == "body"]
     return Assignment(

@@ -34,13 +34,14 @@ with interruptible_imports():
     from mixed_bit.sensitivity.features import Shard
     from mixed_bit.settings import SearchSettings
     from ompq.assignment import PINNED_BITS, QUANT_TYPES
-    from ompq.cost import BITS_PER_MB
+    from ompq.cost import BITS_PER_MB, size_bits
     from ompq.data import calibration_images, make_loader, unreadable_note
     from ompq.data.batching import batch_sizes
     from ompq.errors import OmpqError
-    from ompq.files import check_writable
-    from ompq.graph import NetworkGraph, trace
-    from ompq.options import json_ready, load_requested_network
+    from ompq.evaluation import doubt_accuracy
+    from ompq.files import lock_folder
+    from ompq.graph import NetworkGraph, check_network, trace
+    from ompq.options import check_classes, json_ready, load_requested_network, print_images
     from ompq.preprocess import Preprocess
     from ompq.runtime import resolve_device, seed_everything
     from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network
@@ -52,12 +53,13 @@ def read_sizes(arguments: argparse.Namespace, graph: NetworkGraph) -> list[float
         return sorted(set(arguments.sizes))
     takes_part = QUANT_TYPES[arguments.quant_type].takes_part
     params = sum(group.params for group in graph.groups if takes_part(group))
-    fixed = sum(group.params for group in graph.groups if not takes_part(group)) * PINNED_BITS
+    pinned = [0 if takes_part(group) else PINNED_BITS for group in graph.groups]
+    fixed = size_bits(graph.groups, pinned)
     return [(params * mean + fixed) / BITS_PER_MB for mean in sorted(set(arguments.mean_bits))]
 
 
 def evaluation_images(
-    arguments: argparse.Namespace, preprocess: Preprocess, training: Tensor
+    arguments: argparse.Namespace, preprocess: Preprocess, training: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Return images and labels (−1 without) that outcomes are measured on, and unreadable files.
 
@@ -82,13 +84,16 @@ def evaluation_images(
         workers=arguments.workers,
         backend=arguments.loader,
         num_samples=arguments.num_eval,
+        num_classes=num_classes,
     )
+    notes = [*loader.notes, *check_classes(loader.num_classes, num_classes)]
+    arguments.parser.print_notes(notes)
     images, found = map(torch.cat, zip(*loader, strict=True))
     return images, found, loader.skipped
 
 
 def compare_from(arguments: argparse.Namespace) -> Comparison:
-    """Do everything that the script does but printing and writing.
+    """Do everything that the script does but printing the result and writing it.
 
     Args:
         arguments: Command line of `build_parser`.
@@ -98,7 +103,7 @@ def compare_from(arguments: argparse.Namespace) -> Comparison:
     seed_everything(arguments.seed)
     network, preprocess = load_requested_network(arguments)
     side = preprocess.input_size
-    graph = trace(network.module.to(device), (3, side, side))
+    graph = trace(network.module.to(device), (preprocess.channels, side, side))
     sizes = read_sizes(arguments, graph)
     settings = SearchSettings(arguments.quant_type, sizes[0], candidate_bits=arguments.bits)
     problem = Problem.build(graph, settings)
@@ -113,13 +118,19 @@ def compare_from(arguments: argparse.Namespace) -> Comparison:
         workers=arguments.workers,
         backend=arguments.loader,
     )
+    print_images(arguments, preprocess, found.notes)
     training = found.images
     images = training[: arguments.num_images].to(device)
+    checked = check_network(graph, images, arguments.parser.print_note)
+    problem = Problem.build(checked, settings)
     parts = images.split(batch_sizes(len(images), arguments.batch_size))
     shards = [Shard(part, len(part)) for part in parts]
     evaluator = SensitivityEvaluator(problem, shards, unbiased=len(parts) > 1, seed=arguments.seed)
-    evaluation, labels, unreadable = evaluation_images(arguments, preprocess, training)
+    evaluation, labels, unreadable = evaluation_images(
+        arguments, preprocess, training, graph.num_outputs
+    )
     outcomes = OutcomeEvaluator(evaluator.probed, evaluation.to(device), labels.to(device))
+    _judge_float(arguments, network, outcomes.top1, len(labels), graph.num_outputs)
     comparison = compare_candidates(
         evaluator,
         outcomes,
@@ -135,11 +146,27 @@ def compare_from(arguments: argparse.Namespace) -> Comparison:
     return replace(comparison, notes=tuple(notes))
 
 
+def _judge_float(
+    arguments: argparse.Namespace,
+    network: Network,
+    top1: float | None,
+    count: int,
+    num_classes: int,
+) -> None:
+    """Print the accuracy of the float network, and what is suspicious of it."""
+    if top1 is None:
+        return
+    print(f"float: top-1 {top1:.2f} % of {count} images", flush=True)
+    if network.source != RANDOM_WEIGHTS:
+        arguments.parser.print_notes(doubt_accuracy(top1, count, num_classes))
+
+
 def _notes(
     network: Network, training: Tensor, evaluation: Tensor, arguments: argparse.Namespace
 ) -> Iterator[str]:
     if network.source == RANDOM_WEIGHTS:
         yield arguments.parser.in_flags(RANDOM_WEIGHTS_NOTE)
+    yield from network.notes
     priced = {image.numpy().tobytes() for image in training[: arguments.num_images]}
     shared = sum(image.numpy().tobytes() in priced for image in evaluation)
     if shared:
@@ -150,9 +177,13 @@ def _notes(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compare, print, write."""
+    """Compare, print, write, in a folder that is this run's alone."""
+    with lock_folder(arguments.output_dir):
+        _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
     folder = arguments.output_dir
-    check_writable(folder)
     comparison = compare_from(arguments)
     print_comparison(comparison)
     details: dict[str, Any] = {"arguments": json_ready(arguments)}

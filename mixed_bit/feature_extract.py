@@ -12,8 +12,9 @@ from ompq.script import interruptible_imports, run_script
 
 with interruptible_imports():
     import argparse
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from dataclasses import dataclass
+    from itertools import chain
     from typing import Any
 
     import numpy as np
@@ -44,9 +45,9 @@ with interruptible_imports():
     from ompq.data import calibration_batches, calibration_images, load_calibration_file
     from ompq.data.batching import batch_sizes
     from ompq.errors import OmpqError
-    from ompq.files import atomic_path, check_writable
-    from ompq.graph import trace
-    from ompq.options import load_requested_network
+    from ompq.files import atomic_path, lock_folder
+    from ompq.graph import check_network, trace
+    from ompq.options import check_classes, load_requested_network, print_images
     from ompq.preprocess import Preprocess
     from ompq.runtime import (
         Ranks,
@@ -66,24 +67,29 @@ class _Images:
         batches: Batches of images.
         labels: Their labels, if asked for.
         count: How many images there are at most.
-        size: Height and width.
+        shape: Channels, height and width.
         skipped: Unreadable files; complete when the batches are read.
+        notes: What a user should know of them.
     """
 
     batches: Iterator[Tensor]
     labels: Tensor | None
     count: int
-    size: tuple[int, int]
+    shape: tuple[int, int, int]
     skipped: list[str]
+    notes: Sequence[str] = ()
 
 
-def _read_images(arguments: argparse.Namespace, preprocess: Preprocess) -> _Images:
-    size = arguments.batch_size
+def _read_images(
+    arguments: argparse.Namespace, preprocess: Preprocess, num_classes: int
+) -> _Images:
+    size, channels = arguments.batch_size, preprocess.channels
     if arguments.calibration_data is not None:
-        images = load_calibration_file(arguments.calibration_data)
+        images = load_calibration_file(arguments.calibration_data, channels)
         batches = iter(images.split(batch_sizes(len(images), size)))
-        return _Images(batches, None, len(images), (images.shape[-2], images.shape[-1]), [])
-    side = preprocess.input_size, preprocess.input_size
+        height, width = images.shape[-2:]
+        return _Images(batches, None, len(images), (channels, height, width), [])
+    shape = (channels, preprocess.input_size, preprocess.input_size)
     source = arguments.dataset, arguments.data, preprocess, arguments.num_images
     how = {
         "seed": arguments.seed,
@@ -93,12 +99,24 @@ def _read_images(arguments: argparse.Namespace, preprocess: Preprocess) -> _Imag
     }
     if not arguments.labels:
         read = calibration_batches(*source, size, **how)
-        return _Images(iter(read), None, arguments.num_images, side, read.skipped)
-    found = calibration_images(*source, **how)
+        return _Images(iter(read), None, arguments.num_images, shape, read.skipped, read.notes)
+    found = calibration_images(*source, num_classes=num_classes, **how)
     if (found.labels < 0).any():
         raise OmpqError(f"`labels`: {arguments.data or arguments.dataset} has none; leave it out")
+    check_classes(int(found.labels.max()) + 1, num_classes)
     batches = iter(found.images.split(batch_sizes(len(found.labels), size)))
-    return _Images(batches, found.labels, len(found.labels), side, found.skipped)
+    count = len(found.labels)
+    return _Images(batches, found.labels, count, shape, found.skipped, found.notes)
+
+
+def _print_images(
+    arguments: argparse.Namespace, preprocess: Preprocess, images: _Images, ranks: Ranks
+) -> None:
+    if arguments.calibration_data is None:
+        print_images(arguments, preprocess, images.notes)
+    elif ranks.is_main:
+        shape = "×".join(map(str, images.shape))
+        print(f"images: {images.count} of {arguments.calibration_data}, {shape}, as they are")
 
 
 def _shard(batches: Iterator[Tensor], ranks: Ranks, device: torch.device) -> Iterator[Shard]:
@@ -120,7 +138,7 @@ class Found:
 
 
 def extract(arguments: argparse.Namespace) -> Found:
-    """Do everything that the script does but printing and writing.
+    """Do everything that the script does but printing the result and writing it.
 
     Args:
         arguments: Command line of `build_parser`.
@@ -130,17 +148,22 @@ def extract(arguments: argparse.Namespace) -> Found:
     device = resolve_device(arguments.device, ranks.local_rank)
     seed_everything(arguments.seed)
     network, preprocess = load_requested_network(arguments)
-    images = _read_images(arguments, preprocess)
-    problem = Problem.build(trace(network.module.to(device), (3, *images.size)), settings)
+    images = _read_images(arguments, preprocess, network.num_classes)
+    problem = Problem.build(trace(network.module.to(device), images.shape), settings)
     problem.check_feasible()
     _check_batches(images.count, arguments.batch_size)
+    _print_images(arguments, preprocess, images, ranks)
+    if ranks.is_main:
+        arguments.parser.print_notes(network.notes)
+    problem = _check(problem, images, arguments.parser.print_note if ranks.is_main else None)
     details: dict[str, Any] = {
         "weights": network.source,
         "dataset": str(arguments.calibration_data or arguments.dataset),
-        "input_size": list(images.size),
+        "input_size": list(images.shape[1:]),
         "skipped_images": images.skipped,
         "labels": arguments.labels,
         "augment": arguments.augment,
+        "parameters": problem.graph.parameters.to_json(),
         "float_layers": dict(problem.graph.float_layers),
         "device": device.type,
     }
@@ -171,6 +194,18 @@ def extract(arguments: argparse.Namespace) -> Found:
             result = measure_and_solve(evaluator, problem)
     config = build_bit_config(result, arguments.model, seed=arguments.seed, details=details)
     return Found(result, config, points)
+
+
+def _check(problem: Problem, images: _Images, say: Callable[[str], None] | None) -> Problem:
+    """Check the traced network on the first images, which stay in `images`."""
+    first = next(images.batches, None)
+    if first is None:
+        raise OmpqError("there are no calibration images; check `root` and `num_images`")
+    images.batches = chain([first], images.batches)
+    graph = check_network(problem.graph, first, say or (lambda note: None))
+    checked = Problem.build(graph, problem.settings)
+    checked.check_feasible()
+    return checked
 
 
 def _check_batches(count: int, batch_size: int) -> None:
@@ -220,8 +255,12 @@ def write(found: Found, folder: Path) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Search, print, write."""
-    check_writable(arguments.output_dir)
+    """Search, print, write, in a folder that is this run's alone."""
+    with lock_folder(arguments.output_dir):
+        _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
     found = extract(arguments)
     if not Ranks.from_environment().is_main:
         return

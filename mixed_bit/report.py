@@ -16,6 +16,7 @@ from mixed_bit.comparison.pareto import FrontPoint, find_knee
 from mixed_bit.sensitivity.features import Orthogonality
 from ompq.assignment import BitConfig
 from ompq.data import unreadable_note
+from ompq.graph import describe_float_parts
 from ompq.plots import ACCENT, INK, SOFT, figure
 from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE
 
@@ -145,10 +146,8 @@ def collect_notes(result: SearchResult, config: BitConfig) -> list[str]:
         f"the feature of {name} is the same for every image; it counts as redundant"
         for name in (orthogonality.constant if orthogonality is not None else ())
     ]
-    floats = config.details["float_layers"]
-    if floats:
-        shown = ", ".join(f"{name} ({why})" for name, why in list(floats.items())[:3])
-        found.append(f"{len(floats)} part(s) stay in float: {shown}")
+    graph = result.problem.graph
+    found.append(describe_float_parts(graph.float_layers, graph.parameters))
     if result.allocation.note:
         found.append(result.allocation.note)
     return found

@@ -1,8 +1,9 @@
 """Size and BOPs of a network at given widths: the accounting that reproduces the published figures.
 
 A convolution with its batch norm counts weights + 2·C_out parameters, any other layer weights +
-bias; one megabyte is 2²⁰ bytes. A convolution does (weights + 5·C_out) operations per output
-position, a linear layer (2·in + 1)·out. BOPs = Σ operations · weight bits · activation bits.
+bias; what is in no quantized layer counts with 32 bits; one megabyte is 2²⁰ bytes. A convolution
+does (weights + 5·C_out) operations per output position, a linear layer (2·in + 1)·out.
+BOPs = Σ operations · weight bits · activation bits.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ SUM_BITS = 16
 
 
 def size_bits(groups: Sequence[Group], bits: Sequence[int]) -> int:
-    """Return the bits that the parameters of `groups` take at one width per group."""
-    return sum(group.params * width for group, width in zip(groups, bits, strict=True))
+    """Return the bits that a network's parameters take at one width per group, 32 for the rest."""
+    in_groups = sum(group.params * width for group, width in zip(groups, bits, strict=True))
+    return in_groups + FLOAT_BITS * sum(group.float_params for group in groups)
 
 
 def size_mb(groups: Sequence[Group], bits: Sequence[int]) -> float:
@@ -32,7 +34,8 @@ def size_mb(groups: Sequence[Group], bits: Sequence[int]) -> float:
 
 def float_size_mb(groups: Sequence[Group]) -> float:
     """Return the model size in MB (2²⁰ bytes) with all parameters in 32-bit floats."""
-    return size_mb(groups, [FLOAT_BITS] * len(groups))
+    folded = sum(group.folded_params for group in groups)
+    return size_mb(groups, [FLOAT_BITS] * len(groups)) + FLOAT_BITS * folded / BITS_PER_MB
 
 
 def bops(groups: Sequence[Group], bits: Sequence[int], act_bits: Sequence[int]) -> int:

@@ -15,8 +15,15 @@ from torch.fx import GraphModule
 
 from ompq.assignment import Assignment
 from ompq.cost import PIXEL_BITS
-from ompq.graph import NetworkGraph, find_activation_sites, find_image_maps, fold_batch_norm
+from ompq.graph import (
+    Exclusions,
+    NetworkGraph,
+    find_activation_sites,
+    find_image_maps,
+    fold_batch_norm,
+)
 from ompq.graph.network import copy_traced
+from ompq.graph.shapes import copy_shape
 from ompq.quantizers import ActivationQuantizer, QuantParams, dequantize
 
 # Path of the quantizers in the traced network; each is called after the node whose value it takes.
@@ -81,6 +88,11 @@ class QuantizedNetwork:
     def input_shape(self) -> tuple[int, int, int]:
         """Return channels, height and width of an image."""
         return self.graph.input_shape
+
+    @property
+    def exclusions(self) -> Exclusions:
+        """Return what of the float network was left as it is."""
+        return self.graph.exclusions
 
     def calls(self) -> dict[str, str]:
         """Map each quantized node to the node that calls its quantizer, in execution order."""
@@ -158,7 +170,7 @@ def insert_quantizers(graph: NetworkGraph, widths: Mapping[str, int]) -> Network
         module.add_submodule(path, ActivationQuantizer(width).to(device))
         with module.graph.inserting_after(node):
             call = module.graph.call_module(path, (node,))
-        call.meta["shape"] = node.meta["shape"]
+        copy_shape(call, node)
         # All users of the value but the quantizer itself.
         node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
     module.recompile()

@@ -11,7 +11,7 @@ from mixed_bit.allocation.program import Budget
 from mixed_bit.latency.table import NANOSECONDS_PER_MS
 from mixed_bit.settings import SearchSettings
 from ompq.assignment import PINNED_BITS
-from ompq.cost import BITS_PER_MB
+from ompq.cost import BITS_PER_MB, size_bits
 from ompq.graph import Group
 
 # (group, weight width, activation width) → its cost, a whole number.
@@ -47,7 +47,9 @@ def build_budgets(
     found = []
     if settings.size_mb is not None:
         limit = settings.size_mb
-        found.append(make_budget("size", "MB", limit, BITS_PER_MB, lambda g, w, _: g.params * w))
+        found.append(
+            make_budget("size", "MB", limit, BITS_PER_MB, lambda g, w, _: size_bits([g], [w]))
+        )
     if settings.bops_g is not None:
         limit = settings.bops_g
         found.append(make_budget("BOPs", "G", limit, 10**9, lambda g, w, a: g.ops * w * a))

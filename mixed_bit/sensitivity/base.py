@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ompq.assignment import uniform
 from ompq.graph import Group, NetworkGraph, find_image_maps
+from ompq.graph.operations import image_layout
 from ompq.quantized import QuantizedNetwork, make_quantizable
 from ompq.quantizers import ActivationQuantizer, fake_quantize, lp_scale
 
@@ -174,11 +175,23 @@ class ProbedNetwork:
     def sum_over_layers(self, measure: Callable[[str], Sequence[float]]) -> NDArray[np.float64]:
         """Add up what `measure` gives for the layers of each group, L × K.
 
+        A weight that several layers share counts once.
+
         Args:
             measure: Function of a layer's name that gives one number per weight width.
         """
-        rows = [np.sum([measure(layer) for layer in g.layers], axis=0) for g in self.groups]
+        owners = self.network.graph.weight_owners()
+        rows = [
+            np.sum([measure(layer) for layer in group.layers if owners[layer] == layer], axis=0)
+            for group in self.groups
+        ]
         return np.array(rows, dtype=np.float64)
+
+    def split_images(self, site: str, values: Tensor) -> Tensor:
+        """Arrange the value of a site so that its first dimension is the images."""
+        node = next(n for n in self.network.module.graph.nodes if n.name == site)
+        layout = image_layout(node)
+        return values if layout is None else layout.split(values)
 
     def spread_over_groups(self, of_site: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
         """Spread the sensitivities of sites evenly over the groups that read them, L × A.

@@ -71,11 +71,13 @@ def _collect(
 
     def read(site: str, values: Tensor) -> Tensor:
         with torch.no_grad():
-            errors = [(values - q(values)).square().flatten(1) for q in fitted[site]]
+            squared = [(values - quantizer(values)).square() for quantizer in fitted[site]]
+            errors = [probed.split_images(site, error).flatten(1) for error in squared]
 
         def add(gradient: Tensor) -> None:
+            weights = probed.split_images(site, gradient.square()).flatten(1)
             for index, error in enumerate(errors):
-                of_site[site][index] += float(weigh(gradient.square().flatten(1), error).sum())
+                of_site[site][index] += float(weigh(weights, error).sum())
 
         # Before the first measured layer nothing asks for a gradient yet.
         if not values.requires_grad:
@@ -108,7 +110,9 @@ def _collecting_squares(probed: ProbedNetwork) -> Iterator[dict[str, Tensor]]:
             # Freed at once, so that no more than one layer's gradient is held.
             weight.grad = None
 
-    for layer in (layer for group in probed.groups for layer in group.layers):
+    # A weight that several layers share has one gradient.
+    owners = graph.weight_owners()
+    for layer in {owners[layer]: None for group in probed.groups for layer in group.layers}:
         weight = graph.layer_module(layer).weight
         squares[layer] = torch.zeros_like(weight)
         weight.requires_grad_(True)

@@ -38,7 +38,7 @@ def _measure_sites(probed: ProbedNetwork) -> dict[str, list[float]]:
 
     def read(site: str, values: Tensor) -> None:
         # Batches differ in size: the last one may hold fewer images.
-        share = len(values) / len(probed.images)
+        share = len(probed.split_images(site, values)) / len(probed.images)
         errors = _compute_relative_errors(
             values, [quantizer(values) for quantizer in quantizers[site]]
         )

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from ompq.graph.operations import ADDITIONS, carries_values, operation, tensor_shape
+from ompq.graph.operations import (
+    ADDITIONS,
+    carries_values,
+    image_layout,
+    operation,
+    tensor_shape,
+)
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -140,7 +146,7 @@ def _cut_into_segments(traced: GraphModule) -> list[list[Node]]:
         if carries_values(node):
             alive.add(node)
         alive = {value for value in alive if last_use[value] > position[node]}
-        if alive == {node} and tensor_shape(node) is not None:
+        if alive == {node} and image_layout(node) is not None:
             segments.append(segment)
             segment = []
     if segment:

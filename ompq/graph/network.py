@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
@@ -13,20 +14,19 @@ from torch.fx import GraphModule, Node
 
 from ompq.errors import OmpqError
 from ompq.graph.blocks import Block, find_blocks
+from ompq.graph.exclusions import Exclusions
 from ompq.graph.features import find_feature_tap
 from ompq.graph.operations import (
-    ARITHMETIC,
     BATCH_NORMS,
-    IDENTITIES,
-    LAYOUTS,
-    NORMS,
-    PARAMETER_PLUMBING,
+    carries_values,
     find_tensor_users,
     get_layer,
     is_quantizable,
     operation,
+    reads_images,
     tensor_shape,
 )
+from ompq.graph.parameters import Accounts, ParameterCount
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,12 @@ class Group:
             group.
         tap: Node whose value is the group's feature.
         role: `stem`, `body` or `classifier`.
-        params: Number of parameters of all its layers.
+        params: Number of parameters of all its layers, shared ones counted once.
         ops: Operations of all its layers for one image.
+        float_params: Number of parameters that stay in float, of the whole network; its first
+            group counts them.
+        folded_params: Number of the float network's further parameters, which folding does away
+            with (biases before a batch norm); less than 0 where the accounting adds some.
     """
 
     layers: tuple[str, ...]
@@ -76,6 +80,8 @@ class Group:
     role: str
     params: int
     ops: int
+    float_params: int = 0
+    folded_params: int = 0
 
     @property
     def name(self) -> str:
@@ -92,7 +98,12 @@ class NetworkGraph:
         input_shape: Channels, height and width of one image.
         layers: Quantizable layers by name, in execution order.
         groups: Groups of these layers, in execution order.
-        float_layers: Why a module or parameter with weights is not quantized, by its name.
+        float_layers: Why a module or parameter is not quantized, by its name; every parameter that
+            is in no layer is of one of them.
+        parameters: How many of the network's parameters are quantized.
+        original: The network before it was traced, in evaluation mode; it is never changed.
+        exclusions: What was left as it is.
+        checked: Whether the traced network was found to compute what the original one does.
     """
 
     module: GraphModule
@@ -100,6 +111,10 @@ class NetworkGraph:
     layers: dict[str, Layer]
     groups: tuple[Group, ...]
     float_layers: dict[str, str]
+    parameters: ParameterCount
+    original: nn.Module = field(repr=False)
+    exclusions: Exclusions = field(default_factory=Exclusions)
+    checked: bool = False
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -117,21 +132,37 @@ class NetworkGraph:
         """Return the module of the layer called `name`."""
         return get_layer(self.module, name)
 
+    def weight_owners(self) -> dict[str, str]:
+        """Map each layer to the first layer that computes with the same weight: most to itself."""
+        first: dict[int, str] = {}
+        return {
+            name: first.setdefault(id(self.layer_module(name).weight), name) for name in self.layers
+        }
+
     def with_module(self, module: GraphModule) -> NetworkGraph:
         """Return the view of a rewritten network that has these layers and keeps their costs.
 
         Args:
             module: Rewritten network, with recorded shapes.
         """
-        # Parameters are counted with their batch norm, which folding removes.
-        view = analyse(module, self.input_shape)
+        # Parameters are counted in the network as it was traced: with their batch norm, which
+        # folding removes.
+        view = analyse(module, self.input_shape, self.original, self.exclusions)
         layers = {
             name: replace(layer, params=self.layers[name].params)
             for name, layer in view.layers.items()
         }
-        params = {group.name: group.params for group in self.groups}
-        groups = tuple(replace(group, params=params[group.name]) for group in view.groups)
-        return replace(view, layers=layers, groups=groups)
+        counted = {group.name: group for group in self.groups}
+        groups = tuple(
+            replace(
+                group,
+                params=counted[group.name].params,
+                float_params=counted[group.name].float_params,
+                folded_params=counted[group.name].folded_params,
+            )
+            for group in view.groups
+        )
+        return replace(self, module=module, layers=layers, groups=groups)
 
 
 def copy_traced(module: GraphModule) -> GraphModule:
@@ -139,43 +170,99 @@ def copy_traced(module: GraphModule) -> GraphModule:
     return GraphModule(copy.deepcopy(module), copy.deepcopy(module.graph), module._get_name())
 
 
-def analyse(traced: GraphModule, input_shape: tuple[int, int, int]) -> NetworkGraph:
+def copy_structure(network: nn.Module) -> nn.Module:
+    """Return a copy of a module whose parameters and buffers are those of the original."""
+    shared = {id(value): value for value in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, shared)
+
+
+def analyse(
+    traced: GraphModule,
+    input_shape: tuple[int, int, int],
+    original: nn.Module,
+    exclusions: Exclusions,
+) -> NetworkGraph:
     """Find the layers of a traced network, their groups, and what stays in float.
 
     Args:
         traced: Traced network with recorded shapes.
         input_shape: Channels, height and width of one image.
+        original: The network before it was traced.
+        exclusions: What is left as it is.
 
     Raises:
         OmpqError: there is nothing to quantize.
     """
-    calls = _find_layer_calls(traced)
+    calls = _find_layer_calls(traced, exclusions)
     if not calls:
         raise OmpqError("the network calls no Conv2d or Linear layer: there is nothing to quantize")
-    layers = {name: _describe(traced, name, nodes) for name, nodes in calls.items()}
-    groups = _form_groups(traced, layers)
-    return NetworkGraph(traced, input_shape, layers, groups, _find_float_layers(traced, layers))
+    layers = _describe_layers(traced, calls, exclusions)
+    parts = {name: [layer.batch_norm] if layer.batch_norm else [] for name, layer in layers.items()}
+    accounts = Accounts(original, traced, parts, exclusions.modules)
+    groups = account_for_rest(_form_groups(traced, layers), accounts.count)
+    return NetworkGraph(
+        module=traced,
+        input_shape=input_shape,
+        layers=layers,
+        groups=groups,
+        float_layers=accounts.find_float_parts(),
+        parameters=accounts.count,
+        original=original,
+        exclusions=exclusions,
+    )
 
 
-def _find_layer_calls(traced: GraphModule) -> dict[str, list[Node]]:
+def account_for_rest(groups: tuple[Group, ...], count: ParameterCount) -> tuple[Group, ...]:
+    """Let the first group count the parameters that are in no group."""
+    folded = count.quantized - sum(group.params for group in groups)
+    first = replace(groups[0], float_params=count.in_float, folded_params=folded)
+    return (first, *groups[1:])
+
+
+def _find_layer_calls(traced: GraphModule, exclusions: Exclusions) -> dict[str, list[Node]]:
+    """Find the nodes that call each layer; layers that work on constants do not count."""
     calls: dict[str, list[Node]] = defaultdict(list)
     for node in traced.graph.nodes:
         if node.op == "call_module" and is_quantizable(traced.get_submodule(node.target)):
             calls[node.target].append(node)
-    return dict(calls)
+    return {
+        name: nodes
+        for name, nodes in calls.items()
+        if name not in exclusions.modules
+        and all(carries_values(node) and reads_images(node) for node in nodes)
+    }
 
 
-def _describe(traced: GraphModule, name: str, nodes: list[Node]) -> Layer:
+def _describe_layers(
+    traced: GraphModule, calls: Mapping[str, list[Node]], exclusions: Exclusions
+) -> dict[str, Layer]:
+    """Describe every layer; a parameter that several share counts with the first of them."""
+    shared = Counter(id(get_layer(traced, name).weight) for name in calls)
+    seen: set[int] = set()
+    layers = {}
+    for name, nodes in calls.items():
+        module = get_layer(traced, name)
+        batch_norm = None
+        if shared[id(module.weight)] == 1:
+            batch_norm = _find_batch_norm(traced, nodes, exclusions)
+        layers[name] = _describe(traced, name, nodes, batch_norm, seen)
+        seen |= {id(parameter) for parameter in module.parameters()}
+    return layers
+
+
+def _describe(
+    traced: GraphModule, name: str, nodes: list[Node], batch_norm: str | None, seen: set[int]
+) -> Layer:
+    """Describe a layer; parameters whose identities are in `seen` are counted elsewhere."""
     module = get_layer(traced, name)
-    weight = module.weight
-    bias = 0 if module.bias is None else module.bias.numel()
+    weight, bias = module.weight, module.bias
     output_shape = tensor_shape(nodes[-1]) or ()
     outputs, weights = weight.shape[0], weight.numel()
     # Of all calls: a layer that is called twice costs twice.
     positions = sum(prod(tensor_shape(node) or ()) // outputs for node in nodes)
-    batch_norm = _find_batch_norm(traced, nodes)
     is_conv = isinstance(module, nn.Conv2d)
     per_position = weights + 5 * outputs if is_conv else 2 * weights + outputs
+    own_bias = 0 if bias is None or id(bias) in seen else bias.numel()
     return Layer(
         name=name,
         kind="conv" if is_conv else "linear",
@@ -184,43 +271,57 @@ def _describe(traced: GraphModule, name: str, nodes: list[Node]) -> Layer:
         weight_shape=tuple(weight.shape),
         output_shape=output_shape[1:],
         weights=weights,
-        params=weights + (2 * outputs if batch_norm else bias),
+        params=(0 if id(weight) in seen else weights) + (2 * outputs if batch_norm else own_bias),
         macs=weights * positions,
         ops=per_position * positions,
     )
 
 
-def _find_batch_norm(traced: GraphModule, nodes: list[Node]) -> str | None:
-    """Find the path of the batch norm that reads one layer and nothing else.
+def _find_batch_norm(traced: GraphModule, nodes: list[Node], exclusions: Exclusions) -> str | None:
+    """Find the path of the batch norm that reads one layer and nothing else, channel by channel.
 
     A batch norm without running statistics does not count: it cannot become part of the layer.
 
     Args:
         traced: Traced network.
         nodes: Nodes that call the layer.
+        exclusions: What is left as it is.
     """
     users = find_tensor_users(nodes[0])
     if len(nodes) > 1 or len(users) != 1 or users[0].op != "call_module":
         return None
-    norm = users[0]
+    norm, target = users[0], str(users[0].target)
     calls = [n for n in traced.graph.nodes if n.op == "call_module" and n.target == norm.target]
     if operation(norm, traced) not in BATCH_NORMS or len(calls) > 1:
         return None
-    target = str(norm.target)
+    # A norm works on dimension 1, where a linear layer has its outputs in the last one.
+    is_conv = isinstance(get_layer(traced, str(nodes[0].target)), nn.Conv2d)
+    if len(tensor_shape(nodes[0]) or ()) != (4 if is_conv else 2):
+        return None
+    if target in exclusions.norms or target in exclusions.modules:
+        return None
     return None if traced.get_submodule(target).running_var is None else target
 
 
 def _form_groups(traced: GraphModule, layers: dict[str, Layer]) -> tuple[Group, ...]:
-    """Group layers that share a feature: a projection shortcut joins its block's last layer."""
+    """Group layers that share a feature, as a projection shortcut and its block's last layer do.
+
+    Layers that share a weight are in one group as well: they can have one width only.
+    """
     nodes = {node.name: node for node in traced.graph.nodes}
     order = {name: position for position, name in enumerate(nodes)}
-    behind_images = _find_nodes_behind_images(traced)
+    behind_images = {node for node in traced.graph.nodes if reads_images(node)}
     depth = _measure_layer_depth(traced, layers)
     feeding = _find_nodes_before_layers(traced, layers)
     by_tap: dict[str, list[Layer]] = defaultdict(list)
+    tap_of_weight: dict[int, str] = {}
     for layer in layers.values():
         feature = find_feature_tap(nodes[layer.nodes[-1]], traced, behind_images)
-        by_tap[feature.name].append(layer)
+        tap = tap_of_weight.setdefault(id(get_layer(traced, layer.name).weight), feature.name)
+        # A weight that ties two features ties all layers of both.
+        if tap != feature.name:
+            by_tap[tap] += by_tap.pop(feature.name, [])
+        by_tap[tap].append(layer)
 
     # By depth first: a shortcut may be called before or after the branch that it is added to.
     def rank(layer: Layer) -> tuple[int, int]:
@@ -236,15 +337,6 @@ def _form_groups(traced: GraphModule, layers: dict[str, Layer]) -> tuple[Group, 
         params, ops = sum(m.params for m in members), sum(m.ops for m in members)
         groups.append((order[head], Group(names, tap, role, params, ops)))
     return tuple(group for _, group in sorted(groups, key=lambda pair: pair[0]))
-
-
-def _find_nodes_behind_images(traced: GraphModule) -> set[Node]:
-    """Find the nodes whose values depend on the images."""
-    behind: set[Node] = set()
-    for node in traced.graph.nodes:
-        if node.op == "placeholder" or any(source in behind for source in node.all_input_nodes):
-            behind.add(node)
-    return behind
 
 
 def _measure_layer_depth(traced: GraphModule, layers: dict[str, Layer]) -> dict[str, int]:
@@ -265,37 +357,3 @@ def _find_nodes_before_layers(traced: GraphModule, layers: dict[str, Layer]) -> 
         if any(user.name in calls or user.name in before for user in node.users):
             before.add(node.name)
     return before
-
-
-def _find_float_layers(traced: GraphModule, layers: dict[str, Layer]) -> dict[str, str]:
-    """Find what multiplies with weights and is not quantized; give the reason by its name."""
-    left = {}
-    for node in traced.graph.nodes:
-        if node.op == "call_module" and node.target not in layers:
-            module = traced.get_submodule(node.target)
-            if any(parameter.dim() > 1 for parameter in module.parameters()):
-                left[str(node.target)] = _explain(module)
-        elif node.op == "get_attr":
-            user = _find_multiplying_user(node, traced)
-            if user is not None:
-                owner = str(node.target).rpartition(".")[0] or str(node.target)
-                left[owner] = f"its weight goes into the function {operation(user, traced)}"
-    return left
-
-
-def _explain(module: nn.Module) -> str:
-    """Say why a module with weights is not quantized."""
-    name = type(module).__name__
-    if not isinstance(module, nn.Conv2d | nn.Linear):
-        return f"{name} is not quantized"
-    if "weight" not in module._parameters:
-        return f"{name} computes its weight anew at every call"
-    return f"{name} computes otherwise than its base class"
-
-
-def _find_multiplying_user(parameter: Node, traced: GraphModule) -> Node | None:
-    """Find the first function that does more with a matrix than scale, shift or shape it."""
-    if len(tensor_shape(parameter) or ()) < 2:
-        return None
-    harmless = ARITHMETIC | LAYOUTS | IDENTITIES | NORMS | PARAMETER_PLUMBING
-    return next((user for user in parameter.users if operation(user, traced) not in harmless), None)

@@ -14,7 +14,9 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
+
+from ompq.graph.layout import ImageLayout
 
 NORM_TYPES = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, _InstanceNorm)
 # Methods that torch.nn's classes do not compute with.
@@ -76,10 +78,22 @@ def tensor_shape(node: Node) -> tuple[int, ...] | None:
 def carries_values(node: Node) -> bool:
     """Tell whether a node's value is made of tensors that are computed from the images' values.
 
-    Sizes and other numbers are not, and neither are parameters (`get_attr`).
+    Sizes and other numbers are not, and neither are parameters (`get_attr`) nor what is computed
+    of parameters alone.
     """
     holds = tensor_shape(node) is not None or node.meta.get("holds_tensors", False)
-    return node.op != "get_attr" and bool(holds)
+    return node.op != "get_attr" and bool(holds) and node.meta.get("from_images", True)
+
+
+def reads_images(node: Node) -> bool:
+    """Tell whether a node computes with values of the images, directly or through others."""
+    return node.op == "placeholder" or any(map(carries_values, node.all_input_nodes))
+
+
+def image_layout(node: Node) -> ImageLayout | None:
+    """Return where the images are in a node's value; None where they cannot be told apart."""
+    found: ImageLayout | None = node.meta.get("layout", ImageLayout())
+    return found if tensor_shape(node) is not None else None
 
 
 def find_tensor_users(node: Node) -> list[Node]:
@@ -106,7 +120,7 @@ def is_quantizable(module: nn.Module) -> bool:
 
 def has_unknown_shape(module: nn.Module) -> bool:
     """Tell whether a module is a lazy one that no image has passed yet."""
-    return any(isinstance(value, UninitializedTensorMixin) for value in module.parameters(False))
+    return any(map(is_lazy, module.parameters(recurse=False)))
 
 
 def runs_library_code(module: nn.Module) -> bool:

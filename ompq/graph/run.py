@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ompq.graph.network import NetworkGraph
+from ompq.graph.operations import image_layout
 
 
 class _TapReader(fx.Interpreter):
@@ -18,19 +19,26 @@ class _TapReader(fx.Interpreter):
         super().__init__(graph.module)
         self._read = read
         self._taps = taps
+        self.images_first = True
         # Errors of the network stay as they are, without lines of torch.fx.
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.name in self._taps:
-            self._read(n.name, value)
+            layout = image_layout(n) if self.images_first else None
+            self._read(n.name, value if layout is None else layout.split(value))
         return value
 
 
 @torch.inference_mode()
 def run_with_taps(
-    graph: NetworkGraph, images: Tensor, taps: Collection[str], read: Callable[[str, Tensor], None]
+    graph: NetworkGraph,
+    images: Tensor,
+    taps: Collection[str],
+    read: Callable[[str, Tensor], None],
+    *,
+    images_first: bool = True,
 ) -> Tensor:
     """Run one forward pass in which `read(tap, value)` sees each tapped value as it appears.
 
@@ -42,9 +50,13 @@ def run_with_taps(
         images: Images, n × channels × height × width, normalised, on that device.
         taps: Names of graph nodes.
         read: Function that is called once per tap, in execution order.
+        images_first: Whether values are arranged so that images are their first dimension,
+            wherever the network has them.
 
     Returns:
         The network's output.
     """
-    output: Tensor = _TapReader(graph, read, set(taps)).run(images)
+    reader = _TapReader(graph, read, set(taps))
+    reader.images_first = images_first
+    output: Tensor = reader.run(images)
     return output

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import floordiv, mul
 
 from torch.fx import Graph, GraphModule, Node
 
+from ompq.graph.layout import ImageLayout
 from ompq.graph.network import NetworkGraph
-from ompq.graph.operations import carries_values, tensor_shape
+from ompq.graph.operations import carries_values, image_layout, tensor_shape
 
 GRANULARITIES = ("block", "layer")
 
@@ -22,12 +24,14 @@ class Subgraph:
         inputs: Nodes outside whose tensors are read inside.
         outputs: Nodes inside whose tensors are read outside, or are the network's output.
         layers: Names of the layers that are called, in execution order.
+        layouts: Place of the images in each of those tensors, by the name of its node.
     """
 
     nodes: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     layers: tuple[str, ...]
+    layouts: Mapping[str, ImageLayout] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -54,7 +58,8 @@ def split_into_subgraphs(graph: NetworkGraph, granularity: str) -> tuple[Subgrap
         graph: Traced network.
         granularity: `block` for its blocks, which have one input and one output; `layer` for one
             subgraph per layer call, with what follows it up to the next (it may then have several
-            inputs).
+            inputs). Layer calls between which something else than tensors of images is handed on
+            stay together.
 
     Raises:
         ValueError: `granularity` is neither.
@@ -71,8 +76,9 @@ def split_into_subgraphs(graph: NetworkGraph, granularity: str) -> tuple[Subgrap
 def extract_subgraph(module: GraphModule, subgraph: Subgraph) -> GraphModule:
     """Extract the network that computes a subgraph's outputs (a tuple) from its inputs.
 
-    Its modules are those of `module`, not copies. Sizes that were read off tensors outside of the
-    subgraph are read off stand-ins of their shape (for as many images as the first input holds).
+    Its modules are those of `module`, not copies. What is computed of parameters alone is computed
+    anew. Sizes that were read off tensors outside of the subgraph are read off stand-ins of their
+    shape (for as many images as the first input holds).
 
     Args:
         module: Traced network with recorded shapes.
@@ -83,7 +89,7 @@ def extract_subgraph(module: GraphModule, subgraph: Subgraph) -> GraphModule:
     copies: dict[Node, Node] = {}
     for name in subgraph.inputs:
         copies[nodes[name]] = graph.placeholder(name)
-    entry = copies[nodes[subgraph.inputs[0]]]
+    entry = nodes[subgraph.inputs[0]]
     inside = set(subgraph.nodes)
 
     def copy_once(node: Node) -> Node:
@@ -91,7 +97,7 @@ def extract_subgraph(module: GraphModule, subgraph: Subgraph) -> GraphModule:
         if node in copies:
             return copies[node]
         if node.name not in inside and carries_values(node):
-            copies[node] = _add_stand_in(graph, entry, node)
+            copies[node] = _add_stand_in(graph, copies[entry], entry, node)
         else:
             copies[node] = graph.node_copy(node, copy_once)
         return copies[node]
@@ -103,29 +109,51 @@ def extract_subgraph(module: GraphModule, subgraph: Subgraph) -> GraphModule:
     return extracted.train(module.training)
 
 
-def _add_stand_in(graph: Graph, entry: Node, node: Node) -> Node:
-    """Add a tensor of the shape of a node's value that takes no memory: one element, expanded."""
-    shape = tensor_shape(node)
-    if shape is None:
+def _add_stand_in(graph: Graph, entry: Node, original: Node, node: Node) -> Node:
+    """Add a tensor of the shape of a node's value that takes no memory: one element, expanded.
+
+    Args:
+        graph: Graph to add to.
+        entry: Its node that holds the first input.
+        original: That input's node in the whole network.
+        node: Node of the whole network whose shape is needed.
+    """
+    shape, layout, of_entry = tensor_shape(node), image_layout(node), image_layout(original)
+    if shape is None or of_entry is None:
         raise ValueError(f"{node.name} goes into a subgraph from outside and is no tensor")
-    number = graph.call_method("size", (entry, 0))
+    sizes: list[int | Node] = list(shape)
+    if layout is not None:
+        rows = graph.call_method("size", (entry, of_entry.dim))
+        number = graph.call_function(floordiv, (rows, of_entry.rows))
+        sizes[layout.dim] = graph.call_function(mul, (number, layout.rows))
     scalar = graph.call_method("new_empty", (entry, ()))
-    return graph.call_method("expand", (scalar, number, *shape[1:]))
+    return graph.call_method("expand", (scalar, *sizes))
 
 
 def _cut_before_layers(graph: NetworkGraph) -> list[list[str]]:
-    """Cut the computed nodes before every layer call but the first."""
+    """Cut the computed nodes before every layer call but the first, where tensors alone pass."""
     calls = {node for layer in graph.layers.values() for node in layer.nodes}
     cuts: list[list[str]] = [[]]
     has_layer = False
+    position = {node: index for index, node in enumerate(graph.module.graph.nodes)}
+    alive: set[Node] = set()
     for node in graph.module.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
-        if node.name in calls and has_layer:
+        alive = {value for value in alive if _is_read_later(value, position, position[node])}
+        if node.name in calls and has_layer and all(map(image_layout, alive)):
             cuts.append([])
+        if carries_values(node):
+            alive.add(node)
         has_layer = has_layer or node.name in calls
         cuts[-1].append(node.name)
     return cuts
+
+
+def _is_read_later(value: Node, position: Mapping[Node, int], now: int) -> bool:
+    """Tell whether another value is computed of this one at a position, or after it."""
+    readers = (user for user in value.users if user.op == "output" or carries_values(user))
+    return any(position[user] >= now for user in readers)
 
 
 def make_subgraph(graph: NetworkGraph, names: Sequence[str]) -> Subgraph:
@@ -155,7 +183,8 @@ def make_subgraph(graph: NetworkGraph, names: Sequence[str]) -> Subgraph:
         )
     )
     layers = _drop_repeats(calls[name] for name in names if name in calls)
-    return Subgraph(tuple(names), inputs, outputs, layers)
+    layouts = {name: image_layout(nodes[name]) or ImageLayout() for name in (*inputs, *outputs)}
+    return Subgraph(tuple(names), inputs, outputs, layers, layouts)
 
 
 def _drop_repeats(names: Iterable[str]) -> tuple[str, ...]:

@@ -6,23 +6,29 @@ import copy
 import inspect
 import sys
 import traceback
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import fx, nn
 
 from ompq.errors import OmpqError
-from ompq.graph.canonicalize import canonicalize_layers, follow_in_place_changes
-from ompq.graph.network import NetworkGraph, analyse
+from ompq.graph.canonicalize import (
+    canonicalize_modules,
+    flatten_logits,
+    follow_in_place_changes,
+    gather_pieces,
+    split_fused_norms,
+)
+from ompq.graph.exclusions import Exclusions
+from ompq.graph.network import NetworkGraph, analyse, copy_structure
+from ompq.graph.operations import NORM_TYPES, has_unknown_shape
+from ompq.graph.shapes import record_shapes
 
 _OWN_FOLDER = str(Path(__file__).parent)
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
 _LAYERS = (nn.Conv2d, nn.Linear)
-_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 # What a network's own code raises where tracing, or an image of this size, does not suit it.
 _UNSUITED = (
     ArithmeticError,
@@ -36,7 +42,11 @@ _UNSUITED = (
 )
 
 
-def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> NetworkGraph:
+def trace(
+    network: nn.Module,
+    input_shape: tuple[int, int, int],
+    exclusions: Exclusions | None = None,
+) -> NetworkGraph:
     """Trace a network in evaluation mode and find its layers, groups and blocks.
 
     The network is copied, never changed.
@@ -44,37 +54,26 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> NetworkGraph
     Args:
         network: Module whose forward takes one batch of images and is traceable by torch.fx.
         input_shape: Channels, height and width of one image; costs are counted for it.
+        exclusions: What is to be left as it is; None for nothing.
 
     Raises:
         OmpqError: the network cannot be traced (names its line), cannot run on this input shape,
             or holds no convolution or linear layer.
     """
-    root = copy.deepcopy(network).eval().requires_grad_(False)
+    _check_materialised(network)
+    original = copy.deepcopy(network).eval().requires_grad_(False)
+    exclusions = exclusions or Exclusions()
     # The order matters: rewriting needs the shapes, the view needs the rewritten network.
-    _split_fused_activations(root)
+    root = copy_structure(original)
+    split_fused_norms(root)
     traced = fx.GraphModule(root, _trace(root), type(network).__name__)
     _record_shapes(traced, input_shape)
     _check_output(traced)
-    canonicalize_layers(traced)
+    flatten_logits(traced)
+    canonicalize_modules(traced, exclusions)
+    gather_pieces(traced)
     follow_in_place_changes(traced)
-    return analyse(traced, input_shape)
-
-
-def trace_for(network: nn.Module | NetworkGraph, images: Tensor) -> NetworkGraph:
-    """Trace a network for images of the size of these (n × channels × height × width).
-
-    A network that is traced already is returned as it is.
-
-    Raises:
-        OmpqError: The images are of another shape, or the network cannot be traced.
-    """
-    if isinstance(network, NetworkGraph):
-        return network
-    if images.dim() != 4:
-        shape = "×".join(map(str, images.shape))
-        raise OmpqError(f"`images` is {shape}; give n × channels × height × width")
-    channels, height, width = images.shape[1:]
-    return trace(network, (channels, height, width))
+    return analyse(traced, input_shape, original, exclusions)
 
 
 class _Tracer(fx.Tracer):
@@ -90,7 +89,7 @@ class _Tracer(fx.Tracer):
         self._opaque = opaque
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, (*_LAYERS, *_NORMS, *self._opaque)):
+        if isinstance(m, (*_LAYERS, *NORM_TYPES, *self._opaque)):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
@@ -157,6 +156,8 @@ def _check_output(traced: fx.GraphModule) -> None:
             "the network gives more than one tensor; wrap it in a module whose forward gives the "
             "logits alone"
         )
+    if not given.meta["from_images"]:
+        raise OmpqError("the network's output does not depend on its images; check its forward")
 
 
 def _drop_fixed_arguments(graph: fx.Graph) -> None:
@@ -170,50 +171,23 @@ def _drop_fixed_arguments(graph: fx.Graph) -> None:
             graph.erase_node(check)
 
 
-def _split_fused_activations(root: nn.Module) -> None:
-    """Turn batch norms with an activation inside (timm's BatchNormAct2d) into a sequence."""
-    for name, module in list(root.named_modules()):
-        if isinstance(module, _BatchNorm) and isinstance(getattr(module, "act", None), nn.Module):
-            steps: OrderedDict[str, nn.Module] = OrderedDict()
-            steps["norm"] = _extract_batch_norm(module)
-            steps["drop"] = getattr(module, "drop", None) or nn.Identity()
-            steps["act"] = module.get_submodule("act")
-            root.set_submodule(name, nn.Sequential(steps).eval())
-
-
-def _extract_batch_norm(fused: _BatchNorm) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(fused.num_features, fused.eps, fused.momentum, fused.affine)
-    norm.load_state_dict(
-        {key: value for key, value in fused.state_dict().items() if key in norm.state_dict()}
-    )
-    return norm.eval().requires_grad_(False)
-
-
-class _ShapeRecorder(fx.Interpreter):
-    """An interpreter that notes in each node the shape of its tensor, or that it holds several."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            n.meta["shape"] = tuple(value.shape)
-        elif isinstance(value, tuple | list):
-            n.meta["holds_tensors"] = any(isinstance(part, Tensor) for part in value)
-        return value
-
-
 def _record_shapes(traced: fx.GraphModule, input_shape: tuple[int, int, int]) -> None:
-    parameter: Tensor | None = next(traced.parameters(), None)
-    device = parameter.device if parameter is not None else None
-    image = torch.zeros(1, *input_shape, device=device)
-    recorder = _ShapeRecorder(traced)
-    recorder.extra_traceback = False
     try:
-        with torch.inference_mode():
-            recorder.run(image)
+        record_shapes(traced, input_shape)
     except _UNSUITED as error:
         shape = "×".join(map(str, input_shape))
         reason = str(error).split("\n")[0][:200]
         raise OmpqError(
-            f"the network cannot run on one image of {shape}: {reason}; "
+            f"the network cannot run on one image of {shape}, or on two: {reason}; "
             "give images of the size that it was made for"
         ) from error
+
+
+def _check_materialised(network: nn.Module) -> None:
+    """Refuse a layer that waits for its first image to know its shape: it has no weights yet."""
+    for name, module in network.named_modules():
+        if has_unknown_shape(module):
+            raise OmpqError(
+                f"{name} is a {type(module).__name__} that no image has passed yet, and so has no "
+                "weights; run the network on an image once, then load its weights"
+            )

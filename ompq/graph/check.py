@@ -1,0 +1,290 @@
+"""A prepared network checked against the one that the user gave.
+
+Folding and rewriting trust what a module is; here its values are looked at. Three passes of a few
+images suffice where all is well: the user's network, the prepared one, and the prepared one with
+all layers at 8 bits. Where outputs differ, the first module that differs is found and left as it
+is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from ompq.errors import OmpqError
+from ompq.graph.exclusions import Exclusions
+from ompq.graph.folding import fold_batch_norm
+from ompq.graph.network import NetworkGraph, copy_traced
+from ompq.graph.operations import carries_values
+from ompq.graph.run import run_with_taps
+from ompq.graph.trace import trace
+from ompq.runtime import say
+
+_IMAGES = 2
+_TOLERANCE = 1e-4
+# In float64, where rounding cannot be the cause of a difference.
+_EXACT_TOLERANCE = 1e-8
+# What 8-bit weights, scales per channel, may change of the outputs, and of one layer's.
+_ROUNDING_TOLERANCE = 0.1
+_LAYER_TOLERANCE = 0.03
+_MOST_REPAIRS = 100
+
+
+def trace_for(
+    network: nn.Module | NetworkGraph, images: Tensor, say: Callable[[str], None] = say
+) -> NetworkGraph:
+    """Trace a network for images of the size of these, and check the result on some of them.
+
+    Args:
+        network: Network; one that is traced already is only checked, once.
+        images: Images, n × channels × height × width, normalised.
+        say: Function that is told what had to be left as it is.
+
+    Raises:
+        OmpqError: The images are of another shape, the network cannot be traced, or what was
+            traced computes something else.
+    """
+    if images.dim() != 4:
+        shape = "×".join(map(str, images.shape))
+        raise OmpqError(f"`images` is {shape}; give n × channels × height × width")
+    if isinstance(network, NetworkGraph):
+        return check_network(network, images, say)
+    channels, height, width = images.shape[1:]
+    return check_network(trace(network, (channels, height, width)), images, say)
+
+
+@torch.inference_mode()
+def check_network(
+    graph: NetworkGraph, images: Tensor, say: Callable[[str], None] = say
+) -> NetworkGraph:
+    """Check that a traced network computes, folded and at 8 bits, what the user's network does.
+
+    Args:
+        graph: Traced network; it is not changed.
+        images: Images, n × channels × height × width, normalised; two of them are used.
+        say: Function that is told what had to be left as it is, one line each.
+
+    Returns:
+        The network, traced anew without what did not compute the same.
+
+    Raises:
+        OmpqError: The traced network computes something else, and nothing mends it; the first
+            module that differs is named.
+    """
+    if graph.checked:
+        return graph
+    parameter = next(graph.original.parameters(), None)
+    images = images[:_IMAGES].to(images.device if parameter is None else parameter.device)
+    expected = _run(graph.original, images)
+    if not expected.isfinite().all():
+        # The stages name the layer whose feature is not finite.
+        return replace(graph, checked=True)
+    graph = _mend(graph, images, expected, say)
+    return replace(_mend_rounding(graph, images, expected, say), checked=True)
+
+
+def measure_difference(found: Tensor, expected: Tensor) -> float:
+    """Measure ‖found − expected‖ / ‖expected‖, in float64.
+
+    >>> measure_difference(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
+    0.1
+    """
+    if found.shape != expected.shape:
+        return float("inf")
+    scale = expected.double().norm().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((found.double() - expected.double()).norm() / scale)
+
+
+def _run(network: nn.Module, images: Tensor) -> Tensor:
+    """Run a network on copies of the images; logits n × classes × 1 × 1 become n × classes."""
+    output = network(images.clone())
+    if not isinstance(output, Tensor):
+        raise OmpqError(f"the network gives a {type(output).__name__}; wrap it to give the logits")
+    return output.flatten(1) if output.dim() > 2 and output[0, 0].numel() == 1 else output
+
+
+def _mend(
+    graph: NetworkGraph, images: Tensor, expected: Tensor, say: Callable[[str], None]
+) -> NetworkGraph:
+    """Leave folds and modules out until the prepared network gives the expected outputs."""
+    for _ in range(_MOST_REPAIRS):
+        folded = fold_batch_norm(graph)
+        difference = measure_difference(_run(folded.module, images), expected)
+        if difference <= _TOLERANCE:
+            return graph
+        again = measure_difference(_run(graph.original, images), expected)
+        if again > _TOLERANCE:
+            say(f"the network itself gives other outputs at every run ({again:.1e} apart)")
+            return graph
+        culprit = _find_first_difference(graph, folded, images)
+        if culprit is None and _agree_exactly(graph, folded, images):
+            say(f"rounding in float32 alone moves the outputs by {difference:.1e}")
+            return graph
+        exclusions = None if culprit is None else _exclude(graph, culprit)
+        if exclusions is None:
+            where = "" if culprit is None else f", first at {culprit}"
+            raise OmpqError(
+                f"the traced network computes something else than the network itself (outputs "
+                f"differ by {100 * difference:.2g} %{where}); a step there is not what torch.fx "
+                "saw: move it into a function marked with torch.fx.wrap"
+            )
+        say(_describe_exclusion(graph.exclusions, exclusions))
+        graph = trace(graph.original, graph.input_shape, exclusions)
+    raise OmpqError("too many parts of the traced network compute something else")
+
+
+def _find_first_difference(graph: NetworkGraph, folded: NetworkGraph, images: Tensor) -> str | None:
+    """Find the first module, in execution order, whose output differs from the original's.
+
+    Values are compared in float64 where the network can be run so, else in float32.
+    """
+    try:
+        return _compare(*_to_double(graph, folded, images), _EXACT_TOLERANCE)
+    except (RuntimeError, TypeError):  # a network that mixes types by itself
+        return _compare(graph.original, folded, images, _TOLERANCE)
+
+
+def _agree_exactly(graph: NetworkGraph, folded: NetworkGraph, images: Tensor) -> bool:
+    """Tell whether the outputs agree in float64."""
+    try:
+        original, prepared, exact = _to_double(graph, folded, images)
+        difference = measure_difference(_run(prepared.module, exact), _run(original, exact))
+    except (RuntimeError, TypeError):
+        return False
+    return difference <= _EXACT_TOLERANCE
+
+
+def _to_double(
+    graph: NetworkGraph, folded: NetworkGraph, images: Tensor
+) -> tuple[nn.Module, NetworkGraph, Tensor]:
+    unfolded = replace(graph, module=copy_traced(graph.module).double())
+    exact = fold_batch_norm(unfolded)
+    return copy.deepcopy(graph.original).double(), exact, images.double()
+
+
+def _compare(
+    original: nn.Module, folded: NetworkGraph, images: Tensor, tolerance: float
+) -> str | None:
+    """Run both networks and return the path of the first module whose outputs differ."""
+    taps = {
+        node.name: str(node.target)
+        for node in folded.module.graph.nodes
+        if node.op == "call_module" and carries_values(node)
+    }
+    # A folded batch norm's output is what its layer gives.
+    norms = _find_folded_norms(folded)
+    with _recording(original, {norms.get(path, path) for path in taps.values()}) as outputs:
+        _run(original, images)
+    differing: list[str] = []
+
+    def read(tap: str, value: Tensor) -> None:
+        path = taps[tap]
+        known = outputs.get(norms.get(path, path))
+        if known and measure_difference(value, known.pop(0)) > tolerance:
+            differing.append(path)
+
+    run_with_taps(folded, images.clone(), taps, read, images_first=False)
+    return differing[0] if differing else None
+
+
+def _find_folded_norms(folded: NetworkGraph) -> dict[str, str]:
+    """Find the batch norm that was folded into each layer, by the layer's path."""
+    before = trace(folded.original, folded.input_shape, folded.exclusions)
+    return {name: layer.batch_norm for name, layer in before.layers.items() if layer.batch_norm}
+
+
+@contextmanager
+def _recording(network: nn.Module, paths: set[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Keep the outputs of some modules, call by call, while the body runs."""
+    outputs: dict[str, list[Tensor]] = defaultdict(list)
+    handles = [
+        module.register_forward_hook(
+            lambda _module, _inputs, output, path=path: outputs[path].append(output.clone())
+        )
+        for path, module in network.named_modules(remove_duplicate=False)
+        if path in paths
+    ]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _exclude(graph: NetworkGraph, path: str) -> Exclusions | None:
+    """Leave out the fold of a layer's batch norm, else the module; None where that is done."""
+    layer, exclusions = graph.layers.get(path), graph.exclusions
+    if layer is not None and layer.batch_norm is not None:
+        return exclusions.with_norm(layer.batch_norm)
+    if path in exclusions.modules:
+        return None
+    return exclusions.with_module(path, "it computes otherwise than it seems to")
+
+
+def _describe_exclusion(before: Exclusions, after: Exclusions) -> str:
+    """Say in one line what was left out."""
+    for norm in after.norms - before.norms:
+        return f"{norm} is not folded: the layer before it would compute something else"
+    (path,) = set(after.modules) - set(before.modules)
+    return f"{path} stays in float: {after.modules[path]}"
+
+
+def _mend_rounding(
+    graph: NetworkGraph, images: Tensor, expected: Tensor, say: Callable[[str], None]
+) -> NetworkGraph:
+    """Leave layers in float which 8 bits spoil, where all layers at 8 bits spoil the outputs."""
+    folded = fold_batch_norm(graph)
+    for name in folded.layers:
+        _round_to_8_bits(folded.layer_module(name).weight)
+    difference = measure_difference(_run(folded.module, images), expected)
+    if difference <= _ROUNDING_TOLERANCE:
+        return graph
+    spoilt = _find_spoilt_layers(graph, images)
+    for name, error in spoilt.items():
+        reason = f"8 bits change its output by {100 * error:.2g} %"
+        say(f"{name} stays in float: {reason}")
+        exclusions = graph.exclusions.with_module(name, reason)
+        graph = trace(graph.original, graph.input_shape, exclusions)
+    if not spoilt:
+        say(f"all layers at 8 bits change the outputs by {100 * difference:.2g} %")
+    return graph
+
+
+def _round_to_8_bits(weight: Tensor) -> None:
+    """Round a weight to 8 bits, symmetric, per output channel, in place."""
+    scale = weight.flatten(1).abs().amax(dim=1).float().clamp_min(1e-30) / 127
+    zero_point = torch.zeros_like(scale, dtype=torch.int32)
+    weight.copy_(
+        torch.fake_quantize_per_channel_affine(weight.float(), scale, zero_point, 0, -127, 127)
+    )
+
+
+def _find_spoilt_layers(graph: NetworkGraph, images: Tensor) -> dict[str, float]:
+    """Find the layers whose outputs 8-bit weights change much, given exact inputs."""
+    folded = fold_batch_norm(graph)
+    module: GraphModule = folded.module
+    calls = {node: layer.name for layer in folded.layers.values() for node in layer.nodes}
+    inputs = {
+        next(n for n in module.graph.nodes if n.name == call).all_input_nodes[0].name: call
+        for call in calls
+    }
+    errors: dict[str, float] = {}
+
+    def read(tap: str, value: Tensor) -> None:
+        layer = calls[inputs[tap]]
+        exact = folded.layer_module(layer)
+        rounded = copy.deepcopy(exact)
+        _round_to_8_bits(rounded.weight)
+        error = measure_difference(rounded(value), exact(value))
+        if error > _LAYER_TOLERANCE:
+            errors[layer] = error
+
+    run_with_taps(folded, images.clone(), inputs, read, images_first=False)
+    return errors

@@ -1,0 +1,79 @@
+"""What the nodes of a traced network hold: shapes, the place of the images, constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from ompq.graph.layout import find_layout
+
+
+def record_shapes(traced: GraphModule, input_shape: tuple[int, int, int]) -> None:
+    """Run a traced network on one image, then on two, and note in each node what it holds.
+
+    `shape` is that of a tensor for one image, `dtype` its type; `holds_tensors` tells of several;
+    `from_images` whether values depend on the images' values; `layout` where the images are in it,
+    None where they cannot be told apart.
+
+    Args:
+        traced: Traced network; its nodes' `meta` is changed.
+        input_shape: Channels, height and width of one image.
+    """
+    parameter = next(traced.parameters(), None)
+    device = parameter.device if parameter is not None else None
+    # Drawn on the CPU: every device decides by one set of values.
+    images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.inference_mode():
+        of_one: dict[str, Tensor] = {}
+        _OneImage(traced, of_one).run(images[:1].clone())
+        _TwoImages(traced, of_one).run(images)
+
+
+class _OneImage(Interpreter):
+    """An interpreter that notes shapes, and keeps the values whose first dimension is not 1."""
+
+    def __init__(self, traced: GraphModule, kept: dict[str, Tensor]) -> None:
+        super().__init__(traced)
+        self.extra_traceback = False
+        self._kept = kept
+
+    def run_node(self, n: Node) -> Any:
+        """Run a node and note what it holds."""
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            n.meta["shape"], n.meta["dtype"] = tuple(value.shape), value.dtype
+            alone = value.dim() > 0 and value.shape[0] == 1
+            # Of the others the values are needed; a copy, for they may be changed in place.
+            self._kept[n.name] = value.new_zeros(1).expand(value.shape) if alone else value.clone()
+        elif isinstance(value, tuple | list | dict):
+            parts = value.values() if isinstance(value, dict) else value
+            n.meta["holds_tensors"] = any(isinstance(part, Tensor) for part in parts)
+        holds = "shape" in n.meta or n.meta.get("holds_tensors", False)
+        sources = any(source.meta.get("from_images") for source in n.all_input_nodes)
+        n.meta["from_images"] = holds and (n.op == "placeholder" or sources)
+        return value
+
+
+class _TwoImages(Interpreter):
+    """An interpreter that notes where the images are in every value."""
+
+    def __init__(self, traced: GraphModule, of_one: dict[str, Tensor]) -> None:
+        super().__init__(traced)
+        self.extra_traceback = False
+        self._of_one = of_one
+
+    def run_node(self, n: Node) -> Any:
+        """Run a node and note the layout of its value."""
+        value = super().run_node(n)
+        if isinstance(value, Tensor) and n.name in self._of_one:
+            n.meta["layout"] = find_layout(self._of_one.pop(n.name), value)
+        return value
+
+
+def copy_shape(node: Node, source: Node) -> None:
+    """Give a new node what is noted of another, whose value its own is like."""
+    noted = ("shape", "dtype", "holds_tensors", "from_images", "layout")
+    node.meta |= {key: source.meta[key] for key in noted if key in source.meta}
