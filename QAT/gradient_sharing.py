@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from types import ModuleType
 
@@ -16,8 +17,11 @@ from ompq.runtime import Ranks
 def share_gradients(module: nn.Module, apex: bool) -> nn.Module:
     """Wrap a network so that gradients are averaged over all ranks after every backward pass."""
     if not apex:
-        # Ranges and statistics are those of all ranks already; `agree_on_buffers` sees to the rest.
-        return DistributedDataParallel(module, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # Of a new name for `broadcast_buffers`, which earlier versions do not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            # Ranges and statistics agree already; `agree_on_buffers` sees to the rest.
+            return DistributedDataParallel(module, broadcast_buffers=False)
     return import_apex().DistributedDataParallel(module)
 
 

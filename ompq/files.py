@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ompq.errors import OmpqError
+from ompq.script import is_main_process
 
 DESCRIPTION = "ompq"
 _LOCK = ".ompq-lock"
@@ -64,9 +65,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _flush_to_disk(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise OmpqError(
-            f"cannot write {path}: {error.strerror or error}; what stood there is as it was"
-        ) from error
+        reason = error.strerror or f"{error} (is there room left?)"
+        raise OmpqError(f"cannot write {path}: {reason}; what stood there is as it was") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -102,7 +102,7 @@ def lock_folder(folder: str | Path, field: str = "output_dir") -> Iterator[None]
     """Keep other runs out of a folder while the body runs.
 
     The lock ends with its process, however that ends: a file that a killed run left behind locks
-    nothing.
+    nothing. Of the processes that torchrun starts, the first one holds the folder for all.
 
     Args:
         folder: Path of the folder; it is created, with the folders above it.
@@ -111,9 +111,12 @@ def lock_folder(folder: str | Path, field: str = "output_dir") -> Iterator[None]
     Raises:
         OmpqError: Another run holds the folder (its process is named), or it cannot be written.
     """
+    check_writable(folder, field)
+    if not is_main_process():
+        yield
+        return
     file = Path(folder) / _LOCK
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _open_locked(file)
     except BlockingIOError as error:
         holder = error.strerror or "another process"
@@ -180,11 +183,14 @@ def save_state(path: str | Path, state: Any) -> None:
     Raises:
         OmpqError: The file cannot be written.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # what torch.save makes of a full disk
-            raise OSError(str(error).split("\n")[0]) from error
+            torch.save(state, file)
+        except RuntimeError as error:
+            # What torch.save makes of whatever stopped its writing: a full disk, Ctrl-C.
+            if isinstance(error.__context__, OSError | KeyboardInterrupt):
+                raise error.__context__ from None
+            raise
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], description: Any) -> None:
@@ -203,8 +209,9 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], description: A
     with atomic_path(path) as temporary:
         try:
             save_file(copies, temporary, metadata={DESCRIPTION: json.dumps(description)})
-        except SafetensorError as error:  # among others of a full disk
-            raise OSError(str(error)) from error
+        except SafetensorError as error:
+            found = re.search(r"I/O error: (.+) \(os error (\d+)\)", str(error))
+            raise OSError(int(found[2]), found[1]) if found else OSError(str(error)) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -272,11 +279,12 @@ def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
     return aside
 
 
-def check_writable(folder: str | Path) -> None:
+def check_writable(folder: str | Path, field: str = "output_dir") -> None:
     """Create a folder and try to write to it, so that long work does not fail at its end.
 
     Args:
         folder: Path of the folder; folders above it are created.
+        field: Name by which the message calls what the user is to change.
 
     Raises:
         OmpqError: The folder cannot be created or written.
@@ -286,11 +294,12 @@ def check_writable(folder: str | Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0")
+            file.flush()
     except FileExistsError as error:
-        raise OmpqError(f"{folder} is a file; give `output_dir` a folder") from error
+        raise OmpqError(f"{folder} is a file; give `{field}` a folder") from error
     except OSError as error:
         raise OmpqError(
-            f"cannot write to {folder}: {error.strerror}; give another `output_dir`"
+            f"cannot write to {folder}: {error.strerror}; give another `{field}`"
         ) from error
 
 

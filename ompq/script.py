@@ -65,7 +65,7 @@ def run_script(
             raise
         # What is printed may go into a file too. It is not tried again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _end_with(f"cannot write what is printed: {error.strerror}")
+        _end_with(f"cannot write {error.filename or 'what is printed'}: {error.strerror}")
 
 
 def _parse_and_run(
@@ -90,13 +90,14 @@ def _end_with(text: str) -> NoReturn:
 
 
 def _settle_streams() -> None:
-    """Let every terminal take what is printed, and of several ranks only the first one warn."""
+    """Let every terminal take what is printed, and of several ranks only the first one print."""
     for stream in (sys.stdout, sys.stderr):
         # Streams that are none of Python's own (of a notebook, a test) take any text.
         with suppress(AttributeError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     if not is_main_process():
         warnings.simplefilter("ignore")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
 
 
 def is_main_process() -> bool:
