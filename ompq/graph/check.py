@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,13 +124,12 @@ def _mend(
         if again > _TOLERANCE:
             say(f"the network itself gives other outputs at every run ({again:.1e} apart)")
             return graph
-        culprit = _find_first_difference(graph, folded, images)
-        if culprit is None and _agree_exactly(graph, folded, images):
+        exclusions, where = _find_cause(graph, images)
+        if exclusions is None and not where and _agree_exactly(graph, images):
             say(f"rounding in float32 alone moves the outputs by {difference:.1e}")
             return graph
-        exclusions = None if culprit is None else _exclude(graph, culprit)
         if exclusions is None:
-            where = "" if culprit is None else f", first at {culprit}"
+            where = f", first at {where}" if where else ""
             raise OmpqError(
                 f"the traced network computes something else than the network itself (outputs "
                 f"differ by {100 * difference:.2g} %{where}); a step there is not what torch.fx "
@@ -140,64 +140,92 @@ def _mend(
     raise OmpqError("too many parts of the traced network compute something else")
 
 
-def _find_first_difference(graph: NetworkGraph, folded: NetworkGraph, images: Tensor) -> str | None:
+def _find_cause(graph: NetworkGraph, images: Tensor) -> tuple[Exclusions | None, str]:
+    """Find the first module that differs, by itself or because of a batch norm folded into it.
+
+    Returns:
+        What is to be left out, None where that would not help; and the path of the module.
+    """
+    alone = _find_first_difference(graph, images, folded=False)
+    if alone is not None:
+        if alone in graph.exclusions.modules:
+            return None, alone
+        reason = "it computes otherwise than it seems to"
+        return graph.exclusions.with_module(alone, reason), alone
+    layer = _find_first_difference(graph, images, folded=True)
+    norm = graph.layers[layer].batch_norm if layer in graph.layers else None
+    return None if norm is None else graph.exclusions.with_norm(norm), layer or ""
+
+
+def _find_first_difference(graph: NetworkGraph, images: Tensor, *, folded: bool) -> str | None:
     """Find the first module, in execution order, whose output differs from the original's.
 
     Values are compared in float64 where the network can be run so, else in float32.
     """
+    norms = {n: layer.batch_norm for n, layer in graph.layers.items() if layer.batch_norm}
+    stand_ins = norms if folded else {}
     try:
-        return _compare(*_to_double(graph, folded, images), _EXACT_TOLERANCE)
+        original, exact = _to_double(graph)
+        prepared = fold_batch_norm(exact) if folded else exact
+        return _compare(original, prepared, images.double(), stand_ins, _EXACT_TOLERANCE)
     except (RuntimeError, TypeError):  # a network that mixes types by itself
-        return _compare(graph.original, folded, images, _TOLERANCE)
+        prepared = fold_batch_norm(graph) if folded else graph
+        return _compare(graph.original, prepared, images, stand_ins, _TOLERANCE)
 
 
-def _agree_exactly(graph: NetworkGraph, folded: NetworkGraph, images: Tensor) -> bool:
+def _agree_exactly(graph: NetworkGraph, images: Tensor) -> bool:
     """Tell whether the outputs agree in float64."""
     try:
-        original, prepared, exact = _to_double(graph, folded, images)
-        difference = measure_difference(_run(prepared.module, exact), _run(original, exact))
+        original, exact = _to_double(graph)
+        found = _run(fold_batch_norm(exact).module, images.double())
+        difference = measure_difference(found, _run(original, images.double()))
     except (RuntimeError, TypeError):
         return False
     return difference <= _EXACT_TOLERANCE
 
 
-def _to_double(
-    graph: NetworkGraph, folded: NetworkGraph, images: Tensor
-) -> tuple[nn.Module, NetworkGraph, Tensor]:
-    unfolded = replace(graph, module=copy_traced(graph.module).double())
-    exact = fold_batch_norm(unfolded)
-    return copy.deepcopy(graph.original).double(), exact, images.double()
+def _to_double(graph: NetworkGraph) -> tuple[nn.Module, NetworkGraph]:
+    exact = replace(graph, module=copy_traced(graph.module).double())
+    return copy.deepcopy(graph.original).double(), exact
 
 
 def _compare(
-    original: nn.Module, folded: NetworkGraph, images: Tensor, tolerance: float
+    original: nn.Module,
+    prepared: NetworkGraph,
+    images: Tensor,
+    stand_ins: Mapping[str, str],
+    tolerance: float,
 ) -> str | None:
-    """Run both networks and return the path of the first module whose outputs differ."""
+    """Run both networks and return the path of the first module whose outputs differ.
+
+    Args:
+        original: The user's network.
+        prepared: The traced network, folded or not.
+        images: Images, of the type that both compute in.
+        stand_ins: Module of the prepared network → module of the original one that gives its value,
+            where it is another one: a folded batch norm.
+        tolerance: Relative error that counts as a difference.
+    """
     taps = {
         node.name: str(node.target)
-        for node in folded.module.graph.nodes
+        for node in prepared.module.graph.nodes
         if node.op == "call_module" and carries_values(node)
     }
-    # A folded batch norm's output is what its layer gives.
-    norms = _find_folded_norms(folded)
-    with _recording(original, {norms.get(path, path) for path in taps.values()}) as outputs:
+    with _recording(original, {stand_ins.get(path, path) for path in taps.values()}) as outputs:
         _run(original, images)
     differing: list[str] = []
 
     def read(tap: str, value: Tensor) -> None:
         path = taps[tap]
-        known = outputs.get(norms.get(path, path))
-        if known and measure_difference(value, known.pop(0)) > tolerance:
+        known = outputs[stand_ins.get(path, path)]
+        expected = known.pop(0) if known else None
+        if not (isinstance(value, Tensor) and isinstance(expected, Tensor)):
+            return
+        if measure_difference(value, expected) > tolerance:
             differing.append(path)
 
-    run_with_taps(folded, images.clone(), taps, read, images_first=False)
+    run_with_taps(prepared, images.clone(), taps, read, images_first=False)
     return differing[0] if differing else None
-
-
-def _find_folded_norms(folded: NetworkGraph) -> dict[str, str]:
-    """Find the batch norm that was folded into each layer, by the layer's path."""
-    before = trace(folded.original, folded.input_shape, folded.exclusions)
-    return {name: layer.batch_norm for name, layer in before.layers.items() if layer.batch_norm}
 
 
 @contextmanager
@@ -206,7 +234,7 @@ def _recording(network: nn.Module, paths: set[str]) -> Iterator[dict[str, list[T
     outputs: dict[str, list[Tensor]] = defaultdict(list)
     handles = [
         module.register_forward_hook(
-            lambda _module, _inputs, output, path=path: outputs[path].append(output.clone())
+            lambda _module, _inputs, output, path=path: outputs[path].append(_copy(output))
         )
         for path, module in network.named_modules(remove_duplicate=False)
         if path in paths
@@ -218,14 +246,9 @@ def _recording(network: nn.Module, paths: set[str]) -> Iterator[dict[str, list[T
             handle.remove()
 
 
-def _exclude(graph: NetworkGraph, path: str) -> Exclusions | None:
-    """Leave out the fold of a layer's batch norm, else the module; None where that is done."""
-    layer, exclusions = graph.layers.get(path), graph.exclusions
-    if layer is not None and layer.batch_norm is not None:
-        return exclusions.with_norm(layer.batch_norm)
-    if path in exclusions.modules:
-        return None
-    return exclusions.with_module(path, "it computes otherwise than it seems to")
+def _copy(output: Any) -> Any:
+    """Copy a tensor, which may be changed in place later; leave anything else."""
+    return output.clone() if isinstance(output, Tensor) else output
 
 
 def _describe_exclusion(before: Exclusions, after: Exclusions) -> str:

@@ -93,7 +93,12 @@ def build_tied() -> nn.Module:
         return net.head(pooled(relu(net.b(relu(net.mid(relu(net.a(relu(net.stem(x))))))))))
 
     net = Net(
-        forward, stem=conv(3, 8, 2), a=conv(8, 8), mid=conv(8, 8), b=conv(8, 8), head=nn.Linear(8, 5)
+        forward,
+        stem=conv(3, 8, 2),
+        a=conv(8, 8),
+        mid=conv(8, 8),
+        b=conv(8, 8),
+        head=nn.Linear(8, 5),
     )
     net.b.weight = net.a.weight
     return net
