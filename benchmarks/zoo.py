@@ -1,0 +1,365 @@
+"""Take the networks of torchvision and timm through tracing, check, 8 bits and integers.
+
+Every classification network of torchvision, and the smallest of every family of timm, with random
+weights and on small images where the network allows them. Each is traced and checked, rounded to 8
+bits with its activations, and converted to integers, which are compared with their simulation to
+the bit. What was found is kept network by network, so that a run that was stopped goes on; at its
+end it writes the table `docs/networks.md`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by its path: see the repository, not this folder, first
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from ompq.script import interruptible_imports, run_script
+
+with interruptible_imports():
+    import argparse
+    import json
+    import multiprocessing
+    import re
+    import signal
+    import time
+    from collections import Counter
+    from collections.abc import Iterator, Sequence
+    from contextlib import contextmanager
+    from dataclasses import asdict, dataclass
+    from types import FrameType
+
+    import timm
+    import torch
+    from torch import Tensor, nn
+    from torchvision import models
+
+    from ompq.assignment import Assignment, uniform
+    from ompq.errors import OmpqError
+    from ompq.evaluation import flatten_logits
+    from ompq.files import write_text
+    from ompq.graph import NetworkGraph, trace_for
+    from ompq.graph.check import measure_difference
+    from ompq.options import Parser
+    from ompq.runtime import progress, versions
+    from ompq.zoo import load_network
+    from PTQ import Settings, quantize_network
+    from QAT import prepare, verify
+
+IMAGES = 4
+# The first side that a network takes is used; None for its own.
+SIDES = (64, None)
+# Larger networks of a family tell nothing that its smaller ones do not, and fill the memory.
+MOST_PARAMETERS = 120_000_000
+# Words of a network's name that tell its size, from the smallest to the largest.
+SIZES = (
+    "zepto atto femto pico nano xxtiny xtiny xxs xs xx x ti t tiny mini s small e m medium b base "
+    "l light lite large xl xlarge xxlarge xxl h huge g giant"
+).split()
+# Further words that do not make a family.
+VARIANTS = frozenset("patch a c d f ma sa fl rw tf w so j r o v".split())
+INTEGERS, PARTLY, REFUSED, FAILED = "integers", "in float in part", "refused", "traceback"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one network.
+
+    Attributes:
+        library: `torchvision` or `timm`.
+        name: Name of the network.
+        outcome: One of `INTEGERS`, `PARTLY`, `REFUSED` and `FAILED`.
+        detail: What stays in float, or why the network was refused.
+        side: Side of the images.
+        parameters: Number of parameters.
+        quantized: Number of those that are quantized.
+        error: ‖ŷ − y‖ / ‖y‖ of the logits, with weights and activations at 8 bits.
+        equal: Number of images for which integers give the simulation's logits to the bit, of
+            `IMAGES`; None where the network has no integers alone.
+        notes: What the check had to leave as it is.
+        seconds: Time of all of it.
+    """
+
+    library: str
+    name: str
+    outcome: str
+    detail: str = ""
+    side: int = 0
+    parameters: int = 0
+    quantized: int = 0
+    error: float | None = None
+    equal: int | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def choose_networks() -> list[tuple[str, str]]:
+    """Choose library and name of every network to examine."""
+    families: dict[str, list[str]] = {}
+    for name in timm.list_models():
+        families.setdefault(find_family(name), []).append(name)
+    smallest = [min(names, key=rank_size) for names in families.values()]
+    return [
+        *(("torchvision", name) for name in models.list_models(module=models)),
+        *(("timm", name) for name in sorted(smallest)),
+    ]
+
+
+def find_family(name: str) -> str:
+    """Find the family of a network: its name up to the first number, without words of size.
+
+    >>> find_family("convnext_tiny_hnf"), find_family("vit_base_patch16_224")
+    ('convnext_hnf', 'vit')
+    """
+    words = re.split(r"\d", name)[0].strip("_").split("_")
+    return "_".join(w for w in words if w and w not in SIZES and w not in VARIANTS) or name
+
+
+def rank_size(name: str) -> tuple[int, list[tuple[int, str]]]:
+    """Rank a network within its family by what its name says of its size."""
+    ranks = [SIZES.index(word) for word in re.split(r"[_\d]+", name) if word in SIZES]
+    parts = [(int(p), "") if p.isdigit() else (0, p) for p in re.split(r"(\d+)", name)]
+    return min(ranks, default=SIZES.index("s")), parts
+
+
+def examine(library: str, name: str, limit_s: int) -> Finding:
+    """Take one network through everything, and say what became of it.
+
+    Args:
+        library: `torchvision` or `timm`.
+        name: Name of the network.
+        limit_s: Seconds after which it is given up.
+    """
+    start = time.perf_counter()
+    notes: list[str] = []
+    try:
+        with _time_limit(limit_s):
+            found = _examine(library, name, notes)
+    except OmpqError as error:
+        found = Finding(library, name, REFUSED, str(error))
+    except Exception as error:  # whatever it is, it is a defect to be listed
+        reason = str(error).split("\n")[0][:200]
+        found = Finding(library, name, FAILED, f"{type(error).__name__}: {reason}")
+    seconds = round(time.perf_counter() - start, 1)
+    return Finding(**{**asdict(found), "notes": tuple(notes), "seconds": seconds})
+
+
+def _examine(library: str, name: str, notes: list[str]) -> Finding:
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        size = _count(_build(library, name))
+    if size > MOST_PARAMETERS:
+        raise OmpqError(f"not examined: {size / 1e6:.0f} million parameters fill the memory here")
+    network, images, graph = _open(library, name, notes)
+    with torch.inference_mode():
+        expected = flatten_logits(network(images), IMAGES)
+    assignment = uniform(graph.groups, 8, 8)
+    converted = prepare(graph, assignment, images)
+    equal = None
+    if converted.runs_on_integers:
+        labels = torch.zeros(len(images), dtype=torch.long)
+        equal = verify(converted, [(images, labels)]).equal
+    operations = Counter(converted.float_operations.values())
+    rest = ", ".join(f"{what} ({count}×)" for what, count in operations.most_common())
+    return Finding(
+        library=library,
+        name=name,
+        outcome=INTEGERS if equal is not None else PARTLY,
+        detail=rest,
+        side=images.shape[-1],
+        parameters=graph.parameters.total,
+        quantized=graph.parameters.quantized,
+        error=_measure_rounding(graph, assignment, images, expected),
+        equal=equal,
+    )
+
+
+def _build(library: str, name: str) -> nn.Module:
+    if library == "timm":
+        return timm.create_model(name)
+    return models.get_model(name, weights=None)
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _open(library: str, name: str, notes: list[str]) -> tuple[nn.Module, Tensor, NetworkGraph]:
+    """Build a network, and trace it for the smallest images that it takes."""
+    loaded = load_network(f"{library}:{name}")
+    channels, own = loaded.preprocess.channels, loaded.preprocess.input_size
+    refused: OmpqError | None = None
+    for side in (side or own for side in SIDES):
+        images = torch.randn(IMAGES, channels, side, side)
+        try:
+            _settle_norms(loaded.module, images)
+            return loaded.module, images, trace_for(loaded.module, images, notes.append)
+        except OmpqError as error:
+            refused = error
+    raise refused or OmpqError("no image fits")
+
+
+def _settle_norms(network: nn.Module, images: Tensor) -> None:
+    """Give batch norms the statistics of the images, without which random weights fade or grow."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    try:
+        with torch.inference_mode():
+            network(images)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise OmpqError(f"cannot run on images of {images.shape[-1]} pixels: {error}") from error
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        network.eval()
+
+
+def _measure_rounding(
+    graph: NetworkGraph, assignment: Assignment, images: Tensor, expected: Tensor
+) -> float:
+    """Measure what 8 bits of weights and activations, searched and not learned, change."""
+    settings = Settings(weight_iterations=0, act_iterations=0, batch_size=IMAGES)
+    quantized, _ = quantize_network(graph, assignment, images, settings, say=lambda _: None)
+    with torch.inference_mode():
+        return measure_difference(quantized.module(images), expected)
+
+
+@contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    def give_up(_number: int, _frame: FrameType | None) -> None:
+        raise OmpqError(f"not examined: it takes more than {seconds} s here")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def _examine_job(job: tuple[str, str, int]) -> Finding:
+    torch.set_num_threads(1)
+    return examine(*job)
+
+
+def run_all(
+    networks: Sequence[tuple[str, str]], file: Path, jobs: int, limit_s: int
+) -> list[Finding]:
+    """Examine all networks that the file does not know yet, and add each to it when it is done.
+
+    Args:
+        networks: Library and name of each.
+        file: File of findings, one JSON text per line.
+        jobs: Number of processes.
+        limit_s: Seconds for one network.
+
+    Returns:
+        The findings of all, in the order of `networks`.
+    """
+    known = _read(file)
+    missing = [(*key, limit_s) for key in networks if key not in known]
+    context = multiprocessing.get_context("spawn")
+    # Few networks per process, for what libraries keep in memory grows.
+    with context.Pool(jobs, maxtasksperchild=15) as pool, file.open("a", encoding="utf-8") as out:
+        found = pool.imap_unordered(_examine_job, missing)
+        for finding in progress(found, "networks", len(missing)):
+            out.write(json.dumps(asdict(finding)) + "\n")
+            out.flush()
+            known[finding.library, finding.name] = finding
+    return [known[key] for key in networks]
+
+
+def _read(file: Path) -> dict[tuple[str, str], Finding]:
+    if not file.is_file():
+        return {}
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {(row["library"], row["name"]): Finding(**row) for row in rows}
+
+
+def write_table(findings: Sequence[Finding], path: Path) -> None:
+    """Write the table of all networks, and the counts above it."""
+    counts = Counter(finding.outcome for finding in findings)
+    examined = [f for f in findings if not f.detail.startswith("not examined")]
+    traced = [f for f in examined if f.outcome in (INTEGERS, PARTLY)]
+    used = versions()
+    lines = [
+        "# Networks",
+        "",
+        "`python benchmarks/zoo.py` takes every classification network of torchvision and the "
+        "smallest of every family of timm, with random",
+        "weights, through tracing, the check against the network itself, 8-bit weights and "
+        "activations, and the conversion to integers, which is compared",
+        "with its simulation to the bit.",
+        "",
+        f"{len(findings)} networks (torchvision {used['torchvision']}, timm {used['timm']}, torch "
+        f"{used['torch']}): {counts[INTEGERS]} run on integers alone, {counts[PARTLY]} in float in "
+        f"part, {counts[REFUSED]} are refused, {counts[FAILED]} fail.",
+        f"Of {len(examined)} examined, {100 * len(traced) / max(1, len(examined)):.1f} % are "
+        "traced and agree with the network itself.",
+        "",
+        "`error` is the relative error of the logits at 8 bits, nothing learned, on random images; "
+        "`quantized` the share of the parameters.",
+        "",
+        "| network | side | quantized | error | outcome |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [_format_row(finding) for finding in findings]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _format_row(finding: Finding) -> str:
+    share = finding.quantized / finding.parameters if finding.parameters else 0.0
+    cells = [f"{finding.library}:{finding.name}"]
+    if finding.outcome in (REFUSED, FAILED):
+        return f"| {cells[0]} | | | | **{finding.outcome}**: {_escape(finding.detail)} |"
+    outcome = "integers alone"
+    if finding.outcome == PARTLY:
+        outcome = f"in float: {finding.detail}"
+    elif finding.equal != IMAGES:
+        outcome = f"**{finding.equal} of {IMAGES} images equal**"
+    error = "-" if finding.error is None else f"{100 * finding.error:.2f} %"
+    cells += [str(finding.side), f"{100 * share:.1f} %", error, _escape(outcome)]
+    return f"| {' | '.join(cells)} |"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = Parser(prog="zoo.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--limit", type=int, default=300, help="seconds for one network")
+    parser.add_argument(
+        "--output", type=Path, default=Path("zoo.jsonl"), help="findings; what is there is kept"
+    )
+    parser.add_argument("--table", type=Path, default=Path("docs/networks.md"))
+    parser.add_argument("--only", default="", help="part of the names to examine; no table then")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Examine, print what fails, write the table."""
+    networks = [key for key in choose_networks() if arguments.only in ":".join(key)]
+    findings = run_all(networks, arguments.output, arguments.jobs, arguments.limit)
+    for finding in findings:
+        if arguments.only or finding.outcome == FAILED:
+            print(_format_row(finding))
+    print(dict(Counter(finding.outcome for finding in findings)))
+    if not arguments.only:
+        write_table(findings, arguments.table)
+        print(f"written: {arguments.output} {arguments.table}")
+
+
+def main() -> None:
+    """Run the console command."""
+    run_script(build_parser, run)
+
+
+if __name__ == "__main__":
+    main()
