@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision import transforms
+from torchvision.transforms.functional import pil_to_tensor
 
-from ompq.data.pixels import normalise, resize_and_crop, shift_and_flip
+from ompq.data.pixels import convert_channels, normalise, resize_and_crop, shift_and_flip
 from ompq.preprocess import Preprocess
 
 
@@ -57,3 +60,12 @@ def test_shifts_depend_on_the_seed_of_the_image_alone() -> None:
     whole = shift_and_flip(images, 2, True, seeds)
     assert torch.equal(whole[3:5], shift_and_flip(images[3:5], 2, True, seeds[3:5]))
     assert not torch.equal(whole, images)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_are_converted_as_pillow_does(channels: int, mode: str) -> None:
+    images = _images(1, channels, 64)
+    array = images[0].permute(1, 2, 0).squeeze(-1).numpy()
+    expected = pil_to_tensor(Image.fromarray(array).convert(mode))
+    assert torch.equal(convert_channels(images, len(mode))[0], expected)

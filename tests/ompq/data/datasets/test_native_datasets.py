@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ompq.data import DATASETS, make_loader, preprocess_for
+from ompq.data.datasets.cifar10 import open_cifar10
 from ompq.data.datasets.digits import open_digits
 from ompq.data.datasets.fashion_mnist import DEBIAN_FOLDER, open_fashion_mnist, read_idx
 from ompq.data.datasets.splits import TensorSplit
@@ -204,6 +205,57 @@ def test_cifar10_is_read_from_its_folder_or_the_one_above(cifar_folder: Path) ->
         assert images.shape == (10, 3, 32, 32)
         assert labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
     assert images[2, 1, 0, 0].item() == pytest.approx((1 / 255 - 0.4822) / 0.2435)
+
+
+def _write_binary_version(folder: Path) -> None:
+    """Write what `cifar_folder` holds as the official binary version lays it out."""
+    folder.mkdir()
+    for index, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        rows = np.full((2, 3073), index, dtype=np.uint8)
+        rows[:, 0] = [index, 9]
+        rows[:, 1:1025] = np.arange(1024) % 256  # red is stored first
+        (folder / f"{name}.bin").write_bytes(rows.tobytes())
+
+
+def test_the_binary_version_of_cifar10_is_read(tmp_path: Path) -> None:
+    _write_binary_version(tmp_path / "cifar-10-batches-bin")
+    for root in (tmp_path, tmp_path / "cifar-10-batches-bin"):
+        train, val = (open_cifar10(root, split) for split in ("train", "val"))
+        assert train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+        assert val.labels.tolist() == [5, 9] and val.images.shape == (2, 3, 32, 32)
+        assert val.images[0, 0, 1].tolist() == list(range(32, 64))
+        assert (val.images[0, 1:] == 5).all() and val.class_names[9] == "truck"
+
+
+def test_both_versions_of_cifar10_give_one_data_set(cifar_folder: Path) -> None:
+    binary = cifar_folder / "elsewhere"
+    binary.mkdir()
+    for file in (cifar_folder / "cifar-10-batches-py").glob("*_batch*"):
+        held = pickle.loads(file.read_bytes())
+        rows = np.concatenate([np.uint8(held["labels"])[:, None], held["data"]], axis=1)
+        (binary / f"{file.name}.bin").write_bytes(rows.tobytes())
+    for split in ("train", "val"):
+        one, other = open_cifar10(cifar_folder, split), open_cifar10(binary, split)
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "0 bytes are no whole number of images of 3073"),
+        (bytes(3072), "3072 bytes are no whole number of images"),
+        (bytes([10]) + bytes(3072), "it has the class 10, and there are 10"),
+    ],
+)
+def test_a_damaged_binary_version_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    _write_binary_version(folder)
+    (folder / "data_batch_2.bin").write_bytes(content)
+    with pytest.raises(OmpqError, match=f"data_batch_2.bin is damaged.*{message}"):
+        open_cifar10(tmp_path, "train")
+    (folder / "data_batch_2.bin").unlink()
+    with pytest.raises(OmpqError, match="bin is missing"):
+        open_cifar10(tmp_path, "train")
 
 
 def test_damaged_cifar10_is_named(cifar_folder: Path) -> None:
