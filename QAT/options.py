@@ -28,10 +28,10 @@ QUANT_MODES = ("symmetric", ASYMMETRIC)
 PROCESS_BACKENDS = ("nccl", "gloo")
 # Options that a resumed run must repeat. Their names are part of checkpoints.
 BINDING_OPTIONS = """
-model seed dataset input_size init_from batch_size data_percentage epochs start_epoch lr momentum wd
-fix_BN fix_BN_threshold quantizer quant_mode channel_wise act_range_momentum act_percentile
-weight_percentile bias_bit fixed_point_quantization distill_method teacher_arch teacher_path
-distill_alpha temperature evaluate_times amp
+model seed dataset input_size resize mean std interpolation init_from batch_size data_percentage
+epochs start_epoch lr momentum wd fix_BN fix_BN_threshold quantizer quant_mode channel_wise
+act_range_momentum act_percentile weight_percentile bias_bit fixed_point_quantization
+distill_method teacher_arch teacher_path distill_alpha temperature evaluate_times amp
 """.split()
 # Fields of the library whose options are called otherwise in this script.
 _FIELDS = {

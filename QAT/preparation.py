@@ -18,7 +18,13 @@ from ompq.data import CalibrationImages, Loader, calibration_images, make_loader
 from ompq.errors import OmpqError
 from ompq.files import checksum
 from ompq.graph import NetworkGraph, trace
-from ompq.options import check_classes, json_ready, load_requested_network, make_evaluation_loader
+from ompq.options import (
+    check_classes,
+    json_ready,
+    load_requested_network,
+    make_evaluation_loader,
+    print_images,
+)
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks
 from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network
@@ -72,14 +78,17 @@ def prepare_run(
         # The published command asks for the library's weights as well; a checkpoint goes before.
         arguments.pretrained = False
     network, preprocess = load_requested_network(arguments)
-    training, test = _open_loaders(arguments, preprocess, ranks)
+    training, test = _open_loaders(arguments, preprocess, ranks, network.num_classes)
+    print_images(arguments, preprocess, [*training.notes, *test.notes])
     side = preprocess.input_size
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
-    _check_labels(arguments, training, graph.num_outputs)
+    notes = _check_labels(arguments, training, graph.num_outputs)
+    print_notes_once(arguments, ranks, notes)
     source = None if arguments.init_from is None else artifact.load_quantized(arguments.init_from)
     assignment = _choose_assignment(arguments, graph, source)
     if network.source == RANDOM_WEIGHTS:
         print_notes_once(arguments, ranks, [RANDOM_WEIGHTS_NOTE])
+    print_notes_once(arguments, ranks, network.notes)
     print_once(ranks, _describe(network, assignment, training))
     teacher = load_teacher(arguments, graph.num_outputs, preprocess, device)
     if teacher is not None:
@@ -105,7 +114,7 @@ def prepare_run(
 
 
 def _open_loaders(
-    arguments: argparse.Namespace, preprocess: Preprocess, ranks: Ranks
+    arguments: argparse.Namespace, preprocess: Preprocess, ranks: Ranks, num_classes: int
 ) -> tuple[Loader, Loader]:
     """Return this rank's share of the training images, and of the test images."""
     per_rank, remainder = divmod(arguments.batch_size, ranks.world_size)
@@ -127,14 +136,18 @@ def _open_loaders(
         rank=ranks.rank,
         world_size=ranks.world_size,
         fraction=arguments.data_percentage,
+        num_classes=num_classes,
     )
-    return training, make_evaluation_loader(arguments, preprocess, max(per_rank, 64), ranks)
+    size = max(per_rank, 64)
+    test = make_evaluation_loader(arguments, preprocess, size, ranks, num_classes=num_classes)
+    return training, test
 
 
-def _check_labels(arguments: argparse.Namespace, training: Loader, num_classes: int) -> None:
+def _check_labels(arguments: argparse.Namespace, training: Loader, num_classes: int) -> list[str]:
+    """Return notes on labels that are not all of the network's; refuse what has none."""
     if not training.num_classes:
         raise OmpqError(f"`dataset` {arguments.dataset} has no labels to train with; use PTQ")
-    check_classes(training.num_classes, num_classes)
+    return check_classes(training.num_classes, num_classes)
 
 
 def _choose_assignment(

@@ -22,9 +22,16 @@ with interruptible_imports():
     from ompq import artifact
     from ompq.data import unreadable_note
     from ompq.errors import OmpqError
-    from ompq.evaluation import predict
+    from ompq.evaluation import doubt_accuracy, predict
     from ompq.files import check_writable, lock_folder, set_aside, write_json
-    from ompq.options import json_ready, make_evaluation_loader
+    from ompq.options import (
+        check_classes,
+        json_ready,
+        make_evaluation_loader,
+        name_outputs,
+        note_unused,
+        print_images,
+    )
     from ompq.runtime import (
         Ranks,
         gather_values,
@@ -33,6 +40,7 @@ with interruptible_imports():
         run_on_main,
         seed_everything,
     )
+    from ompq.zoo import RANDOM_WEIGHTS
     from QAT.checkpoint import (
         BEST,
         LAST,
@@ -105,6 +113,10 @@ def _train(
         print_notes_once(arguments, ranks, [f"{task.folder} holds no checkpoint; starting anew"])
     float_accuracy = evaluate_all_ranks(task, prepared.network.module)
     print_once(ranks, f"float: top-1 {float_accuracy.top1:.2f} % of {float_accuracy.count} images")
+    if prepared.network.source != RANDOM_WEIGHTS:
+        top1, count = float_accuracy.top1, float_accuracy.count
+        doubts = doubt_accuracy(top1, count, prepared.network.num_classes)
+        print_notes_once(arguments, ranks, doubts)
     run_on_main(ranks, lambda: _make_room(arguments, task, resumed))
     progress = run_training(task, resumed, arguments.start_epoch)
     if task.log is not None:
@@ -178,6 +190,7 @@ def _write(prepared: PreparedRun, content: dict[str, Any], progress: Progress) -
         prepared.assignment,
         source=prepared.network,
         preprocess=prepared.preprocess,
+        class_names=name_outputs(prepared.loaders[0], prepared.network.num_classes),
     )
     write_json(folder / "results.json", content)
     draw(progress, content["top1_fp32"], folder / "training.png")
@@ -192,7 +205,16 @@ def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
     """
     folder = Path(arguments.evaluate or arguments.output_dir)
     read = artifact.load_quantized(folder)
-    loader = make_evaluation_loader(arguments, read.preprocess, max(64, arguments.batch_size))
+    arguments.parser.print_notes(note_unused(arguments))
+    loader = make_evaluation_loader(
+        arguments,
+        read.preprocess,
+        max(64, arguments.batch_size),
+        class_names=read.class_names,
+        num_classes=read.num_classes,
+    )
+    print_images(arguments, read.preprocess, loader.notes)
+    arguments.parser.print_notes(check_classes(loader.num_classes, read.num_classes))
     if arguments.integer_only:
         found = verify(read, loader, device)
         print(f"{read.title}, integer arithmetic alone: {found}")

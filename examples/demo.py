@@ -45,10 +45,10 @@ with interruptible_imports():
         Parser,
         add_run_options,
         calibration_images,
+        choose_preprocess,
         evaluate,
         load_network,
         make_loader,
-        preprocess_for,
         resolve_device,
         save_quantized,
         save_state,
@@ -114,7 +114,7 @@ def _load(arguments: argparse.Namespace, network: Network, split: str, batch: in
         arguments.dataset,
         arguments.data,
         split,
-        preprocess_for(arguments.dataset, network.preprocess),
+        choose_preprocess(arguments.dataset, network),
         batch,
         augment=training,
         shuffle=training,
@@ -124,7 +124,7 @@ def _load(arguments: argparse.Namespace, network: Network, split: str, batch: in
 
 def _calibrate(arguments: argparse.Namespace, network: Network, count: int) -> Tensor:
     """Return training images without labels."""
-    preprocess = preprocess_for(arguments.dataset, network.preprocess)
+    preprocess = choose_preprocess(arguments.dataset, network)
     found = calibration_images(
         arguments.dataset, arguments.data, preprocess, count, seed=arguments.seed
     )

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ompq.data import DATASETS, Loader, make_loader, preprocess_for
+from ompq.data import DATASETS, Loader, choose_preprocess, make_loader
 from ompq.evaluation import evaluate
 from ompq.files import check_writable, save_state
 from ompq.graph import trace
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments: Command line of `build_parser`.
     """
     device = resolve_device(arguments.device)
-    preprocess = preprocess_for(arguments.dataset, load_network(arguments.model).preprocess)
+    preprocess = choose_preprocess(arguments.dataset, load_network(arguments.model))
     train = make_loader(
         arguments.dataset,
         arguments.data,
@@ -102,7 +102,8 @@ def run(arguments: argparse.Namespace) -> None:
     seed_everything(arguments.seed)
     check_writable(arguments.output_dir)
     module = load_network(arguments.model, num_classes=train.num_classes).module
-    trace(module, (3, preprocess.input_size, preprocess.input_size))  # or says why it cannot run
+    side = preprocess.input_size
+    trace(module, (preprocess.channels, side, side))  # or says why it cannot run
     train_float(module, train, arguments.epochs, device, learning_rate=arguments.lr)
     test = make_loader(arguments.dataset, arguments.data, "val", preprocess, 256)
     accuracy = evaluate(module, test, device)

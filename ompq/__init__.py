@@ -3,6 +3,7 @@
 Networks:   load_network (by name, with weights)    trace (layers, groups, blocks)    Network
             NetworkGraph
 Images:     DATASETS    make_loader    Loader    calibration_images    Preprocess    preprocess_for
+            choose_preprocess
 Bits:       Assignment    uniform    assign    resolve (a list, a file, a published scheme)
 Results:    evaluate    Accuracy    save_quantized    load_quantized
 Scripts:    Parser    add_run_options    run_script    interruptible_imports    resolve_device
@@ -17,7 +18,14 @@ from ompq._face import attach
 if TYPE_CHECKING:
     from ompq.artifact import load_quantized, save_quantized
     from ompq.assignment import Assignment, assign, resolve, uniform
-    from ompq.data import DATASETS, Loader, calibration_images, make_loader, preprocess_for
+    from ompq.data import (
+        DATASETS,
+        Loader,
+        calibration_images,
+        choose_preprocess,
+        make_loader,
+        preprocess_for,
+    )
     from ompq.errors import OmpqError
     from ompq.evaluation import Accuracy, evaluate
     from ompq.files import save_state
@@ -43,6 +51,7 @@ __all__ = [
     "add_run_options",
     "assign",
     "calibration_images",
+    "choose_preprocess",
     "evaluate",
     "interruptible_imports",
     "load_network",
@@ -64,7 +73,8 @@ __getattr__, __dir__ = attach(
     {
         "ompq.artifact": "load_quantized save_quantized",
         "ompq.assignment": "Assignment assign resolve uniform",
-        "ompq.data": "DATASETS Loader calibration_images make_loader preprocess_for",
+        "ompq.data": "DATASETS Loader calibration_images choose_preprocess make_loader "
+        "preprocess_for",
         "ompq.errors": "OmpqError",
         "ompq.evaluation": "Accuracy evaluate",
         "ompq.files": "save_state",
