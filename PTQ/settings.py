@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ompq.errors import OmpqError
+from ompq.fields import settle_fields
 from ompq.graph.subgraphs import GRANULARITIES
 
 LOSSES = ("mse", "fisher_diag")
@@ -61,6 +62,7 @@ class Settings:
     seed: int = 1005
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         self._check_choice("loss", LOSSES)
         self._check_choice("granularity", GRANULARITIES)
         self._check_choice("cache_device", CACHE_DEVICES)

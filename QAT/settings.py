@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ompq.errors import OmpqError
+from ompq.fields import settle_fields
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class TrainingSettings:
         apex: Whether NVIDIA Apex averages the gradients of several processes.
 
     Raises:
-        OmpqError: A value is out of its range.
+        OmpqError: A value is of another type, or out of its range.
     """
 
     epochs: int = 90
@@ -47,6 +48,7 @@ class TrainingSettings:
     apex: bool = False
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         for name, least in (
             ("epochs", 0),
             ("learning_rate", 0),

@@ -11,6 +11,7 @@ from mixed_bit.sensitivity import METRICS
 from ompq.assignment import DEFAULT_ACT_BITS, QUANT_TYPES
 from ompq.cost import check_widths
 from ompq.errors import OmpqError
+from ompq.fields import settle_fields
 
 SOLVERS = ("ilp", "lp", "projection")
 ROUNDINGS = ("fill", "nearest")
@@ -19,6 +20,7 @@ FRONT_POINTS = 200
 MEASURED_FRONT_POINTS = 10
 # Whole numbers of bits, bit operations and nanoseconds stay within 63 bits.
 _LARGEST_BUDGET = 1e9
+_BUDGETS = ("size_mb", "bops_g", "latency_ms")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class SearchSettings:
     centred: bool = True
 
     def __post_init__(self) -> None:
+        settle_fields(self, besides=_BUDGETS)
         if self.quant_type not in QUANT_TYPES:
             known = ", ".join(QUANT_TYPES)
             raise OmpqError(f"`quant_type` {self.quant_type}: unknown; choose one of {known}")
@@ -79,7 +82,7 @@ class SearchSettings:
             raise OmpqError("`latency_ms` and `latency_table` go together")
 
     def _check_budgets(self) -> None:
-        budgets = {name: getattr(self, name) for name in ("size_mb", "bops_g", "latency_ms")}
+        budgets = {name: getattr(self, name) for name in _BUDGETS}
         if all(value is None for value in budgets.values()):
             raise OmpqError("no budget is given; set `size_mb`, `bops_g` or `latency_ms`")
         for name, value in budgets.items():
