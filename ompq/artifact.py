@@ -68,7 +68,7 @@ class Artifact:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Return the names of its classes, in the order of its outputs; none where not known."""
-        return tuple(str(name) for name in self.description.get("class_names", ()))
+        return tuple(self.description.get("class_names", ()))
 
     @property
     def num_classes(self) -> int | None:
@@ -187,6 +187,9 @@ def _build(
     description: dict[str, Any], tensors: dict[str, Tensor], file: Path, module: nn.Module | None
 ) -> Artifact:
     _check_numbers(tensors, file)
+    names = description.get("class_names", [])  # of earlier versions it has none
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise OmpqError(f"{file} is damaged: its class names are no list of texts")
     architecture = description["architecture"]
     if module is None and architecture.get("own"):
         raise OmpqError(
