@@ -14,7 +14,7 @@ from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
 
 # Sides of an image that are tried where the network does not take its own preprocessing's.
-_OTHER_SIDES = (32, 64, 128, 28, 8)
+_OTHER_SIDES = (32, 224, 64, 128, 28, 8)
 
 
 def count_classes(module: nn.Module, preprocess: Preprocess) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ompq.zoo._checkpoint import Checkpoint, StoredWeights, read_checkpoint
 from ompq.zoo._classes import count_classes, tell_classes
 from ompq.zoo._layouts import LAYOUTS, Layout
 from ompq.zoo._prefix import list_prefixes, name_leftovers, strip_prefix
-from ompq.zoo._sources import Source, find_source
+from ompq.zoo._sources import USER_LIBRARY, Source, find_source
 
 # Auxiliary classifiers serve training alone.
 _AUXILIARY = re.compile(r"(AuxLogits|aux1|aux2)\..+")
@@ -76,7 +76,7 @@ class Fit:
         return self.module
 
 
-def fit_checkpoint(source: Source, file: Path) -> Fit:
+def fit_checkpoint(source: Source, file: Path, num_classes: int | None = None) -> Fit:
     """Fit the weights of a checkpoint into a network, in the first layout that fits.
 
     Where the file holds several sets of tensors by name (weights and their average), the first that
@@ -86,6 +86,8 @@ def fit_checkpoint(source: Source, file: Path) -> Fit:
     Args:
         source: Origin of the network.
         file: Path of the checkpoint.
+        num_classes: Number of classes that the user expects. The weights decide; the number serves
+            a factory of the user's that builds no network without one.
 
     Returns:
         The fit, its weights loaded.
@@ -96,6 +98,9 @@ def fit_checkpoint(source: Source, file: Path) -> Fit:
     """
     checkpoint = read_checkpoint(file)
     fits: list[Fit] = []
+    if source.library == USER_LIBRARY:
+        build = source.build
+        source = replace(source, build=lambda told: build(told or num_classes))
     for fit in _try_all(source, checkpoint):
         if not fit.misfits:
             fit.load()
@@ -106,7 +111,7 @@ def fit_checkpoint(source: Source, file: Path) -> Fit:
 
 def _try_all(source: Source, checkpoint: Checkpoint) -> Iterator[Fit]:
     """Try each set of weights in each layout that recognises it."""
-    first = source.build(None)
+    first = source.build_float(None)
     own = {name for name in first.state_dict() if not name.endswith(_COUNTER)}
     least = _LEAST * len(own)
     module: nn.Module | None = first
@@ -150,11 +155,12 @@ def _fit(
     sibling = layout.find_sibling(source.name)
     if sibling is not None:
         source, module = find_source(sibling), None
-    module = module or source.build(None)
+    if module is None:
+        module = source.build_float(None)
     prefix, translated = _choose_prefix(layout, candidates, module.state_dict())
     wanted = _find_wanted_classes(source, module, translated)
     if wanted is not None:
-        module = source.build(wanted)
+        module = source.build_float(wanted)
     notes = [adapt(module, translated) for adapt in layout.adapts]
     own = module.state_dict()
     dropped = [key for key in translated if _AUXILIARY.fullmatch(key) and key not in own]

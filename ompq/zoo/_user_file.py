@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -99,8 +99,13 @@ def import_builder(file: Path, factory_name: str) -> Callable[[int | None], nn.M
         )
 
     def build(num_classes: int | None) -> nn.Module:
-        takes_classes = "num_classes" in _read_parameters(factory)
-        options = {"num_classes": num_classes} if takes_classes and num_classes else {}
+        takes = _read_parameters(factory).get("num_classes")
+        if takes is not None and takes.default is takes.empty and not num_classes:
+            raise OmpqError(
+                f"network {where}: the factory builds nothing without a number of classes; give "
+                "`num_classes`, or that parameter a default"
+            )
+        options = {"num_classes": num_classes} if takes is not None and num_classes else {}
         network = _run_guarded(lambda: factory(**options), file)
         if not isinstance(network, nn.Module):
             kind = type(network).__name__
@@ -118,11 +123,11 @@ def read_preprocess(module: nn.Module) -> Preprocess:
     return own if isinstance(own, Preprocess) else Preprocess()
 
 
-def _read_parameters(factory: Callable[..., Any]) -> Collection[str]:
+def _read_parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(factory).parameters
     except ValueError:  # a function that is not written in Python tells nothing of itself
-        return ()
+        return {}
 
 
 def _unwrap(network: nn.Module) -> nn.Module:

@@ -66,6 +66,23 @@ def paper_resnet(network: nn.Module) -> State:
     return state
 
 
+def lite(network: nn.Module) -> State:
+    """One running number for the blocks of all stages, and names of the layers' roles."""
+    names = {"conv_pw": "_expand_conv", "conv_dw": "_depthwise_conv", "conv_pwl": "_project_conv"}
+    norms = {"bn1": "_bn0", "bn2": "_bn1", "bn3": "_bn2"}
+    first_names = {"conv_dw": "_depthwise_conv", "conv_pw": "_project_conv"}
+    first_norms = {"bn1": "_bn1", "bn2": "_bn2"}
+    outer = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+    state: State = {}
+    for ours, theirs in {**outer, "classifier": "_fc"}.items():
+        state.update(_renamed(getattr(network, ours), theirs))
+    for number, block in enumerate(block for stage in network.blocks for block in stage):
+        first = not hasattr(block, "conv_pwl")
+        for ours, theirs in ((first_names | first_norms) if first else (names | norms)).items():
+            state.update(_renamed(getattr(block, ours), f"_blocks.{number}.{theirs}"))
+    return state
+
+
 def with_first_projection(network: nn.Module) -> nn.Module:
     """ResNet-18 as the paper's: a projection shortcut in layer1 too."""
     network.layer1[0].downsample = nn.Sequential(
@@ -157,6 +174,57 @@ def test_timms_mobilenet_as_torchvisions(tmp_path: Path, randomise: Randomise) -
     timm = pytest.importorskip("timm")
     reference = randomise(timm.create_model("mobilenetv2_100", num_classes=CLASSES))
     check(tmp_path, "mobilenetv2", reference.state_dict(), reference)
+
+
+@pytest.mark.parametrize("kind", [1, 4])
+def test_lites_of_every_depth(tmp_path: Path, randomise: Randomise, kind: int) -> None:
+    timm = pytest.importorskip("timm")
+    reference = randomise(timm.create_model(f"tf_efficientnet_lite{kind}", num_classes=CLASSES))
+    source = check(tmp_path, f"efficientnet_lite{kind}", lite(reference), reference)
+    assert "efficientnet-lite-pytorch's names" in source
+
+
+SHALLOW = """\
+from torchvision.models import MobileNetV2
+
+def make(num_classes=3):
+    rows = [[1, 16, 1, 1], [6, 24, 2, 2], [1, 24, 2, 1], [6, 32, 3, 2]]
+    return MobileNetV2(num_classes, width_mult=0.5, inverted_residual_setting=rows)
+"""
+
+
+def timm_mobilenet(network: nn.Module) -> State:
+    """Every block by stage and unit, its layers by their roles; two blocks lack the expansion."""
+    state: State = {}
+    first, last = network.features[0], network.features[-1]
+    for module, name in (
+        (first[0], "conv_stem"),
+        (first[1], "bn1"),
+        (last[0], "conv_head"),
+        (last[1], "bn2"),
+        (network.classifier[1], "classifier"),
+    ):
+        state.update(_renamed(module, name))
+    places = ["0.0", "1.0", "1.1", "2.0", "2.1", "3.0", "3.1", "3.2"]
+    blocks = [block for block in network.features if hasattr(block, "conv")]
+    for place, block in zip(places, blocks, strict=True):
+        leaves = [leaf for leaf in _leaves(block) if leaf.state_dict()]
+        names = ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
+        if len(leaves) == 4:
+            names = ["conv_dw", "bn1", "conv_pw", "bn2"]
+        for leaf, name in zip(leaves, names, strict=True):
+            state.update(_renamed(leaf, f"blocks.{place}.{name}"))
+    return state
+
+
+@pytest.mark.parametrize("rename", [timm_mobilenet, paper_mobilenet, brecq_mobilenet])
+def test_mobilenets_of_another_depth(
+    tmp_path: Path, randomise: Randomise, rename: Callable[[nn.Module], State]
+) -> None:
+    (tmp_path / "shallow.py").write_text(SHALLOW)
+    name = f"{tmp_path / 'shallow.py'}:make"
+    reference = randomise(load_network(name, num_classes=CLASSES).module)
+    assert "MobileNetV2" in check(tmp_path, name, rename(reference), reference)
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "deit_tiny_patch16_224"])

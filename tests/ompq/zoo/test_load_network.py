@@ -101,6 +101,23 @@ class TestPretrained:
         with pytest.raises(OmpqError, match="ompq has no weights for small_resnet"):
             load_network("small_resnet", pretrained=True)
 
+    def test_weights_in_a_package_called_after_the_network(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        package = tmp_path / "small_resnet_pytorch_model"
+        package.mkdir()
+        weights = load_network("small_resnet", num_classes=7).module.state_dict()
+        torch.save(weights, package / "w.pth")
+        (package / "__init__.py").write_text(
+            "import os\nclass SmallResnetModelFile:\n    @staticmethod\n"
+            "    def get_model_file_path():\n"
+            "        return os.path.join(os.path.dirname(__file__), 'w.pth')\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        network = load_network("small_resnet", pretrained=True)
+        assert network.source == "the package small-resnet-pytorch-model"
+        assert network.module.classifier.weight.equal(weights["classifier.weight"])
+
     def test_says_whose_weights_and_keeps_their_classes(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

