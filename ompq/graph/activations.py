@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
+from ompq.graph.arguments import read_arguments
 from ompq.graph.network import NetworkGraph
 from ompq.graph.operations import (
     ARITHMETIC,
@@ -90,6 +91,9 @@ def _is_affine(node: Node, sources: list[Node], traced: GraphModule) -> bool:
     if node.op == "output" or name not in _AFFINE:
         return False
     if name in PRODUCTS | QUOTIENTS:
-        dividend = name in PRODUCTS or node.all_input_nodes[0] is sources[0]
-        return len(sources) == 1 and dividend and list(node.args[:2]).count(sources[0]) == 1
+        given = read_arguments(node, traced)
+        factors = [given.get("input"), given.get("other")]
+        # An image in the divisor is not affine, nor is the product of an image with itself.
+        is_dividend = name in PRODUCTS or factors[0] is sources[0]
+        return len(sources) == 1 and is_dividend and factors.count(sources[0]) == 1
     return True
