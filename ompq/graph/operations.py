@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from ompq.graph.layout import ImageLayout
 
@@ -35,7 +36,7 @@ NORMS = BATCH_NORMS | frozenset(
 )
 IDENTITIES = frozenset(
     "identity dropout dropout2d alphadropout feature_dropout stochastic_depth drop_path "
-    "contiguous clone detach to type_as float".split()
+    "TrainingOnly contiguous clone detach to type_as float".split()
 )
 # Padding is among them: zero is a value of every fake quantizer.
 LAYOUTS = frozenset(
@@ -131,6 +132,8 @@ def runs_library_code(module: nn.Module) -> bool:
     """
     base = _find_library_class(type(module))
     if base is None or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if is_parametrized(module):
         return False
     kinds = type(module).__mro__
     own, inherited = kinds[: kinds.index(base)], kinds[kinds.index(base) : kinds.index(nn.Module)]

@@ -25,6 +25,7 @@ from ompq.graph.exclusions import Exclusions
 from ompq.graph.network import NetworkGraph, analyse, copy_structure
 from ompq.graph.operations import NORM_TYPES, has_unknown_shape
 from ompq.graph.shapes import record_shapes
+from ompq.graph.training_mode import TrainingOnly, compare_with_training, keep_training_steps
 
 _OWN_FOLDER = str(Path(__file__).parent)
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
@@ -66,7 +67,9 @@ def trace(
     # The order matters: rewriting needs the shapes, the view needs the rewritten network.
     root = copy_structure(original)
     split_fused_norms(root)
+    keep_training_steps(root)
     traced = fx.GraphModule(root, _trace(root), type(network).__name__)
+    compare_with_training(traced, root, _trace)
     _record_shapes(traced, input_shape)
     _check_output(traced)
     flatten_logits(traced)
@@ -89,7 +92,7 @@ class _Tracer(fx.Tracer):
         self._opaque = opaque
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, (*_LAYERS, *NORM_TYPES, *self._opaque)):
+        if isinstance(m, (*_LAYERS, *NORM_TYPES, TrainingOnly, *self._opaque)):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
