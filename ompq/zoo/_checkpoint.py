@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ompq.errors import OmpqError
-from ompq.zoo._unpickle import describe_code, read_content
+from ompq.zoo._unpickle import describe_code, describe_network, read_content
 
 SUFFIXES = (".pt", ".pth", ".tar", ".safetensors", ".pkl", ".bin", ".ckpt")
 # Where training scripts keep the weights among the rest; the first that is there counts.
@@ -56,10 +56,12 @@ class Checkpoint:
     Attributes:
         weights: All tensors by name that may be a network's, the most likely ones first.
         unread: Classes in the file whose objects were not rebuilt.
+        whole_network: Whether a whole network was among these.
     """
 
     weights: tuple[StoredWeights, ...]
     unread: tuple[str, ...]
+    whole_network: bool = False
 
 
 def find_weights(path: str | Path) -> Path:
@@ -105,8 +107,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     file = find_weights(path)
     content = read_content(file)
     found = sorted(_walk(content.value, "", _DEPTH), key=_rank)
+    whole = _holds_network(content.value, _DEPTH)
     if not found and content.unread:
-        raise OmpqError(describe_code(file, content.unread[0]))
+        describe = describe_network if whole else describe_code
+        raise OmpqError(describe(file, content.unread[0]))
     if not found:
         inner = _open_containers(content.value)
         held = ", ".join(map(str, list(inner)[:_SHOWN])) if isinstance(inner, Mapping) else ""
@@ -114,7 +118,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{file} holds no weights by name (only {held or type(inner).__name__}); "
             "save model.state_dict() and give that file"
         )
-    return Checkpoint(tuple(found), content.unread)
+    return Checkpoint(tuple(found), content.unread, whole)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -172,6 +176,16 @@ def _walk(content: Any, place: str, depth: int) -> Iterator[StoredWeights]:
     for key, value in content.items():
         if depth and isinstance(key, str) and not _NO_WEIGHTS.search(key):
             yield from _walk(value, f"{place}.{key}" if place else key, depth - 1)
+
+
+def _holds_network(content: Any, depth: int) -> bool:
+    """Tell whether a pickled module is among what was not rebuilt: its attributes were."""
+    if not isinstance(content, Mapping):
+        return False
+    inside = content.values() if depth else ()
+    return "_modules" in getattr(content, "__dict__", {}) or any(
+        _holds_network(value, depth - 1) for value in inside
+    )
 
 
 def _rank(stored: StoredWeights) -> tuple[object, ...]:

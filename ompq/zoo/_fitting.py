@@ -15,6 +15,7 @@ from ompq.zoo._classes import count_classes, tell_classes
 from ompq.zoo._layouts import LAYOUTS, Layout
 from ompq.zoo._prefix import list_prefixes, name_leftovers, strip_prefix
 from ompq.zoo._sources import USER_LIBRARY, Source, find_source
+from ompq.zoo._unpickle import describe_network
 
 # Auxiliary classifiers serve training alone.
 _AUXILIARY = re.compile(r"(AuxLogits|aux1|aux2)\..+")
@@ -106,6 +107,8 @@ def fit_checkpoint(source: Source, file: Path, num_classes: int | None = None) -
             fit.load()
             return fit
         fits.append(fit)
+    if checkpoint.whole_network:
+        raise OmpqError(describe_network(file, checkpoint.unread[0]))
     raise OmpqError(_describe_misfit(min(fits, key=lambda fit: fit.distance), file))
 
 

@@ -108,6 +108,19 @@ def describe_code(file: Path, name: str) -> str:
     )
 
 
+def describe_network(file: Path, name: str) -> str:
+    """Describe a file with a whole network in place of its weights.
+
+    Args:
+        file: Path of the file.
+        name: Full name of the network's class.
+    """
+    return (
+        f"{file} holds a whole network ({name}), pickled, whose code is never run; save its "
+        "weights, torch.save(model.state_dict(), 'weights.pth'), and give that file"
+    )
+
+
 def _unpickle(file: Path) -> Content:
     """Unpickle with PyTorch's safe reader, a stand-in for one unknown class more each time."""
     stand_ins: dict[str, type] = {}

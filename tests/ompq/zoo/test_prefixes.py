@@ -253,3 +253,21 @@ def test_settings_of_a_framework_that_is_not_here_are_left_out_and_named(
     assert "criterion.weight" in note
     assert "objects of framework_elsewhere.AttributeDict" in note
     assert framework.__name__ not in sys.modules
+
+
+def test_a_whole_network_beside_a_few_tensors_is_called_one(
+    framework: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    trained: nn.Module,
+    tmp_path: Path,
+) -> None:
+    class Net(nn.Sequential):
+        __module__ = framework.__name__
+        __qualname__ = "Net"
+
+    monkeypatch.setattr(framework, "Net", Net, raising=False)
+    torch.save({"model": Net(nn.ReLU()), "best": torch.tensor(3.0)}, tmp_path / "net.pt")
+    monkeypatch.delitem(sys.modules, framework.__name__)
+    with pytest.raises(OmpqError, match=r"a whole network \(framework_elsewhere\.Net\)"):
+        load_network(name, path=tmp_path / "net.pt")
