@@ -170,10 +170,7 @@ def _hands_on(module: nn.Module, training: bool) -> bool:
 
 def _align(nodes: list[Node], others: list[Node]) -> Iterator[tuple[Node | None, Node | None]]:
     """Pair the nodes of two traces, in order; None in the place of what one has alone."""
-    keys, other_keys = (
-        [(n.op, str(n.target)) for n in nodes],
-        [(n.op, str(n.target)) for n in others],
-    )
+    keys, other_keys = list(map(_identify, nodes)), list(map(_identify, others))
     if keys == other_keys:
         yield from zip(nodes, others, strict=True)
         return
@@ -184,6 +181,17 @@ def _align(nodes: list[Node], others: list[Node]) -> Iterator[tuple[Node | None,
         else:
             yield from ((node, None) for node in nodes[begin:end])
             yield from ((None, other) for other in others[other_begin:other_end])
+
+
+def _identify(node: Node) -> tuple[str, str, str]:
+    """Return what a node has in common with itself in another trace."""
+    return node.op, str(node.target), _find_owner(node)
+
+
+def _find_owner(node: Node) -> str:
+    """Find the path of the innermost module that a node is computed in; "" for the network."""
+    stack = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return stack[-1] if stack else ""
 
 
 def _find_changed_constants(node: Node, twin: Node) -> dict[int | str, Any]:
@@ -260,5 +268,5 @@ def _describe(node: Node) -> str:
     if node.op == "call_module":
         return str(node.target)
     what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    stack = [str(path) for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return f"{what} in {stack[-1]}" if stack and stack[-1] else str(what)
+    owner = _find_owner(node)
+    return f"{what} in {owner}" if owner else str(what)
