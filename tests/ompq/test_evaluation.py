@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ompq.errors import OmpqError
-from ompq.evaluation import Predictions, draw_labels, evaluate, kl_divergence, predict
+from ompq.evaluation import (
+    Predictions,
+    doubt_accuracy,
+    draw_labels,
+    evaluate,
+    flatten_logits,
+    kl_divergence,
+    predict,
+)
 
 CPU = torch.device("cpu")
 
@@ -97,3 +105,56 @@ def test_labels_are_drawn_as_often_as_they_are_likely() -> None:
     shares = np.bincount(drawn.numpy(), minlength=3) / len(drawn)
     assert np.abs(shares - softmax(logits[:1])[0]).max() < 0.015
     assert torch.equal(drawn, draw_labels(logits, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 1, 1), (3, 5, 1), (3, 5)])
+def test_logits_with_further_dimensions_of_length_one_are_flattened(shape: tuple[int, ...]) -> None:
+    logits = draw_logits(0, 3, 5)
+    assert torch.equal(flatten_logits(logits.view(shape), 3), logits)
+    network = nn.Unflatten(1, shape[1:])
+    labels = logits.argmax(1)
+    assert evaluate(network, as_batches(logits, labels)).top1 == 100
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ((torch.zeros(2, 3), torch.zeros(2, 3)), "gives a tuple; logits of 2 images are"),
+        ({"logits": torch.zeros(2, 3)}, "gives a dict"),
+        (torch.zeros(8, 3), "gives 8×3; logits of 2 images are a tensor of 2 × classes"),
+        (torch.zeros(2, 3, 7, 7), "gives 2×3×7×7"),
+        (torch.zeros(2), "gives 2;"),
+        (torch.tensor(1.0), "gives a single number"),
+    ],
+)
+def test_what_are_no_logits_is_refused(output: object, message: str) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> object:
+            return output
+
+    with pytest.raises(OmpqError, match=message):
+        predict(Odd(), [(torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64))])
+
+
+@pytest.mark.parametrize(
+    ("top1", "count", "classes", "suspicious"),
+    [
+        (0.1, 500, 1000, True),  # every label wrong, or guessed
+        (0.0, 20, 1000, True),
+        (5.0, 20, 1000, False),  # one of twenty is fifty times the chance
+        (0.0, 2, 1000, False),  # two images tell nothing
+        (10.0, 359, 10, True),
+        (13.0, 359, 10, True),
+        (25.0, 359, 10, False),
+        (91.0, 359, 10, False),
+        (0.0, 8, 10, False),
+        (50.0, 1000, 2, True),
+        (66.0, 1000, 2, False),
+        (60.0, 20, 2, False),
+        (100.0, 50, 1, False),
+    ],
+)
+def test_an_accuracy_near_chance_is_doubted_where_images_suffice(
+    top1: float, count: int, classes: int, suspicious: bool
+) -> None:
+    assert bool(doubt_accuracy(top1, count, classes)) == suspicious

@@ -12,6 +12,7 @@ from ompq.data.datasets.splits import FileSplit, Split
 from ompq.errors import OmpqError
 
 CLASS_FILE = "classes.txt"
+_MANY = 10
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ def number_classes(
 ) -> ClassList:
     """Number the classes of a data set in the order of their folders' names.
 
-    Empty folders are no classes, unless more of them are empty than not: then somebody made them
-    for the numbers that they give to the others.
+    Empty folders are no classes, unless they are ten or more, or more than the others: then they
+    are no leftovers, but give the others their numbers.
 
     Args:
         folders: Names of the folders, hidden ones excepted.
@@ -48,7 +49,8 @@ def number_classes(
     every, known = tuple(sorted(folders)), tuple(sorted(filled))
     if every == known:
         return ClassList(known, notes=notes)
-    if len(every) > 2 * len(known):
+    empty = len(every) - len(known)
+    if empty >= _MANY or empty > len(known):
         return ClassList(every, known, notes)
     return ClassList(known, every, notes)
 

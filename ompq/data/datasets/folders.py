@@ -19,6 +19,7 @@ IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .ppm .pgm .bmp .tif .tiff .webp .gif
 _LEFT_BEHIND = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 )
+SPLITS = ("train", "val")
 # Our pictures never lie alone: beside each is a file with one of these suffixes.
 _RESULT_SUFFIXES = (".json", ".safetensors")
 
@@ -154,14 +155,13 @@ def _list_classes(walk: _Walk, folder: Path, filled: set[str]) -> ClassList:
         filled: Names of the folders in it that hold images.
     """
     train, file = walk.root / "train", walk.root / CLASS_FILE
-    base = train if train.is_dir() else folder
-    names = walk.list_folders(base)
-    if base != folder:
-        aside = _Walk(walk.root)  # what is left out below `train/` is told where it is opened
-        inside = {name for name in names if any(aside.find_images(base / name))}
-    else:
-        inside = filled
-    named = read_class_file(file, filled | inside)
+    names = walk.list_folders(train) if train.is_dir() else []
+    # Images right in `train/`, without classes, number nothing.
+    base = train if names else folder
+    names = names or walk.list_folders(folder)
+    # Every split gives the answer that the others give, and so looks at all of them.
+    inside = filled.union(*(_list_filled(walk.root, walk.root / split) for split in SPLITS))
+    named = read_class_file(file, inside)
     if named:
         return ClassList(named)
     unknown = sorted(filled - set(names))
@@ -171,7 +171,15 @@ def _list_classes(walk: _Walk, folder: Path, filled: set[str]) -> ClassList:
             "give both splits the same class folders"
         )
     notes = (f"{file} names none of the class folders; not used",) if file.is_file() else ()
-    return number_classes(names, filled | inside, notes)
+    return number_classes(names, inside & set(names), notes)
+
+
+def _list_filled(root: Path, folder: Path) -> set[str]:
+    """List the folders in `folder` that hold images; none where it does not exist."""
+    if not folder.is_dir():
+        return set()
+    walk = _Walk(root)  # what is left out is told by the split that is opened
+    return {name for name in walk.list_folders(folder) if any(walk.find_images(folder / name))}
 
 
 def open_images(root: Path | None, split: str = "") -> FileSplit:

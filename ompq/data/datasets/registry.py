@@ -9,12 +9,11 @@ from pathlib import Path
 from ompq.data.datasets.cifar10 import open_cifar10
 from ompq.data.datasets.digits import open_digits
 from ompq.data.datasets.fashion_mnist import open_fashion_mnist
-from ompq.data.datasets.folders import open_folder, open_for_calibration, open_images
+from ompq.data.datasets.folders import SPLITS, open_folder, open_for_calibration, open_images
 from ompq.data.datasets.splits import Split
 from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
 
-SPLITS = ("train", "val")
 Opener = Callable[[Path | None, str], Split]
 
 

@@ -73,6 +73,18 @@ def test_an_empty_folder_of_train_is_a_class_where_val_has_images_of_it(tmp_path
     assert names_of(tmp_path, "val")[:2] == (("a", "b"), [0, 1])
 
 
+def test_both_splits_give_one_answer(tmp_path: Path) -> None:
+    fill(tmp_path, "train/b/1.png", "train/a/", "train/c/", "val/c/1.png", "val/b/1.png")
+    assert names_of(tmp_path, "train")[:2] == (("b", "c"), [0])
+    assert names_of(tmp_path, "val")[:2] == (("b", "c"), [0, 1])
+
+
+def test_training_images_without_classes_number_none(tmp_path: Path) -> None:
+    fill(tmp_path, "train/1.png", "val/c/1.png", "val/b/1.png")
+    assert names_of(tmp_path, "val")[:2] == (("b", "c"), [0, 1])
+    assert open_for_calibration(tmp_path).labels.tolist() == [-1]
+
+
 def test_many_empty_folders_are_there_for_the_numbers(tmp_path: Path) -> None:
     fill(tmp_path, *(f"train/{name}/" for name in NAMES), "train/dog/1.png", "val/hen/1.png")
     names, labels, notes = names_of(tmp_path, "val")
