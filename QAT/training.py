@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -121,6 +121,8 @@ def fine_tune(
         OmpqError: The loss is not finite, the teacher tells other classes, or another run holds
             the folder.
     """
+    if not isinstance(network, IntegerNetwork):
+        raise OmpqError(f"`network` is a {type(network).__name__}; give what `prepare` returned")
     device = find_device(network.module)
     with ExitStack() as held:
         place = held.enter_context(TemporaryDirectory()) if folder is None else folder
@@ -236,11 +238,10 @@ class _TrainingRun:
         torch.set_rng_state(state["rng"])
         if self.task.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.task.device)
-        best = resumed.best
-        if best is None:
+        if resumed.best is None:
             self._begin_anew_with_best()
         elif not (folder / BEST).is_file():
-            self._write(lambda: save_checkpoint(folder / BEST, best, self.task.fingerprint))
+            self._write(BEST, resumed.best)
         if not (folder / LAST).is_file():
             self._save(LAST)
 
@@ -327,18 +328,13 @@ class _TrainingRun:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
         images, labels = images.to(task.device), labels.to(task.device)
-        with self._autocast():
+        with torch.autocast(task.device.type, torch.bfloat16, enabled=settings.amp):
             logits = self.forward(images)
             loss = self._compute_loss(logits.float(), images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if not self.task.settings.amp:
-            return nullcontext()
-        return torch.autocast(self.task.device.type, torch.bfloat16)
 
     def _compute_loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         loss = cross_entropy(logits, labels)
@@ -394,8 +390,9 @@ class _TrainingRun:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.task.device) if cuda else None,
         }
-        self._write(lambda: save_checkpoint(self.task.folder / name, state, self.task.fingerprint))
+        self._write(name, state)
 
-    def _write(self, action: Callable[[], None]) -> None:
-        """Write on rank 0, while the other ranks wait; where it fails, it fails on all."""
-        run_on_main(self.task.ranks, action)
+    def _write(self, name: str, state: dict[str, Any]) -> None:
+        """Write a state on rank 0 while the other ranks wait; where it fails, it fails on all."""
+        file, fingerprint = self.task.folder / name, self.task.fingerprint
+        run_on_main(self.task.ranks, lambda: save_checkpoint(file, state, fingerprint))

@@ -166,6 +166,21 @@ def _standard_error(share: float, count: int) -> float:
     return math.sqrt(share * (1 - share) / count)
 
 
+def check_is_module(network: object) -> None:
+    """Refuse what is no module, and say what is to be given in its place.
+
+    Raises:
+        OmpqError: It is none.
+    """
+    if isinstance(network, nn.Module):
+        return
+    kind, held = type(network).__name__, getattr(network, "network", network)
+    path = ("network." if held is not network else "") + "module"
+    found = isinstance(getattr(held, "module", None), nn.Module)
+    wanted = f"give its `{path}`" if found else "give a torch.nn.Module"
+    raise OmpqError(f"the network to evaluate is a {kind}; {wanted}")
+
+
 def find_device(network: nn.Module) -> torch.device:
     """Return the device of a network's parameters; the CPU where it has none."""
     parameter = next(network.parameters(), None)
@@ -191,6 +206,7 @@ def predict(
     Raises:
         OmpqError: There are no images, or the network gives no logits.
     """
+    check_is_module(network)
     device = device or find_device(network)
     network = network.to(device).eval()
     classes, known = [], []

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from ompq.errors import OmpqError
 from ompq.graph.canonicalize import (
@@ -53,7 +55,8 @@ def trace(
     The network is copied, never changed.
 
     Args:
-        network: Module whose forward takes one batch of images and is traceable by torch.fx.
+        network: Module whose forward takes one batch of images and is traceable by torch.fx; what
+            `DataParallel`, `AveragedModel` or `torch.compile` hold is taken out.
         input_shape: Channels, height and width of one image; costs are counted for it.
         exclusions: What is to be left as it is; None for nothing.
 
@@ -61,6 +64,7 @@ def trace(
         OmpqError: the network cannot be traced (names its line), cannot run on this input shape,
             or holds no convolution or linear layer.
     """
+    network = _unwrap(network)
     _check_materialised(network)
     original = copy.deepcopy(network).eval().requires_grad_(False)
     exclusions = exclusions or Exclusions()
@@ -184,6 +188,17 @@ def _record_shapes(traced: fx.GraphModule, input_shape: tuple[int, int, int]) ->
             f"the network cannot run on one image of {shape}, or on two: {reason}; "
             "give images of the size that it was made for"
         ) from error
+
+
+def _unwrap(network: nn.Module) -> nn.Module:
+    """Return the network itself out of what parallel training, averaging and compiling make."""
+    while True:
+        if isinstance(network, nn.DataParallel | DistributedDataParallel | AveragedModel):
+            network = network.module
+        elif isinstance(network._modules.get("_orig_mod"), nn.Module):
+            network = network.get_submodule("_orig_mod")
+        else:
+            return network
 
 
 def _check_materialised(network: nn.Module) -> None:

@@ -158,3 +158,21 @@ def test_an_accuracy_near_chance_is_doubted_where_images_suffice(
     top1: float, count: int, classes: int, suspicious: bool
 ) -> None:
     assert bool(doubt_accuracy(top1, count, classes)) == suspicious
+
+
+def test_what_holds_a_network_is_not_taken_for_one() -> None:
+    class Holder:
+        module = nn.Linear(2, 2)
+
+    class Read:
+        network = Holder()
+
+    for held, wanted in ((Holder(), "its `module`"), (Read(), "its `network.module`"), (3, "a t")):
+        with pytest.raises(OmpqError, match=f"is a {type(held).__name__}; give {wanted}"):
+            evaluate(held, [])  # type: ignore[arg-type]
+
+
+def test_a_rank_may_have_no_images() -> None:
+    with pytest.raises(OmpqError, match="there are no images"):
+        predict(nn.Linear(2, 2), [])
+    assert len(predict(nn.Linear(2, 2), [], may_be_empty=True)) == 0

@@ -1,0 +1,33 @@
+"""What parallel training, averaging and compiling wrap a network in is taken off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from ompq.graph import trace
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        AveragedModel,
+        torch.compile,
+        lambda network: nn.DataParallel(AveragedModel(network)),
+        lambda network: torch.compile(nn.DataParallel(network)),
+    ],
+    ids=["parallel", "averaged", "compiled", "parallel average", "compiled parallel"],
+)
+def test_layers_have_the_names_of_the_network_itself(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)).eval()
+    graph = trace(wrap(network), (3, 4, 4))
+    assert list(graph.layers) == ["0", "3"]
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.equal(graph.module(images), network(images))
