@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ompq.errors import OmpqError
 from ompq.files import save_state
-from ompq.integer.convert import COMBINATION_PATH, REQUANTIZER_PATH
+from ompq.integer.inserted import COMBINATION_PATH, REQUANTIZER_PATH
 
 FORMAT = "ompq-qat-checkpoint/1"
 LAST = "checkpoint.pth.tar"

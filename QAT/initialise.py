@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +11,24 @@ from ompq.artifact import Artifact
 from ompq.assignment import Assignment, check_assignment
 from ompq.data import collect_images
 from ompq.errors import OmpqError
+from ompq.evaluation import find_device
 from ompq.graph import NetworkGraph, find_activation_sites, fold_batch_norm, trace_for
+from ompq.graph.training_mode import describe_training, switch_arguments
 from ompq.integer import (
     ConversionSettings,
     IntegerNetwork,
     calibrate,
     convert_to_integers,
+    prove,
     start_learning_steps,
 )
 from ompq.integer.fake_quantizers import FixedWeightFakeQuantizer
 from ompq.quantized import QuantizedNetwork
+from ompq.runtime import say
 
 CALIBRATION_BATCH = 64
+# Layers that a note names.
+_NAMED = 8
 
 
 def prepare(
@@ -32,8 +38,11 @@ def prepare(
     settings: ConversionSettings | None = None,
     *,
     source: Artifact | None = None,
+    say: Callable[[str], None] = say,
 ) -> IntegerNetwork:
     """Convert a network to integers, and calibrate it, for fine-tuning.
+
+    Its integers are run beside its simulation; what differs stays in float.
 
     Args:
         network: Float network, a module or its traced graph; it is copied, never changed.
@@ -42,6 +51,7 @@ def prepare(
             as a `DataLoader` yields them; a module is traced for images of their size.
         settings: Settings of the conversion; None for the defaults.
         source: Network that PTQ quantized to these widths, to start from; None for the float one.
+        say: Function that is told what had to be left as it is, and what is lost.
 
     Returns:
         The network to fine-tune, on the device of the float network.
@@ -50,22 +60,40 @@ def prepare(
         OmpqError: `source` is of another network, of other widths, or not from PTQ.
     """
     images = collect_images(images)
-    graph, settings = trace_for(network, images), settings or ConversionSettings()
+    graph, settings = trace_for(network, images, say), settings or ConversionSettings()
     check_assignment(assignment, graph)
     if source is not None:
         _check_widths(source, assignment)
     # PTQ folds batch norm before it quantizes: its integers are those of the folded weights.
     structure = graph if source is None else fold_batch_norm(graph)
-    converted = convert_to_integers(
-        structure, assignment.layer_bits(), assignment.layer_act_bits(), settings
-    )
-    if source is not None:
-        adopt_ptq_network(converted, source)
-    device = next(converted.module.parameters()).device
-    calibrate(converted, images.split(CALIBRATION_BATCH), device)
-    if settings.learned:
-        start_learning_steps(converted, settings.rule.per_channel)
+
+    def build(left_in_float: frozenset[str]) -> IntegerNetwork:
+        widths = assignment.layer_bits(), assignment.layer_act_bits()
+        converted = convert_to_integers(structure, *widths, settings, left_in_float)
+        if source is not None:
+            adopt_ptq_network(converted, source)
+        calibrate(converted, images.split(CALIBRATION_BATCH), find_device(converted.module))
+        if settings.learned:
+            start_learning_steps(converted, settings.rule.per_channel)
+        return converted
+
+    converted = prove(build, images, structure)
+    switch_arguments(converted.module)
+    converted.notes += _note_clamped_biases(converted, settings)
+    converted.notes += describe_training(graph.module)
+    for note in converted.notes:
+        say(note)
     return converted
+
+
+def _note_clamped_biases(network: IntegerNetwork, settings: ConversionSettings) -> list[str]:
+    clamped = network.find_clamped_biases()
+    if not clamped:
+        return []
+    named = ", ".join(clamped[:_NAMED]) + (
+        f" and {len(clamped) - _NAMED} more" * (len(clamped) > _NAMED)
+    )
+    return [f"`bias_bits` {settings.bias_bits} is too narrow, and biases are clamped, in {named}"]
 
 
 def _check_widths(source: Artifact, assignment: Assignment) -> None:
@@ -104,13 +132,16 @@ def adopt_ptq_network(network: IntegerNetwork, source: Artifact) -> None:
     given = source.network
     if not isinstance(given, QuantizedNetwork):
         raise OmpqError("`source` must be a network from PTQ; go on with one of QAT by `resume`")
+    shared: dict[int, FixedWeightFakeQuantizer] = {}
     for name, layer in network.layers().items():
         if name not in given.weights:
             raise OmpqError(f"`source` is of another network: it does not hold {name}")
-        weight = given.weights[name]
-        fake_quantizer = FixedWeightFakeQuantizer(weight.params)
-        layer.fake_quantizer = fake_quantizer.to(layer.layer.weight.device)
-        layer.layer.weight.copy_(weight.values())
+        weight, own = given.weights[name], layer.layer.weight
+        # Layers that share a weight share its scale: that of the first of them.
+        if id(own) not in shared:
+            shared[id(own)] = FixedWeightFakeQuantizer(weight.params).to(own.device)
+            own.copy_(weight.values())
+        layer.fake_quantizer = shared[id(own)]
         bias = given.graph.layer_module(name).bias
         if layer.layer.bias is not None and bias is not None:
             layer.layer.bias.copy_(bias)

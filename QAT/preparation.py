@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ompq.data import CalibrationImages, Loader, calibration_images, make_loader
 from ompq.errors import OmpqError
 from ompq.files import checksum
 from ompq.graph import NetworkGraph, trace
+from ompq.integer import IntegerNetwork, describe_operations
 from ompq.options import (
     check_classes,
     json_ready,
@@ -37,6 +38,8 @@ from QAT.settings import TrainingSettings
 from QAT.training import TrainingTask
 
 CALIBRATION_IMAGES = 512
+# Places that the note on what stays in float names.
+_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,9 @@ def prepare_run(
         print_once(ranks, _describe_teacher(arguments, teacher))
     images = _read_calibration_images(arguments, preprocess)
     conversion = read_conversion_settings(arguments)
-    converted = prepare(graph, assignment, images.images, conversion, source=source)
-    print_notes_once(arguments, ranks, _note_float_operations(converted.float_operations))
+    tell = partial(_tell, arguments, ranks)
+    converted = prepare(graph, assignment, images.images, conversion, source=source, say=tell)
+    print_notes_once(arguments, ranks, _note_float_operations(converted))
     task = TrainingTask(
         network=converted,
         teacher=teacher,
@@ -237,12 +241,17 @@ def _describe_teacher(arguments: argparse.Namespace, teacher: Teacher) -> str:
     return f"teacher {arguments.teacher_arch}: {seen}"
 
 
-def _note_float_operations(operations: Mapping[str, str]) -> list[str]:
-    if not operations:
+def _note_float_operations(network: IntegerNetwork) -> list[str]:
+    """Name what is in float by the modules that it is in."""
+    found = describe_operations(network.module, network.float_operations)
+    if not found:
         return []
-    counts = Counter(operations.values())
-    named = ", ".join(f"{what} ({count}×)" for what, count in counts.most_common())
+    named = ", ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" * (len(found) > _NAMED))
     return [f"without an integer form, and so in float: {named}; results.json names them all"]
+
+
+def _tell(arguments: argparse.Namespace, ranks: Ranks, note: str) -> None:
+    print_notes_once(arguments, ranks, [note])
 
 
 def print_once(ranks: Ranks, text: str) -> None:

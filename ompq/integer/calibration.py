@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ompq.integer.convert import IntegerNetwork
 from ompq.integer.fake_quantizers import (
     FixedWeightFakeQuantizer,
     LearnedActivationFakeQuantizer,
     LearnedWeightFakeQuantizer,
     fit_learned_weight_quantizer,
 )
+from ompq.integer.network import IntegerNetwork
 
 
 @torch.no_grad()
@@ -48,19 +48,24 @@ def start_learning_steps(network: IntegerNetwork, per_channel: bool) -> None:
     """Make step sizes parameters that are learned (LSQ), from scales that fit the weights.
 
     A scale that was fixed before (by post-training quantization) is where learning starts; any
-    other starts where the error of the weight is least. Activations stop observing ranges.
+    other starts where the error of the weight is least. Layers that share a weight share its step
+    sizes. Activations stop observing ranges.
 
     Args:
         network: Calibrated network, changed in place.
         per_channel: Whether a weight gets one step size per output channel.
     """
+    learned: dict[int, LearnedWeightFakeQuantizer] = {}
     for layer in network.layers().values():
-        weight = layer.fold()[0].detach()
-        given = layer.fake_quantizer
-        if isinstance(given, FixedWeightFakeQuantizer):
-            layer.fake_quantizer = LearnedWeightFakeQuantizer(given.compute_params(weight))
-        else:
-            layer.fake_quantizer = fit_learned_weight_quantizer(weight, given.bits, per_channel)
+        own = id(layer.layer.weight)
+        if own not in learned:
+            weight = layer.fold()[0].detach()
+            given = layer.fake_quantizer
+            if isinstance(given, FixedWeightFakeQuantizer):
+                learned[own] = LearnedWeightFakeQuantizer(given.compute_params(weight))
+            else:
+                learned[own] = fit_learned_weight_quantizer(weight, given.bits, per_channel)
+        layer.fake_quantizer = learned[own]
     for requantizer in network.requantizers().values():
         if isinstance(requantizer.fake_quantizer, LearnedActivationFakeQuantizer):
             requantizer.fake_quantizer.observing = False

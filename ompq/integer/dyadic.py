@@ -15,6 +15,8 @@ MULTIPLIER_BITS = 21
 # Accumulators stay below this, biases included, as on integer hardware.
 ACCUMULATOR_LIMIT = 2**31
 _LARGEST_SHIFT = 60
+# The largest factor that fits: all the bits of a multiplier, and a shift by one.
+LARGEST_FACTOR = 2.0 ** (MULTIPLIER_BITS - 1) * (1 - 2.0**-MULTIPLIER_BITS)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""A network run with integer arithmetic alone, on integers that were written down before."""
+"""A network run on integers that were written down before, with float32 where it must be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import product
 from math import inf
 from typing import Any
@@ -13,11 +14,23 @@ from torch.fx import Interpreter, Node
 from torch.nn.functional import pad
 
 from ompq.errors import OmpqError
-from ompq.graph.operations import AVERAGES, CLIPS, operation, read_clip_bounds, read_pooling_window
-from ompq.integer.convert import IntegerNetwork
+from ompq.evaluation import find_device
+from ompq.graph.arguments import read_clip_bounds
+from ompq.graph.operations import carries_values
 from ompq.integer.dyadic import ACCUMULATOR_LIMIT, Dyadic
+from ompq.integer.forms import (
+    Form,
+    find_form,
+    find_tensors,
+    map_tensors,
+    run_on_copies,
+    sum_averaged,
+)
+from ompq.integer.inserted import is_inserted
 from ompq.integer.layers import QuantizedLayer
+from ompq.integer.network import IntegerNetwork, describe_operations
 from ompq.integer.requantization import (
+    Dequantizer,
     OutputRounding,
     QuantizedAdd,
     Requantizer,
@@ -28,55 +41,75 @@ from ompq.integer.requantization import (
 _UNBOUNDED = 2**62
 
 
-def export_integers(network: IntegerNetwork) -> dict[str, Tensor]:
+def export_integers(network: IntegerNetwork, mixed: bool = False) -> dict[str, Tensor]:
     """Return every number that integer hardware needs to run a network, by name.
 
     `LAYER.weight` (int16, zero point subtracted) and `LAYER.bias` (int32); `PATH.multiplier`
     (int32) and `PATH.shift` (int8) of a requantizer, with `.0`, `.1`, … after the path for the
     parts of a sum or concatenation, and `PATH.bounds` (int32, 2); `NODE.clip` or `PATH.clip`
     (int64, 2 × …) of a clipping activation. Floats occur at the ends only: `PATH.scale` where
-    images become integers, and `output.scale`, which turns the last sums into logits.
+    images become integers, and `output.scale`, which turns the last sums into logits; and in a
+    mixed network `PATH.scale` where values in float become integers, or integers such values.
 
     Args:
         network: Network of integers, in evaluation mode.
+        mixed: Whether a network that computes in float in part is exported as well.
 
     Raises:
         OmpqError: The network does not run on integers alone (names an operation that does not),
             or a layer's sums could exceed 32 bits.
     """
-    _check_integers_suffice(network)
+    _check_integers_suffice(network, mixed)
     numbers: dict[str, Tensor] = {}
-    for name, layer in network.layers().items():
-        numbers |= _export_layer(name, layer)
-    for path, requantizer in network.requantizers().items():
-        numbers |= _export_requantizer(path, requantizer)
     for node in network.module.graph.nodes:
-        scale_source = network.scale_sources.get(node.name)
-        if operation(node, network.module) in CLIPS and scale_source is not None:
-            bounds = read_clip_bounds(node, network.module)
-            numbers[f"{node.name}.clip"] = _export_clip(bounds, scale_source)
-        if node.op == "output":
-            last = network.scale_sources.get(node.all_input_nodes[0].name)
-            assert last is not None
-            numbers["output.scale"] = last.get_scale().cpu()
+        numbers |= export_node(network, node)
     return numbers
 
 
-def _check_integers_suffice(network: IntegerNetwork) -> None:
-    if network.float_operations:
-        shown = [f"{name} ({what})" for name, what in list(network.float_operations.items())[:3]]
-        raise OmpqError(
-            f"{len(network.float_operations)} operations of this network have no integer form: "
-            f"{', '.join(shown)}; evaluate its `module`, which computes them in float"
-        )
-    layers, requantizers = network.layers(), network.requantizers()
-    if any(layer.has_float_bias for layer in layers.values()):
+def _check_integers_suffice(network: IntegerNetwork, mixed: bool) -> None:
+    if any(layer.has_float_bias for layer in network.layers().values()):
         raise OmpqError("`bias_bits` is 0, for biases in float; integers alone need 2 to 32")
-    if not all(requantizer.dyadic for requantizer in requantizers.values()):
+    if not network.settings_allow_integers:
         raise OmpqError(
             "rescaling is by real factors, which integers alone cannot follow; convert the "
             "network with the default of `dyadic`"
         )
+    if network.float_operations and not mixed:
+        shown = describe_operations(network.module, network.float_operations)[:3]
+        raise OmpqError(
+            f"{len(network.float_operations)} operations of this network have no integer form: "
+            f"{', '.join(shown)}; evaluate its `module`, which computes them in float"
+        )
+
+
+def export_node(network: IntegerNetwork, node: Node) -> dict[str, Tensor]:
+    """Return the numbers that integer hardware needs to run a single node, as `export_integers`.
+
+    Args:
+        network: Network of integers, in evaluation mode.
+        node: Node of its module.
+
+    Raises:
+        OmpqError: A layer's sums could exceed 32 bits.
+    """
+    scale_source = network.scale_sources.get(node.name)
+    if node.op == "call_module":
+        path = str(node.target)
+        module = network.module.get_submodule(path)
+        if isinstance(module, QuantizedLayer):
+            return {} if module.gives_floats else _export_layer(path, module)
+        if isinstance(module, Requantizer):
+            return _export_requantizer(path, module)
+        if isinstance(module, Dequantizer) and module.scale_source is not None:
+            return {f"{path}.scale": module.scale_source.get_scale().cpu()}
+    if node.op == "output":
+        last = network.scale_sources.get(node.all_input_nodes[0].name)
+        return {} if last is None else {"output.scale": last.get_scale().cpu()}
+    if scale_source is not None and find_form(node, network.module) is Form.CLIP:
+        bounds = read_clip_bounds(node, network.module)
+        assert bounds is not None
+        return {f"{node.name}.clip": _export_clip(bounds, scale_source)}
+    return {}
 
 
 def _export_layer(name: str, layer: QuantizedLayer) -> dict[str, Tensor]:
@@ -128,46 +161,76 @@ def _quantize_bound(bound: float, scale: Tensor, unbounded: int) -> Tensor:
 class IntegerExecution(Interpreter):
     """Runs the structure of a network on exported integers; int64 tensors between operations.
 
-    Images become integers at the first requantizer, the last sums become logits (float64) at the
-    output; between these no float is computed.
+    Images become integers at the first requantizer, the last sums become logits at the output
+    (float64). Between these no float is computed, but for what has no form on integers: float32,
+    made of integers by `Dequantizer`, which becomes integers again at the next requantizer. Floats
+    are on the network's device, integers on the CPU.
 
     Args:
-        network: Network whose structure is run; its own numbers are not looked at.
+        network: Network whose structure is run; its own numbers are not looked at, those of what
+            computes in float aside.
         numbers: Integers by name, from `export_integers`.
+
+    Attributes:
+        floats: Names of the nodes whose values depend on the images and were in float; the images
+            themselves, normalised or not, do not count.
     """
 
     def __init__(self, network: IntegerNetwork, numbers: Mapping[str, Tensor]) -> None:
         super().__init__(network.module)
-        self.structure = network.module
-        self.numbers = numbers
+        self.extra_traceback = False
+        self.network, self.structure = network, network.module
+        self.device = find_device(network.module)
+        self.numbers: Mapping[str, Tensor] = numbers
+        self.floats: set[str] = set()
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Compute logits (n × classes, float64) of images (n × channels × height × width)."""
-        out: Tensor = self.run(images.cpu())
+        """Compute logits (n × classes, on the CPU) of images (n × channels × height × width)."""
+        out: Tensor = self.run(images.to(self.device))
         return out
 
     def run_node(self, n: Node) -> Any:
-        """Run an operation: on integers in its integer form, on images as it is."""
+        """Run an operation, on integers in its integer form, and note values in float."""
+        value = self._run(n)
+        own = n.op.startswith("call_") and not is_inserted(n, self.structure)
+        depends = carries_values(n) and n.name not in self.network.image_maps
+        if own and depends and any(x.is_floating_point() for x in find_tensors(value)):
+            self.floats.add(n.name)
+        return value
+
+    def _run(self, n: Node) -> Any:
         inputs = [self.env[source] for source in n.all_input_nodes if source in self.env]
         if n.op == "output":
-            return inputs[0].double() * self.numbers["output.scale"]
+            scale = self.numbers.get("output.scale")
+            return inputs[0].cpu() if scale is None else inputs[0].double() * scale
         if n.op == "call_module":
             module = self.fetch_attr(str(n.target))
-            if isinstance(module, QuantizedLayer):
-                return self._run_layer(str(n.target), module, inputs[0])
-            # Before `Requantizer`, of which it is one.
-            if isinstance(module, QuantizedAdd):
-                parts = self.fetch_args_kwargs_from_env(n)[0]
-                return self._run_combination(str(n.target), module, parts)
-            if isinstance(module, OutputRounding):
-                return inputs[0]
-            if isinstance(module, Requantizer):
-                return self._requantize(str(n.target), inputs[0])
-        first = next((value for value in inputs if isinstance(value, Tensor)), None)
-        if first is not None and n.op.startswith("call_") and not first.is_floating_point():
-            return self._run_operation(n, first)
+            if isinstance(module, QuantizedLayer | Requantizer | OutputRounding | Dequantizer):
+                return self._run_module(n, module)
+        if n.op.startswith("call_") and self.network.scale_sources.get(n.name) is not None:
+            return self._run_operation(n)
         return super().run_node(n)
+
+    def _run_module(self, n: Node, module: nn.Module) -> Any:
+        parts = self.fetch_args_kwargs_from_env(n)[0]
+        path, x = str(n.target), parts[0]
+        if isinstance(module, QuantizedLayer):
+            if module.gives_floats:
+                return module(x.double().to(self.device) * module.source.get_scale())
+            return self._run_layer(path, module, x)
+        # Before `Requantizer`, of which it is one.
+        if isinstance(module, QuantizedAdd):
+            return self._run_combination(path, module, parts)
+        if isinstance(module, Requantizer):
+            return self._requantize(path, x)
+        if isinstance(module, Dequantizer):
+            return map_tensors(x, partial(self._dequantize, path))
+        return x
+
+    def _dequantize(self, path: str, x: Tensor) -> Tensor:
+        values = (x.double() * self.numbers[f"{path}.scale"]).float()
+        return values.contiguous().to(self.device)
 
     def _run_layer(self, name: str, module: QuantizedLayer, x: Tensor) -> Tensor:
         weight = self.numbers[f"{name}.weight"].int()
@@ -190,7 +253,7 @@ class IntegerExecution(Interpreter):
         low, high = self.numbers[f"{path}.bounds"].tolist()
         scale = self.numbers.get(f"{path}.scale")
         if scale is not None:
-            return torch.round(x.double() / scale).clamp_(low, high).long()
+            return torch.round(x.cpu().double() / scale).clamp_(low, high).long()
         clip = self.numbers.get(f"{path}.clip")
         x = x if clip is None else torch.clamp(x, clip[0], clip[1])
         return self._read_factor(path).apply(x).clamp_(low, high)
@@ -200,26 +263,30 @@ class IntegerExecution(Interpreter):
         scaled = [self._read_factor(f"{path}.{k}").apply(part) for k, part in enumerate(parts)]
         return module.combine(scaled).clamp_(low, high)
 
-    def _run_operation(self, node: Node, x: Tensor) -> Any:
-        name = operation(node, self.structure)
-        if name in CLIPS:
-            low, high = self.numbers[f"{node.name}.clip"]
+    def _run_operation(self, n: Node) -> Any:
+        """Run an operation that has a form on integers."""
+        form = find_form(n, self.structure)
+        sources = [s for s in n.all_input_nodes if self.network.scale_sources.get(s.name)]
+        x = self.env[sources[0]]
+        if form is Form.CLIP:
+            low, high = self.numbers[f"{n.name}.clip"]
             return torch.clamp(x, low, high)
-        if name in AVERAGES:
-            return self._sum_windows(node, x)
-        # Identities in evaluation.
-        if "dropout" in name or name in ("identity", "stochastic_depth"):
-            return x
-        return super().run_node(node)
+        if form is Form.AVERAGE:
+            return sum_averaged(n, self.structure, x)
+        if form is Form.KEEP:
+            return map_tensors(x, Tensor.contiguous)
+        kept = {source: self.env[source] for source in n.all_input_nodes}
 
-    def _sum_windows(self, node: Node, x: Tensor) -> Tensor:
-        """Sum what an average averages; its scale source holds the divisor."""
-        window = read_pooling_window(node, self.structure)
-        assert window is not None
-        kernel, stride, padding = window
-        padded = pad(x, (padding[1], padding[1], padding[0], padding[0]))
-        windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])
-        return windows.sum(dim=(4, 5)).view(len(x), *node.meta["shape"][1:])
+        def run(change: Callable[[Tensor], Tensor]) -> Any:
+            # Indices may be on the network's device; integers are on the CPU.
+            self.env |= {source: map_tensors(value, Tensor.cpu) for source, value in kept.items()}
+            self.env[sources[0]] = map_tensors(x, change)
+            return super(IntegerExecution, self).run_node(n)
+
+        try:
+            return run_on_copies(run)
+        finally:
+            self.env |= kept
 
 
 def convolve_integers(x: Tensor, weight: Tensor, layer: nn.Conv2d) -> Tensor:

@@ -154,7 +154,10 @@ class LearnedWeightFakeQuantizer(FixedWeightFakeQuantizer):
         """Fake-quantize a weight (channels × …), with gradients for it and for the scale."""
         shape = (-1,) + (1,) * (weight.dim() - 1) if self.scale.dim() else ()
         count = weight.numel() / max(1, self.scale.numel())
-        scale = _slow_gradient(_make_positive(self.scale), count, self.high).view(shape)
+        learned = _make_positive(self.scale)
+        # A scale that the layer had to raise is not the learned one, and teaches it nothing.
+        scale = torch.where(params.scale > learned, params.scale, learned)
+        scale = _slow_gradient(scale, count, self.high).view(shape)
         zero_point = self.zero_point.view(shape)
         return learned_step_quantize(weight, scale, zero_point, self.low, self.high)
 

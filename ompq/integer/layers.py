@@ -7,7 +7,8 @@ are float64 multiples of their scale, and sums are exact.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,12 +19,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ompq.integer.batch_norm import apply_batch_norm, separate_from_ranks
 from ompq.integer.fake_quantizers import FixedWeightFakeQuantizer, WeightFakeQuantizer
 from ompq.integer.requantization import Requantizer
+from ompq.integer.scale_limits import find_least_scale, largest_bias
 from ompq.quantizers import QuantParams, quantize
 
 # Sums of integers below this are exact in float32, in any order.
 _EXACT_IN_FLOAT32 = 2**24
 # A batch norm's weight closer to zero than this would make the folded weight vanish in training.
 _SMALLEST_GAIN = 1e-5
+# A batch norm's γ / σ closer to zero than this is 0.
+_VANISHING_GAIN = 1e-20
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,17 @@ class QuantizedLayer(nn.Module):
     the running ones and the output normalised with the batch's, as training without quantization
     does; with them frozen, and in evaluation, weight and bias are folded and quantized.
 
+    A channel's scale is raised where its bias, or its sums, would not fit into 32 bits otherwise.
+
     Args:
         layer: The float layer.
         norm: Batch norm that follows it; None where there is none.
         fake_quantizer: Fake quantizer of the weight.
         bias_bits: Width of the bias; 0 leaves it in float.
+
+    Attributes:
+        raises_scales: Whether scales are raised; not so where they were written down so.
+        in_float: Whether the output is taken for a value in float, and rescaled by nobody.
     """
 
     scales_channels = True
@@ -83,13 +93,36 @@ class QuantizedLayer(nn.Module):
         self.bias_bits = bias_bits
         self.freeze_norm = False
         self.enabled = True
-        # In a tuple, which keeps the requantizer from becoming a submodule of every reader.
+        self.raises_scales = True
+        self.in_float = False
+        # In tuples, which keep these from becoming submodules of every reader.
         self._source: tuple[Requantizer, ...] = ()
+        self._sharers: tuple[QuantizedLayer, ...] = (self,)
         self._integers: LayerIntegers | None = None
 
     def read_from(self, source: Requantizer) -> None:
         """Set the requantizer whose integers this layer reads."""
         self._source = (source,)
+
+    def share_weight(self, layers: Sequence[QuantizedLayer]) -> None:
+        """Set the layers, this one included, that compute with one weight, and so with one scale.
+
+        No batch norm is folded into them.
+        """
+        self._sharers = tuple(layers)
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the weight for whoever reads the layer's own: fake-quantized, without norm."""
+        weight = self.layer.weight
+        if not self.enabled or self.norm is not None:
+            return weight
+        return self._fake_quantize_weight(weight, None)[0]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Return the bias for whoever reads the layer's own."""
+        return self.layer.bias
 
     @property
     def has_source(self) -> bool:
@@ -105,6 +138,11 @@ class QuantizedLayer(nn.Module):
     def has_float_bias(self) -> bool:
         """Tell whether a bias is added in float (`bias_bits` 0), which integers cannot follow."""
         return not self.bias_bits and (self.norm is not None or self.layer.bias is not None)
+
+    @property
+    def gives_floats(self) -> bool:
+        """Tell whether the output is a value in float."""
+        return self.in_float or self.has_float_bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the layer and its batch norm for an input of n × channels (× height × width)."""
@@ -134,12 +172,50 @@ class QuantizedLayer(nn.Module):
         The weight is folded first, except where folding does not change the integers.
         """
         if gain is None or self.fake_quantizer.follows_channels:
-            params = self.fake_quantizer.compute_params(weight)
-            factor = 1.0 if gain is None else gain.detach().flatten().abs()
-            return self.fake_quantizer(weight, params), params.scale * factor
+            factor = None if gain is None else _read_factor(gain.detach().flatten())
+            params = self._compute_params(weight, factor)
+            scale = params.scale if factor is None else params.scale * factor
+            return self.fake_quantizer(weight, params), scale
         folded = weight * gain
-        params = self.fake_quantizer.compute_params(folded)
+        params = self._compute_params(folded, None)
         return self.fake_quantizer(folded, params), params.scale
+
+    @torch.no_grad()
+    def _compute_params(self, weight: Tensor, factor: Tensor | None) -> QuantParams:
+        """Compute scale and zero point of a weight, the scale raised where 32 bits need it.
+
+        Args:
+            weight: The weight, folded or not.
+            factor: What folding multiplies the scale of each channel by; None for a folded weight.
+        """
+        params = self.fake_quantizer.compute_params(weight)
+        limits = [
+            layer._find_least_scale(weight, params, factor)
+            for layer in self._sharers
+            if layer.has_source and layer.raises_scales
+        ]
+        if not limits:
+            return params
+        least = torch.stack(limits).amax(dim=0)
+        least = least if params.scale.dim() else least.max()
+        return replace(params, scale=torch.maximum(params.scale, least))
+
+    def _find_least_scale(
+        self, weight: Tensor, params: QuantParams, factor: Tensor | None
+    ) -> Tensor:
+        bias = self._fold_bias() if self.bias_bits else None
+        if bias is not None and factor is not None:
+            bias = bias / factor
+        return find_least_scale(weight, params, self.source.fake_quantizer, bias, self.bias_bits)
+
+    @torch.no_grad()
+    def clamps_bias(self) -> bool:
+        """Tell whether a bias exceeds its width, and is clamped."""
+        bias = self._fold_bias()
+        if bias is None or not self.bias_bits or not self.has_source:
+            return False
+        whole = torch.round(bias.double() / self.compute_integers().scale.flatten())
+        return bool((whole.abs() > largest_bias(self.bias_bits)).any())
 
     @torch.no_grad()
     def _evaluate(self, x: Tensor) -> Tensor:
@@ -154,7 +230,7 @@ class QuantizedLayer(nn.Module):
         values = sums * held.scale
         if self.has_float_bias:
             values += self._align_to_output(self.fold()[1])  # type: ignore[arg-type]
-        return values
+        return values.float() if self.in_float else values
 
     def train(self, mode: bool = True) -> QuantizedLayer:
         """Switch between training and evaluation; integers are computed anew after it."""
@@ -234,17 +310,18 @@ class QuantizedLayer(nn.Module):
         weight = self.layer.weight
         if self.norm is None or not self.fake_quantizer.follows_channels:
             weight = self.fold()[0]
-            params = self.fake_quantizer.compute_params(weight)
+            params = self._compute_params(weight, None)
             return quantize(weight, params), params
         # Quantized as in training, then folded: folding first could round otherwise.
-        params, gain = self.fake_quantizer.compute_params(weight), self._compute_gain()
-        whole = quantize(weight, params) * self._align_to_weight(gain.sign().int())
-        # A gain of 0 has made the channel's integers 0; its scale must stay positive.
-        scale = params.scale * torch.where(gain == 0, 1.0, gain.abs())
-        return whole, QuantParams(scale, params.zero_point, params.low, params.high)
+        gain = self._compute_gain()
+        factor = _read_factor(gain)
+        params = self._compute_params(weight, factor)
+        sign = torch.where(gain.abs() < _VANISHING_GAIN, 0, gain.sign()).int()
+        whole = quantize(weight, params) * self._align_to_weight(sign)
+        return whole, replace(params, scale=params.scale * factor)
 
     def _quantize_bias(self, bias: Tensor, scale: Tensor) -> Tensor:
-        limit = 2 ** (self.bias_bits - 1) - 1
+        limit = largest_bias(self.bias_bits)
         return torch.round(bias.double() / self._scale_sums(scale)).clamp_(-limit, limit).long()
 
     def _round_bias(self, bias: Tensor | None, scale: Tensor) -> Tensor | None:
@@ -267,3 +344,12 @@ class QuantizedLayer(nn.Module):
     def extra_repr(self) -> str:
         """Return what `print` shows."""
         return f"bits={self.fake_quantizer.bits}"
+
+
+def _read_factor(gain: Tensor) -> Tensor:
+    """Return what folding multiplies scales by: a gain's magnitude.
+
+    A vanishing gain makes the channel's integers 0; its scale must stay positive.
+    """
+    size = gain.abs()
+    return torch.where(size < _VANISHING_GAIN, 1.0, size)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ompq.integer.dyadic import Dyadic
+from ompq.integer.dyadic import LARGEST_FACTOR, Dyadic
 from ompq.integer.fake_quantizers import ActivationFakeQuantizer
+from ompq.integer.forms import map_tensors
 
 
 class Scaled(Protocol):
@@ -36,10 +37,12 @@ class ScaleSource:
     Attributes:
         module: Layer or requantizer (sums and concatenations included) whose scale it is.
         divisor: What the scale is divided by.
+        flat: Whether a convolution's outputs of 1 × 1 were flattened: channels are last then.
     """
 
     module: Scaled
     divisor: int = 1
+    flat: bool = False
 
     @property
     def per_channel(self) -> bool:
@@ -48,7 +51,8 @@ class ScaleSource:
 
     def get_scale(self) -> Tensor:
         """Return the scale: float64, of a shape that broadcasts to the value's."""
-        return self.module.get_scale() / self.divisor
+        scale = self.module.get_scale()
+        return (scale.flatten() if self.flat else scale) / self.divisor
 
 
 class Requantizer(nn.Module):
@@ -100,8 +104,13 @@ class Requantizer(nn.Module):
         return self.fake_quantizer.get_scale().double()
 
     def compute_factor(self, scale_source: ScaleSource) -> Dyadic:
-        """Return the factor that takes integers of another scale to this one."""
-        return Dyadic.approximate(scale_source.get_scale() / self.get_scale())
+        """Return the factor that takes integers of another scale to this one.
+
+        A factor beyond what a dyadic number holds takes every integer but 0 beyond the range, and
+        so does the largest one that it holds.
+        """
+        factor = scale_source.get_scale() / self.get_scale()
+        return Dyadic.approximate(factor.clamp_max(LARGEST_FACTOR))
 
     @torch.no_grad()
     def requantize(self, x: Tensor, scale_source: ScaleSource | None) -> Tensor:
@@ -162,7 +171,7 @@ class QuantizedAdd(Requantizer):
         return self.clamp_and_scale(whole)
 
     def combine(self, parts: Sequence[Tensor]) -> Tensor:
-        """Add two parts of one shape, floats or integers."""
+        """Add two parts, floats or integers."""
         return parts[0] + parts[1]
 
 
@@ -174,6 +183,7 @@ class QuantizedCat(QuantizedAdd):
         dyadic: Whether rescaling is by an integer and a shift, as in `Requantizer`.
         scale_sources: Source of the scale of each part.
         dim: Dimension along which the parts are concatenated.
+        stacks: Whether that dimension is a new one.
     """
 
     def __init__(
@@ -182,20 +192,25 @@ class QuantizedCat(QuantizedAdd):
         dyadic: bool,
         scale_sources: tuple[ScaleSource, ...],
         dim: int,
+        stacks: bool = False,
     ) -> None:
         super().__init__(fake_quantizer, dyadic, scale_sources)
-        self.dim = dim
+        self.dim, self.stacks = dim, stacks
 
     def combine(self, parts: Sequence[Tensor]) -> Tensor:
         """Concatenate parts, floats or integers."""
-        return torch.cat(list(parts), dim=self.dim)
+        join = torch.stack if self.stacks else torch.cat
+        return join(list(parts), dim=self.dim)
 
 
 class OutputRounding(nn.Module):
-    """Rids an average at the network's output of float64's rounding, in evaluation.
+    """Makes values exact multiples of their scale, in evaluation.
+
+    An average at the network's output is rid of float64's rounding; a value that was clipped at a
+    bound between two integers gets the one that integer hardware clips at.
 
     Args:
-        scale_source: Source of the scale of the average.
+        scale_source: Source of the scale of the value.
     """
 
     def __init__(self, scale_source: ScaleSource) -> None:
@@ -206,5 +221,41 @@ class OutputRounding(nn.Module):
         """Round a value of any shape to exact multiples of its scale."""
         if self.training or x.dtype != torch.float64:
             return x
-        scale = self.scale_source.get_scale()
-        return torch.round(x / scale) * scale
+        return round_to_multiples(x, self.scale_source)
+
+
+class Dequantizer(nn.Module):
+    """Hands integers to an operation that computes in float: integers · scale, as float32.
+
+    Args:
+        scale_source: Source of the scale of the integers; None for float64 values, of a layer whose
+            bias is in float.
+    """
+
+    def __init__(self, scale_source: ScaleSource | None) -> None:
+        super().__init__()
+        self.scale_source = scale_source
+
+    def forward(self, x: Any) -> Any:
+        """Cast a tensor of any shape, or each one of a tuple."""
+        return map_tensors(x, self._cast)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        wide = not self.training and x.dtype == torch.float64
+        if wide and self.scale_source is not None:
+            x = round_to_multiples(x, self.scale_source)
+        # One layout in memory, since kernels may round differently for another.
+        return x.float().contiguous()
+
+
+def round_to_multiples(x: Tensor, scale_source: ScaleSource) -> Tensor:
+    """Round float64 values to exact multiples of a scale.
+
+    Args:
+        x: Values, multiples but for the last bits of float64; any shape.
+        scale_source: Source of the scale of the value.
+    """
+    scale = scale_source.get_scale()
+    return torch.round(x / scale) * scale

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph
-from ompq.integer.convert import ConversionSettings, IntegerNetwork, convert_to_integers
+from ompq.integer.convert import convert_to_integers
 from ompq.integer.execution import export_integers
 from ompq.integer.fake_quantizers import ActivationFakeQuantizer, FixedWeightFakeQuantizer
+from ompq.integer.network import ConversionSettings, IntegerNetwork
+from ompq.integer.proof import check_integers
 from ompq.quantizers import QuantParams, dequantize
 
 _INTEGERS = "integers."
@@ -31,9 +33,10 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
         `PATH.zero_point` of every requantizer; what no layer holds, in float; and, where the
         network runs on integers alone, what `export_integers` gives, after the prefix `integers.`.
         And a JSON-ready description: the widths and ranges of the integers, and what stayed in
-        float.
+        float. Whether the network runs on integers alone is found by running them.
     """
-    network.module.eval()
+    faults = check_integers(network)
+    network.faults |= faults
     layers, requantizers = network.layers(), network.requantizers()
     tensors = _collect_other_tensors(network)
     widths = {}
@@ -65,7 +68,8 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
         "bias_bits": first.bias_bits,
         "dyadic": all(r.dyadic for r in requantizers.values()),
         "integers_only": runs_on_integers,
-        "float_operations": network.float_operations,
+        "float_operations": network.float_operations | network.faults,
+        "left_in_float": sorted(network.left_in_float),
     }
 
 
@@ -102,7 +106,9 @@ def restore_from_tensors(
         raise OmpqError(f"the file is of another network: layer {differing[0]} differs")
     settings = ConversionSettings(bias_bits=description["bias_bits"], dyadic=description["dyadic"])
     bits = {name: entry["bits"] for name, entry in described.items()}
-    network = convert_to_integers(folded, bits, description["reads"], settings)
+    # Files of earlier versions name what was in float alone; it stays so, with what is around it.
+    left = description.get("left_in_float", list(description["float_operations"]))
+    network = convert_to_integers(folded, bits, description["reads"], settings, left)
     requantizers = network.requantizers()
     if set(requantizers) != set(description["activations"]):
         differing = sorted(set(requantizers) ^ set(description["activations"]))
@@ -110,7 +116,7 @@ def restore_from_tensors(
     for name, layer in network.layers().items():
         entry = described[name]
         params = _read_params(tensors, f"{name}.weight_", entry)
-        layer.fake_quantizer = FixedWeightFakeQuantizer(params)
+        layer.fake_quantizer, layer.raises_scales = FixedWeightFakeQuantizer(params), False
         layer.layer.weight.copy_(dequantize(_read_tensor(tensors, f"{name}.weight").int(), params))
         if layer.layer.bias is not None:
             layer.layer.bias.copy_(_read_tensor(tensors, f"{name}.bias"))

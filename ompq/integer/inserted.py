@@ -1,0 +1,38 @@
+"""What the conversion sets into a traced network: where it stands, and what for."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+
+from ompq.integer.requantization import Dequantizer, OutputRounding, Requantizer
+
+# Paths of what is set into the traced network: requantizers that layers read; sums,
+# concatenations, and requantizers that averages are taken of. They begin the names of tensors in
+# QAT's checkpoints and in `quantized.safetensors`, and so must stay as they are.
+REQUANTIZER_PATH = "requantizers"
+COMBINATION_PATH = "joints"
+# These hold no tensors.
+OUTPUT_PATH = "output_rounding"
+CLIP_PATH = "clip_rounding"
+CAST_PATH = "casts"
+
+
+def find_original(node: Node, module: GraphModule) -> str:
+    """Return the name of the node, in the network before the conversion, that a node stands for.
+
+    Args:
+        node: Node of the converted network.
+        module: Converted network.
+    """
+    if not is_inserted(node, module):
+        return node.name
+    if node.target == OUTPUT_PATH:
+        return find_original(node.all_input_nodes[0], module)
+    return str(node.target).partition(".")[2]
+
+
+def is_inserted(node: Node, module: GraphModule) -> bool:
+    """Tell whether the conversion has set what a node calls into the network, layers aside."""
+    return node.op == "call_module" and isinstance(
+        module.get_submodule(str(node.target)), Requantizer | OutputRounding | Dequantizer
+    )

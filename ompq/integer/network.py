@@ -1,0 +1,161 @@
+"""A network of integers, and the settings of its conversion."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from ompq.errors import OmpqError
+from ompq.graph.exclusions import Exclusions
+from ompq.integer.batch_norm import StandaloneBatchNorm
+from ompq.integer.fake_quantizers import RangeRule
+from ompq.integer.layers import QuantizedLayer
+from ompq.integer.requantization import Requantizer, ScaleSource
+
+
+@dataclass(frozen=True)
+class ConversionSettings:
+    """Settings of the conversion to integers.
+
+    Attributes:
+        rule: Rule by which ranges become scales.
+        bias_bits: Width of the biases' integers, 2 to 32; 0 leaves them in float.
+        dyadic: Whether rescaling is by integers and shifts, rather than by real factors.
+        learned: Whether step sizes are learned (LSQ), rather than follow ranges.
+
+    Raises:
+        OmpqError: `bias_bits` is no width of a bias.
+    """
+
+    rule: RangeRule = field(default_factory=RangeRule)
+    bias_bits: int = 32
+    dyadic: bool = True
+    learned: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bias_bits and not 2 <= self.bias_bits <= 32:
+            raise OmpqError(f"`bias_bits` is {self.bias_bits}; it is 2 to 32, or 0 for float")
+
+
+@dataclass
+class IntegerNetwork:
+    """A network of quantized layers and requantizers, quantized sums and concatenations included.
+
+    Attributes:
+        module: The rewritten network.
+        input_shape: Channels × height × width of its images.
+        float_operations: Node name → operation, or class of a layer, whose value is in float; with
+            an entry the network does not run on integers alone.
+        scale_sources: Node name → source of the scale of its value; None for one in float.
+        image_maps: Names of the nodes whose values are the images, as they come or normalised.
+        left_in_float: Names of the nodes whose values were left in float, for what a check showed.
+        exclusions: What of the float network was left as it is.
+        samples: Images on which integers and simulation are compared; None for random ones.
+        faults: Node name → what is known to go wrong with its integers.
+        notes: Lines that tell what had to be left in float.
+    """
+
+    module: GraphModule
+    input_shape: tuple[int, int, int]
+    float_operations: dict[str, str]
+    scale_sources: dict[str, ScaleSource | None]
+    image_maps: frozenset[str] = frozenset()
+    left_in_float: frozenset[str] = frozenset()
+    exclusions: Exclusions = field(default_factory=Exclusions)
+    samples: Tensor | None = None
+    faults: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def runs_on_integers(self) -> bool:
+        """Tell whether nothing between images and logits needs floats."""
+        return not self.float_operations and not self.faults and self.settings_allow_integers
+
+    @property
+    def settings_allow_integers(self) -> bool:
+        """Tell whether biases and rescaling are such that integers can follow them."""
+        return not any(layer.has_float_bias for layer in self.layers().values()) and all(
+            requantizer.dyadic for requantizer in self.requantizers().values()
+        )
+
+    def layers(self) -> dict[str, QuantizedLayer]:
+        """Return layer name → quantized layer, in execution order."""
+        called = collect_called_modules(self.module)
+        return {
+            name: module for name, module in called.items() if isinstance(module, QuantizedLayer)
+        }
+
+    def requantizers(self) -> dict[str, Requantizer]:
+        """Return path → requantizer, sums and concatenations included, in execution order."""
+        called = collect_called_modules(self.module)
+        return {path: module for path, module in called.items() if isinstance(module, Requantizer)}
+
+    def enable(self, state: bool) -> None:
+        """Switch all quantization on or off."""
+        for module in [*self.layers().values(), *self.requantizers().values()]:
+            module.enabled = state  # type: ignore[assignment]
+
+    def freeze_norms(self) -> None:
+        """Make batch norms keep and use their running statistics from now on."""
+        for module in collect_called_modules(self.module).values():
+            if isinstance(module, QuantizedLayer | StandaloneBatchNorm):
+                module.freeze_norm = True
+            else:
+                # A norm with code of its own has nothing to be told by but its mode.
+                for norm in filter(_is_batch_norm, module.modules()):
+                    norm.register_forward_pre_hook(_evaluate)
+
+    def find_clamped_biases(self) -> list[str]:
+        """Find the layers whose biases do not fit into their width, and so are clamped."""
+        return [name for name, layer in self.layers().items() if layer.clamps_bias()]
+
+
+def describe_operations(module: GraphModule, operations: Mapping[str, str]) -> list[str]:
+    """Describe operations by the module that they belong to: `layer1.0.act (gelu)`.
+
+    Args:
+        module: Traced network that the operations' nodes belong to.
+        operations: Node name → operation, or class of a layer.
+
+    Returns:
+        One description per place and operation, with a number where there are several.
+    """
+    nodes = {node.name: node for node in module.graph.nodes}
+    places = Counter(
+        (locate(nodes[name]) if name in nodes else name, what) for name, what in operations.items()
+    )
+    return [
+        f"{place} ({what})" if count == 1 else f"{place} ({count} × {what})"
+        for (place, what), count in places.items()
+    ]
+
+
+def locate(node: Node) -> str:
+    """Return the path of the module that a node calls, or in whose code a function is called."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack), "") if stack else ""
+    return path or node.name
+
+
+def collect_called_modules(module: GraphModule) -> dict[str, nn.Module]:
+    """Return path → module for every module that a network calls, in execution order."""
+    return {
+        str(node.target): module.get_submodule(str(node.target))
+        for node in module.graph.nodes
+        if node.op == "call_module"
+    }
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def _evaluate(module: nn.Module, inputs: object) -> None:
+    """Put a module into evaluation mode, whatever mode its network is in."""
+    module.training = False

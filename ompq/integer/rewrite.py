@@ -1,0 +1,382 @@
+"""The walk over a traced network that sets requantizations, sums and casts into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from ompq.cost import PIXEL_BITS, SUM_BITS
+from ompq.graph.arguments import read_arguments, read_clip_bounds
+from ompq.graph.operations import (
+    ADDITIONS,
+    CLIPS,
+    IDENTITIES,
+    LAYOUTS,
+    carries_values,
+    operation,
+    tensor_shape,
+)
+from ompq.graph.shapes import copy_shape
+from ompq.integer.fake_quantizers import ActivationFakeQuantizer, LearnedActivationFakeQuantizer
+from ompq.integer.forms import CASTS, Form, count_averaged, find_form, has_finite_bound
+from ompq.integer.inserted import (
+    CAST_PATH,
+    CLIP_PATH,
+    COMBINATION_PATH,
+    OUTPUT_PATH,
+    REQUANTIZER_PATH,
+    find_original,
+    is_inserted,
+)
+from ompq.integer.layers import QuantizedLayer
+from ompq.integer.network import ConversionSettings
+from ompq.integer.requantization import (
+    Dequantizer,
+    OutputRounding,
+    QuantizedAdd,
+    QuantizedCat,
+    Requantizer,
+    ScaleSource,
+)
+
+_CONCATENATIONS = frozenset("cat concat concatenate stack".split())
+# These hand on what they read, to layers too, whatever its scale.
+_HANDING_ON = (LAYOUTS | IDENTITIES) - CASTS
+# Sums of averages stay below 32 bits.
+_LARGEST_SUM = 2**31
+
+
+class Rewriter:
+    """Walks a network in execution order, knowing the source of every value's scale.
+
+    Args:
+        module: Copy of the traced network, with quantized layers; it is changed in place.
+        settings: Settings of the conversion.
+        act_bits: Layer → width of what it reads.
+        image_maps: Names of the nodes whose values are the images.
+        left_in_float: Names of the nodes whose values stay in float, whatever they compute.
+
+    Attributes:
+        scale_sources: Source of the scale of each node's value; None for one in float.
+    """
+
+    def __init__(
+        self,
+        module: GraphModule,
+        settings: ConversionSettings,
+        act_bits: Mapping[str, int],
+        image_maps: frozenset[str],
+        left_in_float: frozenset[str],
+    ) -> None:
+        self.module, self.settings = module, settings
+        self.image_maps, self.left_in_float = image_maps, left_in_float
+        self.scale_sources: dict[Node, ScaleSource | None] = {}
+        self._read: dict[Node, ActivationFakeQuantizer] = self._make_read_quantizers(act_bits)
+        self._inserted: dict[str, Node] = {}
+
+    def run(self) -> None:
+        """Rewrite the network."""
+        for call in filter(self._is_layer, self.module.graph.nodes):
+            self._get_layer(call).in_float |= call.name in self.left_in_float
+        for node in list(self.module.graph.nodes):
+            self._visit(node)
+
+    def find_float_operations(self) -> dict[str, str]:
+        """Find, once all is rewritten, whose values depend on the images and are in float.
+
+        Returns:
+            Node name → operation, or class of a layer.
+        """
+        found = {}
+        for node in self.module.graph.nodes:
+            own = node.op.startswith("call_") and not is_inserted(node, self.module)
+            in_float = self.scale_sources.get(node) is None and node.name not in self.image_maps
+            if own and in_float and carries_values(node):
+                found[node.name] = self._name(node)
+        return found
+
+    def _name(self, node: Node) -> str:
+        """Name what a node computes: a layer by its class, anything else by its operation."""
+        if self._is_layer(node):
+            return type(self._get_layer(node).layer).__name__
+        if node.op == "call_module":
+            found = self.module.get_submodule(str(node.target))
+            if next(found.parameters(), None) is not None:
+                return type(found).__name__
+        return operation(node, self.module)
+
+    def _make_read_quantizers(
+        self, act_bits: Mapping[str, int]
+    ) -> dict[Node, ActivationFakeQuantizer]:
+        """Make a fake quantizer for every node whose value layers read as integers.
+
+        Where reshaping lies between, the node is the one before: what is requantized is the value
+        that was computed, once, and not every shape of it. A layer that is called twice has one
+        scale of sums, and so must read one scale: its nodes have one fake quantizer.
+        """
+        widths: dict[Node, int] = {}
+        first: dict[str, Node] = {}
+        heads: dict[Node, Node] = {}
+        for call in filter(self._is_layer, self.module.graph.nodes):
+            source = call.all_input_nodes[0]
+            while source.op.startswith("call_") and self._leads_to_layers(source):
+                source = source.all_input_nodes[0]
+            name = str(call.target)
+            widths[source] = max(widths.get(source, 0), act_bits[name])
+            head = _find_head(heads, first.setdefault(name, source))
+            heads[_find_head(heads, source)] = head
+        # The images keep the bits of their pixels.
+        widths |= {node: PIXEL_BITS for node in widths if node.name in self.image_maps}
+        shared: dict[Node, ActivationFakeQuantizer] = {}
+        for node in widths:
+            head = _find_head(heads, node)
+            bits = max(widths[other] for other in widths if _find_head(heads, other) is head)
+            shared.setdefault(head, self._build_fake_quantizer(bits))
+        return {node: shared[_find_head(heads, node)] for node in widths}
+
+    def _visit(self, node: Node) -> None:
+        """Find a node's scale source, insert what it needs, and hand its integers to the layers."""
+        if node.op == "output":
+            self.scale_sources[node] = None
+            self._round_output(node)
+            return
+        node = self._quantize_combination(node)
+        self.scale_sources[node] = self._find_scale_source(node)
+        if node in self._read and self._requantize_for_layers(node):
+            return
+        self._round_clip(node)
+
+    def _round_output(self, output: Node) -> None:
+        """Make the network's output exact multiples of its scale, where it is an average."""
+        for source in output.all_input_nodes:
+            scale_source = self.scale_sources.get(source)
+            if scale_source is not None and scale_source.divisor > 1:
+                rounding = OutputRounding(scale_source)
+                call = self._insert(source, OUTPUT_PATH, rounding, (source,))
+                output.replace_input_with(source, call)
+                self.scale_sources[call] = scale_source
+
+    def _round_clip(self, node: Node) -> None:
+        """Let a clip that others than requantizers read clip at a multiple of the scale."""
+        scale_source = self.scale_sources[node]
+        if scale_source is None or not has_finite_bound(node, self.module):
+            return
+        users = [user for user in node.users if not is_inserted(user, self.module)]
+        if users:
+            path = f"{CLIP_PATH}.{node.name}"
+            call = self._insert(node, path, OutputRounding(scale_source), (node,))
+            self.scale_sources[call] = scale_source
+            for user in users:
+                user.replace_input_with(node, call)
+
+    def _quantize_combination(self, node: Node) -> Node:
+        """Replace a sum or concatenation of integers by its quantized form; return its node."""
+        name = operation(node, self.module)
+        known = name in ADDITIONS | _CONCATENATIONS
+        if not known or node.op not in ("call_function", "call_method"):
+            return node
+        if node.name in self.left_in_float or "out" in node.kwargs:
+            return node
+        arguments = read_arguments(node, self.module)
+        adds = name in ADDITIONS
+        given: Any = (
+            [arguments.get("input"), arguments.get("other")] if adds else arguments.get("tensors")
+        )
+        if not isinstance(given, tuple | list) or arguments.get("alpha", 1) != 1:
+            return node
+        parts = [part for part in given if isinstance(part, Node)]
+        found = [self.scale_sources.get(part) for part in parts]
+        scale_sources = tuple(source for source in found if source is not None)
+        if len(scale_sources) < len(given) or tensor_shape(node) is None:
+            return node
+        common = self._build_fake_quantizer(SUM_BITS), self.settings.dyadic, scale_sources
+        if adds:
+            combination = QuantizedAdd(*common)
+        else:
+            dim = int(arguments.get("dim") or 0)
+            combination = QuantizedCat(*common, dim=dim, stacks=name == "stack")
+        path = f"{COMBINATION_PATH}.{node.name}"
+        call = self._insert(node, path, combination, tuple(parts))
+        node.replace_all_uses_with(call)
+        if node in self._read:
+            self._read[call] = self._read.pop(node)
+        self.module.graph.erase_node(node)
+        return call
+
+    def _find_scale_source(self, node: Node) -> ScaleSource | None:
+        """Return the source of the scale of a node's value; None where the value is in float."""
+        if node.op in ("placeholder", "get_attr"):
+            return None
+        if node.op == "call_module":
+            found = self.module.get_submodule(str(node.target))
+            if isinstance(found, QuantizedLayer):
+                return None if found.gives_floats else ScaleSource(found)
+            if isinstance(found, Requantizer):
+                return ScaleSource(found)
+        sources = [source for source in node.all_input_nodes if self._is_wide(source)]
+        if not sources or not carries_values(node):
+            return None
+        if len(sources) == 1 and not self._reads_other_values(node, sources[0]):
+            scale_source = self._keep_scale(node, sources[0])
+            if scale_source is not None:
+                return scale_source
+        self._leave_in_float(node, sources)
+        return None
+
+    def _is_wide(self, node: Node) -> bool:
+        """Tell whether values are float64 in evaluation: integers, or sums with a float bias."""
+        biased = self._is_layer(node) and self._get_layer(node).has_float_bias
+        return biased or self.scale_sources.get(node) is not None
+
+    def _reads_other_values(self, node: Node, source: Node) -> bool:
+        """Tell whether an operation computes with other tensors than one; indices do not count."""
+        others = [other for other in node.all_input_nodes if other is not source]
+        return any(carries_values(other) or _holds_floats(other) for other in others)
+
+    def _keep_scale(self, node: Node, source: Node) -> ScaleSource | None:
+        """Return the scale source of what an operation makes of one value; None without a form."""
+        form = None if node.name in self.left_in_float else find_form(node, self.module)
+        scale_source = self.scale_sources[source]
+        if form is None or scale_source is None or not _holds_floats(node):
+            return None
+        if form in (Form.CLIP, Form.KEEP):
+            return scale_source
+        shares = scale_source.per_channel
+        if shares and form is Form.POOL and _has_channels_second(scale_source, source):
+            return scale_source
+        if shares and form is Form.ARRANGE and _flattens_pixels(node, source):
+            return replace(scale_source, flat=True)
+        count = count_averaged(node, self.module) if form is Form.AVERAGE else 1
+        bits = SUM_BITS if shares else scale_source.module.fake_quantizer.bits  # type: ignore[attr-defined]
+        if count is None or 2**bits * scale_source.divisor * count > _LARGEST_SUM:
+            return None
+        if shares:
+            scale_source = self._share_scale(node, source, scale_source)
+        return replace(scale_source, divisor=scale_source.divisor * count)
+
+    def _share_scale(self, node: Node, source: Node, scale_source: ScaleSource) -> ScaleSource:
+        """Requantize a value whose channels have scales of their own to one scale, of 16 bits.
+
+        A layer's wide integers cannot be summed either: they would exceed 32 bits.
+        """
+        path = f"{COMBINATION_PATH}.{find_original(source, self.module)}"
+        if path not in self._inserted:
+            fake_quantizer = self._build_fake_quantizer(SUM_BITS)
+            requantizer = Requantizer(fake_quantizer, self.settings.dyadic)
+            requantizer.scale_source = scale_source
+            call = self._inserted[path] = self._insert(source, path, requantizer, (source,))
+            self.scale_sources[call] = ScaleSource(requantizer)
+        call = self._inserted[path]
+        node.replace_input_with(source, call)
+        found = self.scale_sources[call]
+        assert found is not None
+        return found
+
+    def _requantize_for_layers(self, node: Node) -> bool:
+        """Let layers read a node's value requantized; tell whether the node is gone by that."""
+        users = [user for user in node.users if self._is_layer(user) or self._leads_to_layers(user)]
+        requantizer = Requantizer(self._read[node], self.settings.dyadic)
+        requantizer.scale_source = self.scale_sources[node]
+        call = self._insert(node, f"{REQUANTIZER_PATH}.{node.name}", requantizer, (node,))
+        self.scale_sources[call] = ScaleSource(requantizer)
+        layers = [layer for user in users for layer in self._find_layers_behind(user)]
+        for user in users:
+            user.replace_input_with(node, call)
+        for layer in layers:
+            layer.read_from(requantizer)
+        return self._merge_clip(node, call, requantizer)
+
+    def _merge_clip(self, node: Node, call: Node, requantizer: Requantizer) -> bool:
+        """Make a ReLU whose value nobody else reads part of the requantization."""
+        if requantizer.scale_source is None or operation(node, self.module) not in CLIPS:
+            return False
+        bounds = read_clip_bounds(node, self.module)
+        source = node.all_input_nodes[0]
+        alone = set(node.users) == {call} and set(source.users) == {node}
+        if bounds is None or not alone or len(node.all_input_nodes) != 1 or bounds[0] != 0:
+            return False
+        call.replace_input_with(node, source)
+        requantizer.clip = bounds
+        self.module.graph.erase_node(node)
+        return True
+
+    def _find_layers_behind(self, user: Node) -> list[QuantizedLayer]:
+        if self._is_layer(user):
+            return [self._get_layer(user)]
+        return [layer for further in user.users for layer in self._find_layers_behind(further)]
+
+    def _get_layer(self, node: Node) -> QuantizedLayer:
+        found = self.module.get_submodule(str(node.target))
+        assert isinstance(found, QuantizedLayer)
+        return found
+
+    def _is_layer(self, node: Node) -> bool:
+        return node.op == "call_module" and isinstance(
+            self.module.get_submodule(str(node.target)), QuantizedLayer
+        )
+
+    def _leads_to_layers(self, node: Node) -> bool:
+        """Tell whether `node` hands its input on as it is, and to layers alone."""
+        if not node.op.startswith("call_") or node.name in self.left_in_float:
+            return False
+        handing_on = operation(node, self.module) in _HANDING_ON
+        return bool(handing_on and node.users) and all(
+            self._is_layer(user) or self._leads_to_layers(user) for user in node.users
+        )
+
+    def _build_fake_quantizer(self, bits: int) -> ActivationFakeQuantizer:
+        # 16 bits are too fine for a learned step size to matter.
+        learned = self.settings.learned and bits < SUM_BITS
+        kind = LearnedActivationFakeQuantizer if learned else ActivationFakeQuantizer
+        return kind(bits, self.settings.rule).to(next(self.module.parameters()).device)
+
+    def _insert(
+        self, after: Node, path: str, module: nn.Module, arguments: tuple[Node, ...]
+    ) -> Node:
+        self.module.add_submodule(path, module)
+        with self.module.graph.inserting_after(after):
+            call = self.module.graph.call_module(path, arguments)
+        copy_shape(call, after)
+        return call
+
+    def _leave_in_float(self, node: Node, sources: list[Node]) -> None:
+        """Cast the integers that go into a float operation to float32."""
+        for source in sources:
+            scale_source = self.scale_sources[source]
+            path = f"{CAST_PATH}.{find_original(source, self.module)}"
+            if path not in self._inserted:
+                cast = self._insert(source, path, Dequantizer(scale_source), (source,))
+                self._inserted[path] = cast
+            node.replace_input_with(source, self._inserted[path])
+
+
+def _find_head(heads: Mapping[Node, Node], node: Node) -> Node:
+    """Find the node that stands for those that must have one scale with this one."""
+    while heads.get(node, node) is not node:
+        node = heads[node]
+    return node
+
+
+def _holds_floats(node: Node) -> bool:
+    """Tell whether a node's value is made of floats, as far as is known."""
+    kind = node.meta.get("dtype")
+    if tensor_shape(node) is None:
+        return bool(node.meta.get("holds_tensors", False))
+    return kind is None or kind.is_floating_point
+
+
+def _has_channels_second(scale_source: ScaleSource, source: Node) -> bool:
+    """Tell whether channels with scales of their own lie along dimension 1 of images."""
+    layer = scale_source.module
+    of_convolution = isinstance(layer, QuantizedLayer) and not isinstance(layer.layer, nn.Linear)
+    return of_convolution and not scale_source.flat and len(tensor_shape(source) or ()) == 4
+
+
+def _flattens_pixels(node: Node, source: Node) -> bool:
+    """Tell whether images of 1 × 1 become rows of channels, which changes no value's place."""
+    before, after = tensor_shape(source) or (), tensor_shape(node) or ()
+    return len(before) == 4 and before[2:] == (1, 1) and after == before[:2]
