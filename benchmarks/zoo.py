@@ -35,16 +35,16 @@ with interruptible_imports():
     from torch import Tensor, nn
     from torchvision import models
 
-    from ompq.assignment import Assignment, uniform
+    from ompq.assignment import uniform
     from ompq.errors import OmpqError
     from ompq.evaluation import flatten_logits
     from ompq.files import write_text
     from ompq.graph import NetworkGraph, trace_for
     from ompq.graph.check import measure_difference
+    from ompq.integer import IntegerNetwork, describe_operations
     from ompq.options import Parser
     from ompq.runtime import progress, versions
     from ompq.zoo import load_network
-    from PTQ import Settings, quantize_network
     from QAT import prepare, verify
 
 IMAGES = 4
@@ -155,7 +155,7 @@ def _examine(library: str, name: str, notes: list[str]) -> Finding:
     with torch.inference_mode():
         expected = flatten_logits(network(images), IMAGES)
     assignment = uniform(graph.groups, 8, 8)
-    converted = prepare(graph, assignment, images)
+    converted = prepare(graph, assignment, images, say=notes.append)
     equal = None
     if converted.runs_on_integers:
         labels = torch.zeros(len(images), dtype=torch.long)
@@ -170,7 +170,7 @@ def _examine(library: str, name: str, notes: list[str]) -> Finding:
         side=images.shape[-1],
         parameters=graph.parameters.total,
         quantized=graph.parameters.quantized,
-        error=_measure_rounding(graph, assignment, images, expected),
+        error=_measure_rounding(converted, images, expected),
         equal=equal,
     )
 
@@ -218,14 +218,10 @@ def _settle_norms(network: nn.Module, images: Tensor) -> None:
         network.eval()
 
 
-def _measure_rounding(
-    graph: NetworkGraph, assignment: Assignment, images: Tensor, expected: Tensor
-) -> float:
-    """Measure what 8 bits of weights and activations, searched and not learned, change."""
-    settings = Settings(weight_iterations=0, act_iterations=0, batch_size=IMAGES)
-    quantized, _ = quantize_network(graph, assignment, images, settings, say=lambda _: None)
+def _measure_rounding(converted: IntegerNetwork, images: Tensor, expected: Tensor) -> float:
+    """Measure what 8 bits of weights and activations, nothing learned, change of the logits."""
     with torch.inference_mode():
-        return measure_difference(quantized.module(images), expected)
+        return measure_difference(converted.module(images), expected)
 
 
 @contextmanager
