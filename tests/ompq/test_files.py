@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import ROOT, run_command
 
 from ompq.errors import OmpqError
 from ompq.files import (
     atomic_path,
     check_writable,
+    checksum,
     load_tensors,
+    lock_folder,
     save_state,
     save_tensors,
     set_aside,
@@ -26,6 +29,32 @@ from ompq.files import (
 )
 
 as_root = os.geteuid() == 0
+# Writes one file of every kind into a folder, with room for few bytes, and tells what it hears.
+CROWDED = """
+import resource, sys
+from pathlib import Path
+import torch
+from ompq.errors import OmpqError
+from ompq.files import save_state, save_tensors, write_text
+from ompq.plots import figure
+folder, value = Path(sys.argv[1]), {"a": torch.ones(100_000)}
+
+def draw():
+    with figure(folder / "d.png", 4, 3) as drawn:
+        drawn.text(0, 0, "new")
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+for write in (
+    lambda: save_state(folder / "a.pth.tar", value),
+    lambda: save_tensors(folder / "b.safetensors", value, None),
+    lambda: write_text(folder / "c.json", "new" * 10_000),
+    draw,
+):
+    try:
+        write()
+    except OmpqError as error:
+        print(error)
+"""
 
 
 class TestAtomicPath:
@@ -114,7 +143,7 @@ class TestCheckWritable:
         (tmp_path / "file").write_text("mine")
         with pytest.raises(OmpqError, match="file is a file; give `output_dir` a folder"):
             check_writable(tmp_path / "file")
-        with pytest.raises(OmpqError, match="cannot write to .*give another `output_dir`"):
+        with pytest.raises(OmpqError, match=r"cannot write to .*give another `output_dir`"):
             check_writable(tmp_path / "file" / "below")
         assert (tmp_path / "file").read_text() == "mine"
 
@@ -169,3 +198,85 @@ def test_a_state_comes_back_without_running_code(tmp_path: Path) -> None:
     loaded = torch.load(tmp_path / "a.pth", weights_only=True)
     assert loaded["epoch"] == 3 and loaded["names"] == ["x", "y"]
     assert torch.equal(loaded["weights"]["a"], torch.ones(2))
+
+
+def test_a_state_may_have_a_name_without_a_suffix(tmp_path: Path) -> None:
+    for name in ("state", ".state"):
+        save_state(tmp_path / name, {"a": torch.ones(2)})
+        assert torch.equal(torch.load(tmp_path / name, weights_only=True)["a"], torch.ones(2))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".state", "state"]
+
+
+def test_whatever_is_written_without_room_is_one_line_and_leaves_what_was_there(
+    tmp_path: Path,
+) -> None:
+    names = ("a.pth.tar", "b.safetensors", "c.json", "d.png")
+    for name in names:
+        (tmp_path / name).write_text("old")
+    run = run_command([sys.executable, "-c", CROWDED, str(tmp_path)], ROOT)
+    assert run.stderr == ""
+    assert run.stdout.splitlines() == [
+        f"cannot write {tmp_path / name}: File too large; what stood there is as it was"
+        for name in names
+    ]
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(
+        names, "old"
+    )
+
+
+class TestLockFolder:
+    def test_it_is_held_once_and_released_whatever_happens(self, tmp_path: Path) -> None:
+        folder = tmp_path / "new"
+        for error in (ValueError, KeyboardInterrupt):
+            with pytest.raises(error), lock_folder(folder):
+                with (
+                    pytest.raises(OmpqError, match=f"process {os.getpid()} on .*another `folder`"),
+                    lock_folder(folder, "folder"),
+                ):
+                    pass
+                raise error
+        with lock_folder(folder):
+            pass
+        assert list(folder.iterdir()) == []
+
+    def test_what_a_dead_process_left_locks_nothing(self, tmp_path: Path) -> None:
+        with lock_folder(tmp_path):
+            (file,) = tmp_path.iterdir()
+            text = file.read_text()
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        file.write_text(text.replace(str(os.getpid()), str(dead.pid)))
+        with lock_folder(tmp_path):
+            assert file.read_text() == text
+        assert not file.exists()
+
+    def test_a_file_system_without_locks_goes_by_the_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(95, "Operation not supported")
+
+        monkeypatch.setattr("fcntl.flock", refuse)
+        with lock_folder(tmp_path):
+            (file,) = tmp_path.iterdir()
+            text = file.read_text()
+        file.write_text(text.replace(str(os.getpid()), str(os.getppid())))
+        with pytest.raises(OmpqError, match=f"in use .*process {os.getppid()}"):
+            lock_folder(tmp_path).__enter__()
+        file.write_text(text.replace(str(os.getpid()), str(2**22 + 1)))
+        with lock_folder(tmp_path):
+            assert file.read_text() == text
+
+    def test_of_several_processes_the_first_holds_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RANK", "1")
+        with lock_folder(tmp_path):
+            assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checksum_is_of_values_in_their_order() -> None:
+    values = [torch.arange(3.0), torch.tensor(4, dtype=torch.int64)]
+    assert checksum(values) == checksum([value.clone() for value in values])
+    assert checksum(values) != checksum(values[::-1])
+    assert checksum(values) != checksum([values[0] + 1e-6, values[1]])
