@@ -41,7 +41,7 @@ with interruptible_imports():
     from ompq.files import write_text
     from ompq.graph import NetworkGraph, trace_for
     from ompq.graph.check import measure_difference
-    from ompq.integer import IntegerNetwork, describe_operations
+    from ompq.integer import IntegerNetwork
     from ompq.options import Parser
     from ompq.runtime import progress, versions
     from ompq.zoo import load_network
@@ -50,6 +50,7 @@ with interruptible_imports():
 IMAGES = 4
 # The first side that a network takes is used; None for its own.
 SIDES = (64, None)
+GROWING_POOLS = frozenset({"adaptiveavgpool2d", "adaptive_avg_pool2d"})
 # Larger networks of a family tell nothing that its smaller ones do not, and fill the memory.
 MOST_PARAMETERS = 120_000_000
 # Words of a network's name that tell its size, from the smallest to the largest.
@@ -151,11 +152,12 @@ def _examine(library: str, name: str, notes: list[str]) -> Finding:
         size = _count(_build(library, name))
     if size > MOST_PARAMETERS:
         raise OmpqError(f"not examined: {size / 1e6:.0f} million parameters fill the memory here")
-    network, images, graph = _open(library, name, notes)
+    network, images, graph, converted = _convert(library, name, SIDES, notes)
+    if set(converted.float_operations.values()) & GROWING_POOLS:
+        # Of small images such a pool makes larger ones: another network than the usual one.
+        network, images, graph, converted = _convert(library, name, (None,), notes)
     with torch.inference_mode():
         expected = flatten_logits(network(images), IMAGES)
-    assignment = uniform(graph.groups, 8, 8)
-    converted = prepare(graph, assignment, images, say=notes.append)
     equal = None
     if converted.runs_on_integers:
         labels = torch.zeros(len(images), dtype=torch.long)
@@ -175,6 +177,15 @@ def _examine(library: str, name: str, notes: list[str]) -> Finding:
     )
 
 
+def _convert(
+    library: str, name: str, sides: Sequence[int | None], notes: list[str]
+) -> tuple[nn.Module, Tensor, NetworkGraph, IntegerNetwork]:
+    """Open a network at the first side that it takes, and convert it to integers."""
+    network, images, graph = _open(library, name, sides, notes)
+    converted = prepare(graph, uniform(graph.groups, 8, 8), images, say=notes.append)
+    return network, images, graph, converted
+
+
 def _build(library: str, name: str) -> nn.Module:
     if library == "timm":
         return timm.create_model(name)
@@ -185,12 +196,14 @@ def _count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _open(library: str, name: str, notes: list[str]) -> tuple[nn.Module, Tensor, NetworkGraph]:
+def _open(
+    library: str, name: str, sides: Sequence[int | None], notes: list[str]
+) -> tuple[nn.Module, Tensor, NetworkGraph]:
     """Build a network, and trace it for the smallest images that it takes."""
     loaded = load_network(f"{library}:{name}")
     channels, own = loaded.preprocess.channels, loaded.preprocess.input_size
     refused: OmpqError | None = None
-    for side in (side or own for side in SIDES):
+    for side in (side or own for side in sides):
         images = torch.randn(IMAGES, channels, side, side)
         try:
             _settle_norms(loaded.module, images)
@@ -326,7 +339,7 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of the command line."""
     parser = Parser(prog="zoo.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--jobs", type=int, default=2, help="processes")
