@@ -252,12 +252,14 @@ def require_folder(root: Path | None) -> Path:
         raise OmpqError("this data set needs its folder; give it as `root`")
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise OmpqError(f"data folder {root} {what}")
+        raise OmpqError(f"data folder {root} {what}; check `root`")
     return root
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    if path.suffix.lower() not in IMAGE_SUFFIXES or is_hidden(path.name):
+        return False
+    return path.is_file() and not is_drawn_here(path)
 
 
 def _describe_contents(folder: Path) -> str:

@@ -113,14 +113,16 @@ def preprocess_for(dataset: str, network: Preprocess) -> Preprocess:
         network: Preprocessing of the network.
 
     Returns:
-        The data set's own preprocessing where its images have one native size, else `network`.
+        The data set's own preprocessing where its images have one native size, in the channels of
+        `network`; else `network`. `choose_preprocess` heeds what a network's author says too.
 
     Raises:
-        OmpqError: The data set is unknown.
+        OmpqError: The data set is unknown, or has no such number of channels.
 
     >>> preprocess_for("cifar10", Preprocess()).input_size
     32
     >>> preprocess_for("imagenet", Preprocess()).input_size
     224
     """
-    return find_dataset(dataset).preprocess or network
+    native = find_dataset(dataset).preprocess
+    return network if native is None else native.with_channels(network.channels)

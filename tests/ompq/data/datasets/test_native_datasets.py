@@ -47,6 +47,12 @@ def test_digits_split_is_whole_stratified_and_fixed() -> None:
     assert val.labels[:8].tolist() == open_digits(None, "val").labels[:8].tolist()
 
 
+def test_native_images_come_in_the_networks_channels() -> None:
+    grey = Preprocess(mean=(0.5,), std=(0.5,))
+    assert preprocess_for("digits", grey) == Preprocess(8, 8, (0.3058,), (0.3764,))
+    assert preprocess_for("cifar10", grey).channels == 1
+
+
 def test_digits_batches() -> None:
     preprocess = preprocess_for("digits", Preprocess())
     loader = make_loader("digits", None, "train", preprocess, 100)
