@@ -87,7 +87,9 @@ def prepare_run(
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
     notes = _check_labels(arguments, training, graph.num_outputs)
     print_notes_once(arguments, ranks, notes)
-    source = None if arguments.init_from is None else artifact.load_quantized(arguments.init_from)
+    source = None
+    if arguments.init_from is not None:
+        source = load_named("init_from", arguments.init_from)
     assignment = _choose_assignment(arguments, graph, source)
     if network.source == RANDOM_WEIGHTS:
         print_notes_once(arguments, ranks, [RANDOM_WEIGHTS_NOTE])
@@ -115,6 +117,22 @@ def prepare_run(
     )
     loaders = (training, test)
     return PreparedRun(network, preprocess, assignment, loaders, images.skipped, task)
+
+
+def load_named(field: str, path: Path) -> Artifact:
+    """Read the quantized network that an option names.
+
+    Args:
+        field: Name of the option's field, for the message.
+        path: Path of the file, or of the folder that holds it.
+
+    Raises:
+        OmpqError: It cannot be read.
+    """
+    try:
+        return artifact.load_quantized(path)
+    except OmpqError as error:
+        raise OmpqError(f"`{field}`: {error}") from error
 
 
 def _open_loaders(

@@ -56,7 +56,13 @@ with interruptible_imports():
         read_settings,
         torchrun_command,
     )
-    from QAT.preparation import PreparedRun, prepare_run, print_notes_once, print_once
+    from QAT.preparation import (
+        PreparedRun,
+        load_named,
+        prepare_run,
+        print_notes_once,
+        print_once,
+    )
     from QAT.report import draw, print_table, to_json
     from QAT.settings import TrainingSettings
     from QAT.training import Progress, TrainingTask, evaluate_all_ranks, run_training
@@ -192,6 +198,9 @@ def _write(prepared: PreparedRun, content: dict[str, Any], progress: Progress) -
         preprocess=prepared.preprocess,
         class_names=name_outputs(prepared.loaders[0], prepared.network.num_classes),
     )
+    # Writing it has run the integers; what they show counts.
+    content["integers_only"] = network.runs_on_integers
+    content["float_operations"] = network.float_operations
     write_json(folder / "results.json", content)
     draw(progress, content["top1_fp32"], folder / "training.png")
 
@@ -204,7 +213,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
         device: Device to compute on.
     """
     folder = Path(arguments.evaluate or arguments.output_dir)
-    read = artifact.load_quantized(folder)
+    read = load_named("evaluate", folder)
     arguments.parser.print_notes(note_unused(arguments))
     loader = make_evaluation_loader(
         arguments,

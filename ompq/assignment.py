@@ -20,6 +20,7 @@ from ompq.files import write_json
 from ompq.graph import Group, NetworkGraph
 
 FORMAT = "ompq-bit-config/1"
+FILE = "bit_config.json"
 PINNED_BITS = 8
 DEFAULT_ACT_BITS = 8
 
@@ -197,7 +198,8 @@ def resolve(
     """Return the assignment that a user names: a list, a file, a published scheme or `uniformN`.
 
     Args:
-        text: A list `"[4, 3, …]"`, the path of a `bit_config.json`, or a scheme of `bit_config.py`.
+        text: A list `"[4, 3, …]"`, the path of a `bit_config.json` or of the folder that holds it,
+            or a scheme of `bit_config.py`.
         groups: Groups of the network that the assignment is for, in execution order.
         quant_type: `QAT` or `PTQ`, which decides the groups that a list covers.
         act_bits: Activation width; where None, that of the scheme or file, else 8.
@@ -215,6 +217,8 @@ def resolve(
     if stripped.endswith(".json") or Path(stripped).is_file():
         return load(stripped).assignment(groups, act_bits)
     scheme = _look_up(stripped)
+    if isinstance(scheme, Path):
+        return load(scheme).assignment(groups, act_bits)
     chosen = act_bits if act_bits is not None else scheme.act_bits or DEFAULT_ACT_BITS
     if isinstance(scheme, bit_config.Uniform):
         return uniform(groups, scheme.width, chosen)
@@ -231,11 +235,20 @@ def resolve(
     )
 
 
-def _look_up(scheme: str) -> bit_config.Published | bit_config.Uniform:
+def _look_up(text: str) -> bit_config.Published | bit_config.Uniform | Path:
+    """Return the scheme that a text names, or the file in the folder that it names."""
     try:
-        return bit_config.lookup(scheme)
+        return bit_config.lookup(text)
     except LookupError as error:
-        raise OmpqError(str(error)) from error
+        if not Path(text).is_dir():
+            raise OmpqError(str(error)) from error
+        file = Path(text) / FILE
+        if not file.is_file():
+            raise OmpqError(
+                f"`bit_cfg` {text} is a folder without {FILE}; give the output folder of a search, "
+                "or a file"
+            ) from error
+        return file
 
 
 def _find_published_ops(groups: Sequence[Group], scheme: bit_config.Published) -> dict[str, int]:
@@ -353,9 +366,12 @@ def load(path: str | Path) -> BitConfig:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise OmpqError(f"bit configuration {path} does not exist") from error
+        raise OmpqError(f"bit configuration {path} does not exist; check `bit_cfg`") from error
     except (OSError, ValueError) as error:
-        raise OmpqError(f"bit configuration {path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OmpqError(
+            f"bit configuration {path} cannot be read: {reason}; check `bit_cfg`"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise OmpqError(f"{path} is not a bit configuration of format {FORMAT}")
     bad = [key for key, kind in _REQUIRED.items() if not isinstance(content.get(key), kind)]

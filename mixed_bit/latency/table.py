@@ -74,7 +74,10 @@ def load_latency(path: str | Path) -> LatencyTable:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise OmpqError(f"latency table {path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OmpqError(
+            f"latency table {path} cannot be read: {reason}; check `latency_table`"
+        ) from error
     form = f"latency table {path}: expected {{layer: {{bits: milliseconds}}}}"
     if not isinstance(content, dict) or not content:
         raise OmpqError(form)

@@ -116,6 +116,10 @@ def test_a_file_for_another_network(networks, tmp_path) -> None:
     }  # fmt: skip
     (tmp_path / "r18.json").write_text(json.dumps(content))
     assert resolve(str(tmp_path / "r18.json"), networks["resnet18"], "PTQ").bits == [4] * 18
+    with pytest.raises(OmpqError, match=r"^`bit_cfg` .* is a folder without bit_config\.json"):
+        resolve(str(tmp_path), networks["resnet18"], "PTQ")
+    (tmp_path / "bit_config.json").write_text(json.dumps(content))
+    assert resolve(str(tmp_path), networks["resnet18"], "PTQ").bits == [4] * 18
     with pytest.raises(OmpqError, match=r"is for resnet18 with 18 groups.*no entry for"):
         resolve(str(tmp_path / "r18.json"), networks["mobilenet_v2"], "PTQ")
 
