@@ -32,9 +32,10 @@ _IMAGES = 2
 _TOLERANCE = 1e-4
 # In float64, where rounding cannot be the cause of a difference.
 _EXACT_TOLERANCE = 1e-8
-# What 8-bit weights, scales per channel, may change of the outputs, and of one layer's.
-_ROUNDING_TOLERANCE = 0.1
-_LAYER_TOLERANCE = 0.03
+# What 8-bit weights, scales per channel, may change of the outputs, and of one layer's: far more
+# than the few per cent that rounding costs, also where outputs are small differences.
+_ROUNDING_TOLERANCE = 0.25
+_LAYER_TOLERANCE = 0.1
 _MOST_REPAIRS = 100
 
 
@@ -270,14 +271,15 @@ def _mend_rounding(
     if difference <= _ROUNDING_TOLERANCE:
         return graph
     spoilt = _find_spoilt_layers(graph, images)
+    if not spoilt:
+        say(f"all layers at 8 bits change the outputs by {100 * difference:.2g} %")
+        return graph
+    exclusions = graph.exclusions
     for name, error in spoilt.items():
         reason = f"8 bits change its output by {100 * error:.2g} %"
         say(f"{name} stays in float: {reason}")
-        exclusions = graph.exclusions.with_module(name, reason)
-        graph = trace(graph.original, graph.input_shape, exclusions)
-    if not spoilt:
-        say(f"all layers at 8 bits change the outputs by {100 * difference:.2g} %")
-    return graph
+        exclusions = exclusions.with_module(name, reason)
+    return trace(graph.original, graph.input_shape, exclusions)
 
 
 def _round_to_8_bits(weight: Tensor) -> None:
