@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ompq.errors import OmpqError
+from ompq.fields import settle_fields
 from ompq.quantizers import (
     QuantParams,
     fake_quantize,
@@ -46,6 +47,7 @@ class RangeRule:
     asymmetric: bool = False
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         momentum = self.act_range_momentum
         if not (0 <= momentum <= 1 or momentum == -1):
             raise OmpqError(f"`act_range_momentum` is {momentum}; it is a share from 0 to 1, or -1")
