@@ -17,7 +17,7 @@ from ompq.assignment import Assignment, assign, resolve
 from ompq.data import CalibrationImages, Loader, calibration_images, make_loader
 from ompq.errors import OmpqError
 from ompq.files import checksum
-from ompq.graph import NetworkGraph, trace
+from ompq.graph import NetworkGraph, check_network, describe_float_parts, trace
 from ompq.integer import IntegerNetwork, describe_operations
 from ompq.options import (
     check_classes,
@@ -48,6 +48,7 @@ class PreparedRun:
 
     Attributes:
         network: Float network, as it was loaded.
+        graph: The network as it was traced and checked.
         preprocess: Preprocessing of its images.
         assignment: Widths of its groups.
         loaders: Training and test images.
@@ -56,6 +57,7 @@ class PreparedRun:
     """
 
     network: Network
+    graph: NetworkGraph
     preprocess: Preprocess
     assignment: Assignment
     loaders: tuple[Loader, Loader]
@@ -87,6 +89,10 @@ def prepare_run(
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
     notes = _check_labels(arguments, training, graph.num_outputs)
     print_notes_once(arguments, ranks, notes)
+    images = _read_calibration_images(arguments, preprocess)
+    tell = partial(_tell, arguments, ranks)
+    # Before the widths are chosen: what the check leaves in float has none.
+    graph = check_network(graph, images.images, tell)
     source = None
     if arguments.init_from is not None:
         source = load_named("init_from", arguments.init_from)
@@ -94,13 +100,12 @@ def prepare_run(
     if network.source == RANDOM_WEIGHTS:
         print_notes_once(arguments, ranks, [RANDOM_WEIGHTS_NOTE])
     print_notes_once(arguments, ranks, network.notes)
+    tell(describe_float_parts(graph.float_layers, graph.parameters))
     print_once(ranks, _describe(network, assignment, training))
     teacher = load_teacher(arguments, graph.num_outputs, preprocess, device)
     if teacher is not None:
         print_once(ranks, _describe_teacher(arguments, teacher))
-    images = _read_calibration_images(arguments, preprocess)
     conversion = read_conversion_settings(arguments)
-    tell = partial(_tell, arguments, ranks)
     converted = prepare(graph, assignment, images.images, conversion, source=source, say=tell)
     print_notes_once(arguments, ranks, _note_float_operations(converted))
     task = TrainingTask(
@@ -116,7 +121,7 @@ def prepare_run(
         log=_open_log(arguments, ranks),
     )
     loaders = (training, test)
-    return PreparedRun(network, preprocess, assignment, loaders, images.skipped, task)
+    return PreparedRun(network, graph, preprocess, assignment, loaders, images.skipped, task)
 
 
 def load_named(field: str, path: Path) -> Artifact:

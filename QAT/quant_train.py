@@ -201,6 +201,8 @@ def _write(prepared: PreparedRun, content: dict[str, Any], progress: Progress) -
     # Writing it has run the integers; what they show counts.
     content["integers_only"] = network.runs_on_integers
     content["float_operations"] = network.float_operations
+    content["parameters"] = prepared.graph.parameters.to_json()
+    content["float_layers"] = dict(prepared.graph.float_layers)
     write_json(folder / "results.json", content)
     draw(progress, content["top1_fp32"], folder / "training.png")
 
