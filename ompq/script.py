@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, NoReturn
 
 from ompq.errors import OmpqError
@@ -31,10 +32,32 @@ _STORE_TIMEOUT = timedelta(seconds=5)
 
 @contextmanager
 def interruptible_imports() -> Iterator[None]:
-    """End the process as Ctrl-C does later on, if it comes while the body imports."""
+    """End the process as Ctrl-C does later on, if it comes while the body imports.
+
+    Some libraries swallow what is raised while they are imported: then it ends after the body.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    noticed: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> NoReturn:
+        noticed.append(number)
+        raise KeyboardInterrupt
+
+    # Whoever has a handler of their own, or imports in another thread, keeps what they have.
+    ours = before is signal.default_int_handler and current_thread() is main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # A library that was interrupted half-way may fail with an error of any other kind.
+        if not noticed and not isinstance(error, KeyboardInterrupt):
+            raise
+        _end_interrupted()
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+    if noticed:
         _end_interrupted()
 
 

@@ -66,6 +66,80 @@ def test_an_interrupted_import_ends_in_one_line(
     assert (run.returncode, run.stderr) == (130, "interrupted\n")
 
 
+SWALLOWING = """
+import os, signal, time
+from ompq.script import interruptible_imports
+with interruptible_imports():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except BaseException:
+        pass
+    {then}
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("then", ["pass", "import nowhere"])
+def test_an_interrupt_that_a_library_swallows_counts(then: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", SWALLOWING.format(then=then)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        preexec_fn=heed_interrupts,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "interrupted\n")
+
+
+PRINTING = """
+import argparse, sys, warnings
+from ompq.script import run_script
+
+class Parser(argparse.ArgumentParser):
+    in_flags = staticmethod(str)
+
+def run(arguments):
+    print("8 \u2192 4")
+    warnings.warn("narrow")
+
+sys.argv = ["some.py"]
+run_script(Parser, run)
+"""
+
+
+def test_any_terminal_takes_what_is_printed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PRINTING]
+    for encoding, printed in (("utf-8", "8 → 4\n"), ("latin-1", "8 ? 4\n"), ("ascii", "8 ? 4\n")):
+        run = run_command(command, ROOT, PYTHONIOENCODING=encoding)
+        assert (run.returncode, run.stdout) == (0, printed)
+        assert "narrow" in run.stderr
+
+
+def test_other_ranks_print_and_warn_nothing() -> None:
+    run = run_command([sys.executable, "-c", PRINTING], ROOT, RANK="1", WORLD_SIZE="2")
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_a_full_disk_behind_the_output_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-c", PRINTING.replace('warnings.warn("narrow")', "pass")],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert run.returncode == 2
+    assert run.stderr == "error: cannot write what is printed: No space left on device\n"
+
+
 @pytest.mark.slow
 def test_of_several_ranks_one_prints_the_error(tmp_path: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
