@@ -83,8 +83,9 @@ def build_parser() -> Parser:
         nargs="?",
         const="",
         metavar="FILE",
-        help="go on with a killed run from its checkpoint (default: the last one of --save_path); "
-        "a file of float weights is started from, like --path",
+        help="go on with a killed run from its checkpoint, whatever its name, in its folder or in "
+        "--save_path (default: the last one of --save_path); a file of float weights is started "
+        "from, like --path",
     )
     group.add_argument(
         "--resume_quantize",
@@ -208,7 +209,10 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
 def _add_distillation_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("distillation")
     group.add_argument(
-        "--distill_method", choices=DISTILLATIONS, default=NO_TEACHER, help="teacher"
+        "--distill_method",
+        choices=DISTILLATIONS,
+        default=NO_TEACHER,
+        help="teacher; it sees the images at its own size and with its own normalisation",
     )
     group.add_argument("--teacher_arch", default="resnet101", metavar="NAME", help="its network")
     group.add_argument(
