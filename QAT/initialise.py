@@ -13,7 +13,7 @@ from ompq.data import collect_images
 from ompq.errors import OmpqError
 from ompq.evaluation import find_device
 from ompq.graph import NetworkGraph, find_activation_sites, fold_batch_norm, trace_for
-from ompq.graph.training_mode import describe_training, switch_arguments
+from ompq.graph.training_mode import describe_training
 from ompq.integer import (
     ConversionSettings,
     IntegerNetwork,
@@ -67,18 +67,19 @@ def prepare(
     # PTQ folds batch norm before it quantizes: its integers are those of the folded weights.
     structure = graph if source is None else fold_batch_norm(graph)
 
-    def build(left_in_float: frozenset[str]) -> IntegerNetwork:
-        widths = assignment.layer_bits(), assignment.layer_act_bits()
-        converted = convert_to_integers(structure, *widths, settings, left_in_float)
+    widths = assignment.layer_bits(), assignment.layer_act_bits()
+
+    def convert(left_in_float: frozenset[str]) -> IntegerNetwork:
+        return convert_to_integers(structure, *widths, settings, left_in_float)
+
+    def start(converted: IntegerNetwork) -> None:
         if source is not None:
             adopt_ptq_network(converted, source)
         calibrate(converted, images.split(CALIBRATION_BATCH), find_device(converted.module))
         if settings.learned:
             start_learning_steps(converted, settings.rule.per_channel)
-        return converted
 
-    converted = prove(build, images, structure)
-    switch_arguments(converted.module)
+    converted = prove(convert, start, structure, images)
     converted.notes += _note_clamped_biases(converted, settings)
     converted.notes += describe_training(graph.module)
     for note in converted.notes:

@@ -12,7 +12,15 @@ from ompq.artifact import Artifact
 from ompq.data import iterate_pairs
 from ompq.errors import OmpqError
 from ompq.evaluation import Accuracy, Predictions, find_device
-from ompq.integer import IntegerExecution, IntegerNetwork, export_integers
+from ompq.integer import (
+    IntegerExecution,
+    IntegerNetwork,
+    describe_operations,
+    export_integers,
+)
+
+# Operations in float that a message names.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ def _read_integers(read: Artifact) -> tuple[IntegerNetwork, Mapping[str, Tensor]
     if not isinstance(network, IntegerNetwork):
         raise OmpqError("integer arithmetic needs a network of QAT; one of PTQ computes in float")
     if not read.integers:
-        named = list(read.description["float_operations"].items())[:3]
-        why = ", ".join(f"{name} ({what})" for name, what in named) or "rescaling or biases"
+        named = describe_operations(network.module, network.float_operations)
+        why = ", ".join(named[:_NAMED]) or "rescaling or biases"
         raise OmpqError(f"this network does not run on integers alone: {why} stayed in float")
     return network, read.integers

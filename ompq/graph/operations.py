@@ -1,14 +1,10 @@
 """The one place that reads what a node of a traced network computes.
 
 Here are the name of a node's operation and the families of such names, what its value is and who
-computes with it, the layer that it calls, and the arguments of clips and poolings, whichever way
-they are written: as a module, as a function or as a method, by position or by keyword.
+computes with it, and the layer that it calls; arguments.py reads its arguments.
 """
 
 from __future__ import annotations
-
-from math import inf
-from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -172,87 +168,3 @@ def get_layer(network: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
     if not isinstance(module, nn.Conv2d | nn.Linear):
         raise TypeError(f"{name} is a {type(module).__name__}")
     return module
-
-
-def read_clip_bounds(node: Node, module: GraphModule) -> tuple[float, float]:
-    """Read the least and the largest value that a clipping activation lets pass.
-
-    Args:
-        node: Node whose operation is one of `CLIPS`.
-        module: Traced network that the node belongs to.
-
-    Returns:
-        The two bounds, −∞ and ∞ where there is none.
-    """
-    name = operation(node, module)
-    if name == "relu":
-        return 0.0, inf
-    if name == "relu6":
-        return 0.0, 6.0
-    if node.op == "call_module":
-        found = module.get_submodule(str(node.target))
-        return float(found.min_val), float(found.max_val)  # type: ignore[arg-type]
-    given = dict(zip(("min", "max"), node.args[1:], strict=False)) | dict(node.kwargs)
-    # hardtanh has other keywords and defaults; clamp_max has its only bound at the place of `min`.
-    if name == "hardtanh":
-        given = {"min": given.get("min_val", given.get("min", -1.0)), **given}
-        given = {"max": given.get("max_val", given.get("max", 1.0)), **given}
-    if name == "clamp_max":
-        given = {"max": given.get("max", given.get("min"))}
-    low, high = given.get("min"), given.get("max")
-    return (-inf if low is None else float(low)), (inf if high is None else float(high))  # type: ignore[arg-type]
-
-
-def read_pooling_window(
-    node: Node, module: GraphModule
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
-    """Read kernel, stride and padding of an average over height and width.
-
-    Args:
-        node: Node whose operation is one of `AVERAGES`.
-        module: Traced network that the node belongs to.
-
-    Returns:
-        Kernel, stride and padding, each (height, width); None where not every output divides by
-        the size of the kernel, or other dimensions are averaged.
-    """
-    before, after = tensor_shape(node.all_input_nodes[0]), tensor_shape(node)
-    if before is None or after is None or len(before) != 4 or before[:2] != after[:2]:
-        return None
-    name = operation(node, module)
-    if name == "mean" or name.startswith("adaptive"):
-        rows, columns = after[2:] if len(after) == 4 else (1, 1)
-        # Adaptive windows of several sizes are no pooling with one kernel.
-        if before[2] % rows or before[3] % columns:
-            return None
-        kernel = before[2] // rows, before[3] // columns
-        return kernel, kernel, (0, 0)
-    return _read_given_window(node, module)
-
-
-def _read_given_window(
-    node: Node, module: GraphModule
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
-    """Read the window of a pooling whose kernel, stride and padding are written down."""
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
-    if node.op == "call_module":
-        pool = module.get_submodule(str(node.target))
-        values = {key: getattr(pool, key) for key in (*names, "divisor_override")}
-    else:
-        values = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-    kernel = _to_pair(values["kernel_size"])
-    stride = _to_pair(values.get("stride") or kernel)
-    padding = _to_pair(values.get("padding", 0))
-    if values.get("ceil_mode") or values.get("divisor_override"):
-        return None
-    if padding != (0, 0) and not values.get("count_include_pad", True):
-        return None
-    return kernel, stride, padding
-
-
-def _to_pair(value: Any) -> tuple[int, int]:
-    """Write what stands for height and width as two numbers: one number, or one or two of them."""
-    if isinstance(value, int):
-        return value, value
-    first, *rest = value
-    return int(first), int(rest[0] if rest else first)

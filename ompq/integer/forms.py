@@ -81,9 +81,14 @@ def find_form(node: Node, module: GraphModule) -> Form | None:
     Returns:
         The form; None where there is none.
     """
+    try:
+        return None if "out" in node.kwargs else _read_form(node, module)
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        return None  # arguments that nobody foresaw
+
+
+def _read_form(node: Node, module: GraphModule) -> Form | None:
     name = operation(node, module)
-    if "out" in node.kwargs:
-        return None
     if name in CLIPS:
         return None if read_clip_bounds(node, module) is None else Form.CLIP
     if name in AVERAGES:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ompq.errors import OmpqError
+from ompq.fields import settle_fields
 from ompq.graph.exclusions import Exclusions
 from ompq.integer.batch_norm import StandaloneBatchNorm
 from ompq.integer.fake_quantizers import RangeRule
@@ -37,6 +38,7 @@ class ConversionSettings:
     learned: bool = False
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         if self.bias_bits and not 2 <= self.bias_bits <= 32:
             raise OmpqError(f"`bias_bits` is {self.bias_bits}; it is 2 to 32, or 0 for float")
 
@@ -48,14 +50,13 @@ class IntegerNetwork:
     Attributes:
         module: The rewritten network.
         input_shape: Channels × height × width of its images.
-        float_operations: Node name → operation, or class of a layer, whose value is in float; with
-            an entry the network does not run on integers alone.
+        float_operations: Node name → operation, or class of a layer, whose value is in float, or
+            what else its integers lack; with an entry the network does not run on integers alone.
         scale_sources: Node name → source of the scale of its value; None for one in float.
         image_maps: Names of the nodes whose values are the images, as they come or normalised.
         left_in_float: Names of the nodes whose values were left in float, for what a check showed.
         exclusions: What of the float network was left as it is.
         samples: Images on which integers and simulation are compared; None for random ones.
-        faults: Node name → what is known to go wrong with its integers.
         notes: Lines that tell what had to be left in float.
     """
 
@@ -67,13 +68,12 @@ class IntegerNetwork:
     left_in_float: frozenset[str] = frozenset()
     exclusions: Exclusions = field(default_factory=Exclusions)
     samples: Tensor | None = None
-    faults: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
     def runs_on_integers(self) -> bool:
         """Tell whether nothing between images and logits needs floats."""
-        return not self.float_operations and not self.faults and self.settings_allow_integers
+        return not self.float_operations and self.settings_allow_integers
 
     @property
     def settings_allow_integers(self) -> bool:

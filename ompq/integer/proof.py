@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
 
 from ompq.evaluation import find_device
 from ompq.graph import NetworkGraph
@@ -47,14 +47,18 @@ _UNSUITED = (
 
 
 def prove(
-    build: Callable[[frozenset[str]], IntegerNetwork], images: Tensor, graph: NetworkGraph
+    convert: Callable[[frozenset[str]], IntegerNetwork],
+    calibrate: Callable[[IntegerNetwork], None],
+    graph: NetworkGraph,
+    images: Tensor,
 ) -> IntegerNetwork:
     """Convert a network so that its integers, where it has them, are what is simulated.
 
     Args:
-        build: Function that converts and calibrates the network, with some nodes left in float.
-        images: Images, n × channels × height × width, normalised; a few of them are used.
+        convert: Function that converts the network, with some nodes (by name) left in float.
+        calibrate: Function that gives a converted network its first scales.
         graph: The float network.
+        images: Images, n × channels × height × width, normalised; a few of them are used.
 
     Returns:
         The network, in evaluation mode, with its `float_operations` as the execution of its
@@ -65,9 +69,13 @@ def prove(
     left: frozenset[str] = frozenset()
     notes: list[str] = []
     for _ in range(_MOST_CONVERSIONS):
-        network = build(left)
+        network = convert(left)
         network.samples = images[:_SAMPLES].cpu()
-        faults = check_float_network(network, graph) or check_integers(network)
+        faults = check_float_network(network, graph)
+        # A network that computes something else, and can be mended, need not be calibrated.
+        if not faults.keys() & (names - left):
+            calibrate(network)
+            faults |= check_integers(network)
         new = {name: why for name, why in faults.items() if name in names - left}
         if not new:
             break
@@ -76,7 +84,9 @@ def prove(
                 what = f"{locate(node)} ({operation(node, graph.module)})"
                 notes.append(f"{what}: {new[node.name]}; it stays in float")
         left |= new.keys()
-    network.faults, network.notes = dict(faults), notes
+    # What is known to be wrong and cannot be mended is no integer network at least.
+    network.float_operations |= faults
+    network.notes = notes + [f"{name}: {why}" for name, why in faults.items()]
     return network
 
 
@@ -114,19 +124,19 @@ def check_float_network(network: IntegerNetwork, graph: NetworkGraph) -> dict[st
     """Compare a converted network, its quantization switched off, with the float one.
 
     Args:
-        network: Network of integers; in evaluation mode afterwards.
+        network: Network of integers, with or without scales; in evaluation mode afterwards.
         graph: The network that it was converted from.
 
     Returns:
-        The first node, by its name before the conversion, whose value differs, and the reason;
-        nothing where the outputs agree.
+        The first node, by its name before the conversion, whose value differs or cannot be
+        computed, and the reason; nothing where the outputs agree.
     """
     network.module.eval()
     images = _find_samples(network).to(find_device(network.module))
     network.enable(False)
     try:
         expected, found = _Values(graph.module, images), _Values(network.module, images)
-        agree = _is_close(expected.logits, found.logits)
+        agree = found.failed is None and _is_close(expected.logits, found.logits)
         return {} if agree else _find_first_difference(network, graph, images)
     finally:
         network.enable(True)
@@ -220,20 +230,32 @@ def _agree_in_tensor(
 
 
 class _Values(Interpreter):
-    """The values of all nodes of a network, by name, or of its output alone."""
+    """The values of all nodes of a network, by name, or of its output alone.
 
-    def __init__(self, module: Any, images: Tensor, keep: bool = False) -> None:
+    Attributes:
+        logits: What the network gives; None where it fails.
+        failed: Node that failed; None where all went well.
+    """
+
+    def __init__(self, module: GraphModule, images: Tensor, keep: bool = False) -> None:
         super().__init__(module)
         self.extra_traceback = False
         self.values: dict[str, Any] = {}
+        self.failed: Node | None = None
         self._keep = keep
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.logits: Tensor = self.run(images.clone())
+            self.logits: Tensor | None = self.run(images.clone())
 
     def run_node(self, n: Node) -> Any:
-        """Run a node and keep its value."""
-        value = super().run_node(n)
+        """Run a node and keep its value; after one that failed, none is run."""
+        if self.failed is not None:
+            return None
+        try:
+            value = super().run_node(n)
+        except _UNSUITED:
+            self.failed = n
+            return None
         if self._keep:
             self.values[n.name] = map_tensors(value, Tensor.clone)
         return value
@@ -252,13 +274,13 @@ def _find_first_difference(
     network: IntegerNetwork, graph: NetworkGraph, images: Tensor
 ) -> dict[str, str]:
     expected = _Values(graph.module, images, keep=True).values
-    found = _Values(network.module, images, keep=True).values
+    found = _Values(network.module, images, keep=True)
     twins = _map_norms(graph)
     for node in network.module.graph.nodes:
         name = find_original(node, network.module)
         own = is_inserted(node, network.module) or _is_layer(node, network.module)
         twin = twins.get(name, name) if own else name
-        if twin in expected and not _is_close(expected[twin], found[node.name]):
+        if node is found.failed or not _is_close(expected.get(twin), found.values[node.name]):
             return {name: "without quantization it is not what the float network has"}
     return {}
 

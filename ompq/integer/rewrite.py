@@ -186,7 +186,8 @@ class Rewriter:
         given: Any = (
             [arguments.get("input"), arguments.get("other")] if adds else arguments.get("tensors")
         )
-        if not isinstance(given, tuple | list) or arguments.get("alpha", 1) != 1:
+        usual = arguments.get("alpha", 1) == 1 and isinstance(arguments.get("dim", 0), int)
+        if not isinstance(given, tuple | list) or not usual:
             return node
         parts = [part for part in given if isinstance(part, Node)]
         found = [self.scale_sources.get(part) for part in parts]
@@ -197,8 +198,7 @@ class Rewriter:
         if adds:
             combination = QuantizedAdd(*common)
         else:
-            dim = int(arguments.get("dim") or 0)
-            combination = QuantizedCat(*common, dim=dim, stacks=name == "stack")
+            combination = QuantizedCat(*common, arguments.get("dim", 0), stacks=name == "stack")
         path = f"{COMBINATION_PATH}.{node.name}"
         call = self._insert(node, path, combination, tuple(parts))
         node.replace_all_uses_with(call)

@@ -56,7 +56,9 @@ def find_least_scale(
     least = rows.new_zeros(rows.shape[0], dtype=torch.float64)
     # The most that the integers' magnitudes can add up to: mostly there is no need to look.
     if rows.shape[1] * (params.high - params.low) * reach >= _LARGEST_PART:
-        least = rows.abs().sum(dim=1).double() * (2 * reach / _LARGEST_PART)
+        # Rounding may add half a step to every weight.
+        room = max(_LARGEST_PART - rows.shape[1] * reach / 2, _LARGEST_PART / 4)
+        least = rows.abs().sum(dim=1).double() * (reach / room)
     if bias is not None:
         size, step = bias.detach().double().abs(), source.get_scale().double()
         if bias_bits == FULL_BIAS_BITS:

@@ -35,8 +35,7 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
         And a JSON-ready description: the widths and ranges of the integers, and what stayed in
         float. Whether the network runs on integers alone is found by running them.
     """
-    faults = check_integers(network)
-    network.faults |= faults
+    network.float_operations |= check_integers(network)
     layers, requantizers = network.layers(), network.requantizers()
     tensors = _collect_other_tensors(network)
     widths = {}
@@ -68,7 +67,7 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
         "bias_bits": first.bias_bits,
         "dyadic": all(r.dyadic for r in requantizers.values()),
         "integers_only": runs_on_integers,
-        "float_operations": network.float_operations | network.faults,
+        "float_operations": network.float_operations,
         "left_in_float": sorted(network.left_in_float),
     }
 
@@ -126,6 +125,8 @@ def restore_from_tensors(
     for name, value in _collect_other_tensors(network).items():
         value.copy_(_read_tensor(tensors, name))
     network.module.eval()
+    # What a check had shown when the file was written.
+    network.float_operations = {**description["float_operations"], **network.float_operations}
     return network
 
 

@@ -1,0 +1,292 @@
+"""What integers compute is found by running them; biases, clips and shared weights are exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from converted import build, count_equal, measure_error, train
+from kinds import KINDS, Net, build_kind, conv, draw_images, pooled
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn.functional import avg_pool2d, relu, relu6
+
+from ompq import artifact
+from ompq.assignment import uniform
+from ompq.errors import OmpqError
+from ompq.files import load_tensors, save_tensors
+from ompq.graph import trace
+from ompq.integer import (
+    IntegerExecution,
+    IntegerNetwork,
+    check_integers,
+    export_integers,
+    forms,
+    rewrite,
+)
+from ompq.integer.fake_quantizers import FixedWeightFakeQuantizer
+from ompq.integer.layers import QuantizedLayer
+
+IMAGES = draw_images(24)
+
+
+def plain(*after: str, **parts: nn.Module) -> Net:
+    """Two convolutions with something between, an average and a linear layer."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = relu(net.stem(x))
+        for name in after:
+            x = net.get_submodule(name)(x)
+        return net.head(pooled(relu(net.conv(x))))
+
+    torch.manual_seed(0)
+    return Net(forward, stem=conv(3, 8, 2), conv=conv(8, 8), head=nn.Linear(8, 5), **parts).eval()
+
+
+IN_FLOAT = {
+    "norm over positions": {"BatchNorm1d", "relu", "mean"},
+    "norm of another code": {"ScaledNorm", "mean"},
+    "layer of another code": {"CentredLinear", "relu"},
+    "layer with a hook": {"Conv2d", "BatchNorm2d", "relu", "mean"},
+    "computed weight": {"conv2d", "relu", "mean"},
+    "pieces": {"mul"},
+    "positions": {"add", "mean"},
+    "unused": {"mul", "max_pool2d", "mean"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_every_kind_are_exact_or_name_what_is_in_float(kind: str) -> None:
+    network = build_kind(kind)
+    converted = build(network, IMAGES)
+    assert not converted.notes
+    assert set(converted.float_operations.values()) == IN_FLOAT.get(kind, set())
+    assert measure_error(converted, network, IMAGES) < 0.01
+    train(converted, IMAGES)
+    assert check_integers(converted) == {}
+    assert count_equal(converted, IMAGES) == len(IMAGES)
+
+
+def test_a_form_that_is_wrong_is_found_and_the_operation_left_in_float(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An operation that was taken for one that hands on integers, and one that fails on them."""
+    known = forms.find_form
+
+    def claim(node: Node, module: GraphModule) -> forms.Form | None:
+        name = forms.operation(node, module)
+        return forms.Form.ARRANGE if name in ("hardswish", "fold") else known(node, module)
+
+    for module in (rewrite, forms):
+        monkeypatch.setattr(module, "find_form", claim)
+    monkeypatch.setattr("ompq.integer.execution.find_form", claim)
+    network = plain("act", act=nn.Hardswish())
+    converted = build(network, IMAGES)
+    assert converted.float_operations == {"act": "hardswish"}
+    assert len(converted.notes) == 1 and "act (hardswish)" in converted.notes[0]
+    assert count_equal(converted, IMAGES) == len(IMAGES)
+    assert measure_error(converted, network, IMAGES) < 0.02
+
+
+def test_arguments_that_were_misread_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = rewrite.read_arguments
+    monkeypatch.setattr(
+        rewrite, "read_arguments", lambda node, module: {**known(node, module), "dim": 2}
+    )
+    torch.manual_seed(0)
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = relu(net.stem(x))
+        return net.head(torch.cat([x, relu(net.conv(x))], 3).mean(3).flatten(1))
+
+    network = Net(forward, stem=conv(3, 8, 2), conv=conv(8, 8), head=nn.Linear(64, 5)).eval()
+    converted = build(network, IMAGES)
+    assert len(converted.notes) == 1 and "cat" in converted.notes[0]
+    assert converted.float_operations == {"cat": "cat", "mean": "mean"}
+    assert measure_error(converted, network, IMAGES) < 0.02
+    assert count_equal(converted, IMAGES) == len(IMAGES)
+
+
+def test_integers_that_went_wrong_are_found_when_the_file_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    network = plain()
+    converted = build(network, IMAGES)
+    assert converted.runs_on_integers
+
+    def fail(execution: IntegerExecution, name: str, module: nn.Module, x: Tensor) -> Tensor:
+        raise ValueError(f"no run of {name}")
+
+    monkeypatch.setattr(IntegerExecution, "_run_layer", fail)
+    widths = uniform(trace(network, (3, 16, 16)).groups, 8, 8)
+    artifact.save_quantized(tmp_path / artifact.FILE, converted, widths)
+    assert set(converted.float_operations) == {"stem", "conv", "head"}
+    read = artifact.load_quantized(tmp_path, network)
+    assert isinstance(read.network, IntegerNetwork)
+    assert not read.integers and not read.network.runs_on_integers
+
+
+def test_a_mixed_network_is_read_back_as_it_was(tmp_path: Path) -> None:
+    network = plain("act", "up", act=nn.GELU(), up=nn.Upsample(scale_factor=2, mode="bilinear"))
+    converted = build(network, IMAGES)
+    widths = uniform(trace(network, (3, 16, 16)).groups, 8, 8)
+    file = tmp_path / artifact.FILE
+    artifact.save_quantized(file, converted, widths)
+    read = artifact.load_quantized(file, network)
+    assert isinstance(read.network, IntegerNetwork) and not read.integers
+    assert read.network.float_operations == {"act": "gelu", "up": "upsample"}
+    assert not read.network.runs_on_integers
+    with torch.inference_mode():
+        assert torch.equal(read.network.module(IMAGES), converted.module(IMAGES))
+    with pytest.raises(OmpqError, match=r"act \(gelu\)"):
+        export_integers(read.network)
+    # Earlier files tell what was in float, but not what was left so.
+    tensors, description = load_tensors(file)
+    del description["left_in_float"]
+    save_tensors(file, tensors, description)
+    again = artifact.load_quantized(file, network)
+    with torch.inference_mode():
+        assert torch.equal(again.network.module(IMAGES), converted.module(IMAGES))
+
+
+def prune(network: Net, weight: float) -> None:
+    """Leave a filter with next to no weights, and with a bias that its channel lives by."""
+    with torch.no_grad():
+        network.stem.weight[:3] = weight * torch.randn(3, 3, 3, 3)
+        network.stem.bias[:3] = torch.tensor([5.0, -3.0, 0.2])
+
+
+def fix_scales(network: IntegerNetwork) -> None:
+    """Fix the scales of all weights where they are, as post-training quantization does."""
+    for layer in network.layers().values():
+        params = layer.fake_quantizer.compute_params(layer.layer.weight)
+        layer.fake_quantizer = FixedWeightFakeQuantizer(params)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-10])
+@pytest.mark.parametrize("start", ["ranges", "learned", "fixed"])
+def test_a_bias_always_fits_into_32_bits(start: str, weight: float) -> None:
+    network = plain()
+    prune(network, weight)
+    converted = build(network, IMAGES, learned=start == "learned")
+    if start == "fixed":
+        fix_scales(converted)
+    for _ in range(2):
+        held = converted.layers()["stem"].compute_integers()
+        assert held.bias is not None
+        bias = held.bias.double() * held.scale.flatten()
+        expected = converted.layers()["stem"].layer.bias.detach().double()
+        torch.testing.assert_close(bias, expected, rtol=1e-6, atol=1e-4)
+        assert int(held.bias.abs().max()) <= 2**30
+        assert check_integers(converted) == {}
+        train(converted, IMAGES)
+    converted = build(network, IMAGES, learned=start == "learned")
+    assert measure_error(converted, network, IMAGES) < 0.01
+    assert not converted.find_clamped_biases()
+
+
+def test_narrow_biases_that_are_clamped_are_named() -> None:
+    network = plain()
+    with torch.no_grad():
+        network.stem.bias[0] = 50.0
+        network.conv.bias.zero_()
+        network.head.bias.zero_()
+    assert build(network, IMAGES, bias_bits=8).find_clamped_biases() == ["stem"]
+    assert build(network, IMAGES, bias_bits=32).find_clamped_biases() == []
+
+
+def test_sums_of_many_products_stay_within_32_bits() -> None:
+    layer = nn.Linear(90_000, 2, bias=True)
+    with torch.no_grad():
+        layer.weight.fill_(0.5)
+        layer.bias.fill_(1e4)
+    network = nn.Sequential(nn.Flatten(), layer)
+    images = torch.rand(3, 1, 300, 300)
+    converted = build(network, images)
+    quantized = converted.layers()["1"]
+    bound = quantized.compute_integers().bound_sums(quantized.source.largest)
+    assert 2**28 < int(bound.max()) < 2**31
+    assert measure_error(converted, network, images) < 0.02
+    assert count_equal(converted, images) == len(images)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_sums_that_are_clipped_and_averaged_clip_where_integers_do(bits: int) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = relu(net.stem(x))
+        x = relu6(net.wide(avg_pool2d(torch.clamp(x + net.conv(x), 0, 0.37), 2)))
+        x = avg_pool2d(x, 2) + avg_pool2d(net.side(x).clamp(-0.2, 0.3), 2)
+        return net.head(x.mean(3).flatten(1))
+
+    torch.manual_seed(0)
+    network = Net(
+        forward,
+        stem=conv(3, 8, 2),
+        conv=conv(8, 8),
+        wide=conv(8, 8),
+        side=conv(8, 8),
+        head=nn.Linear(16, 5),
+    ).eval()
+    with torch.no_grad():
+        network.wide.weight.mul_(30)
+    images = torch.randn(200, 3, 16, 16)
+    converted = build(network, images[:20], bits)
+    assert converted.runs_on_integers
+    assert count_equal(converted, images) == len(images)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_layers_that_share_a_weight_share_its_integers(learned: bool, tmp_path: Path) -> None:
+    network = build_kind("tied weights")
+    with torch.no_grad():  # the bias of one of them is large for their weight
+        network.a.weight[0] = 1e-9
+        network.b.bias[0] = 4.0
+    converted = build(network, IMAGES, learned=learned)
+
+    def compare(one: QuantizedLayer, other: QuantizedLayer) -> None:
+        assert one.layer.weight is other.layer.weight
+        assert one.fake_quantizer is other.fake_quantizer
+        found, expected = one.quantize_weight(), other.quantize_weight()
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1].scale, expected[1].scale)
+
+    for _ in range(2):
+        compare(converted.layers()["a"], converted.layers()["b"])
+        assert check_integers(converted) == {}
+        train(converted, IMAGES)
+    widths = uniform(trace(network, (3, 16, 16)).groups, 8, 8)
+    artifact.save_quantized(tmp_path / artifact.FILE, converted, widths)
+    read = artifact.load_quantized(tmp_path, network)
+    with torch.inference_mode():
+        expected = converted.module(IMAGES)
+    assert torch.equal(IntegerExecution(read.network, read.integers).logits(IMAGES), expected)
+
+
+def test_a_norm_of_another_code_keeps_its_statistics_when_told() -> None:
+    converted = build(build_kind("norm of another code"), IMAGES)
+    norm = converted.module.get_submodule("norm")
+    assert type(norm).__name__ == "ScaledNorm"
+    before = norm.running_mean.clone()
+    converted.module.train()(IMAGES)
+    moved = norm.running_mean.clone()
+    assert not torch.equal(moved, before)
+    converted.freeze_norms()
+    converted.module.train()(IMAGES)
+    assert torch.equal(norm.running_mean, moved)
+
+
+def test_a_layer_that_reads_two_values_and_one_of_another_layer_reads_one_scale() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = relu(net.stem(x))
+        first = relu(net.a(x))
+        second = relu(net.b(first))
+        third = relu(net.a(second)) + relu(net.b(second))
+        return net.head(pooled(relu(net.a(third)) + relu(net.b(third))))
+
+    torch.manual_seed(0)
+    network = Net(forward, stem=conv(3, 8, 2), a=conv(8, 8), b=conv(8, 8), head=nn.Linear(8, 5))
+    converted = build(network.eval(), IMAGES)
+    assert converted.runs_on_integers
+    assert count_equal(converted, IMAGES) == len(IMAGES)
+    assert measure_error(converted, network, IMAGES) < 0.02
