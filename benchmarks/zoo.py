@@ -45,14 +45,15 @@ with interruptible_imports():
     from ompq.options import Parser
     from ompq.runtime import progress, versions
     from ompq.zoo import load_network
-    from QAT import prepare, verify
+    from QAT import prepare
 
-IMAGES = 4
+# Images that batch norms get their statistics from, and those that everything is checked on.
+SETTLING_IMAGES = 8
+IMAGES = 2
 # The first side that a network takes is used; None for its own.
-SIDES = (64, None)
+SIDES = (32, 64, None)
 GROWING_POOLS = frozenset({"adaptiveavgpool2d", "adaptive_avg_pool2d"})
-# Larger networks of a family tell nothing that its smaller ones do not, and fill the memory.
-MOST_PARAMETERS = 120_000_000
+NOT_EXAMINED = "not examined"
 # Words of a network's name that tell its size, from the smallest to the largest.
 SIZES = (
     "zepto atto femto pico nano xxtiny xtiny xxs xs xx x ti t tiny mini s small e m medium b base "
@@ -61,6 +62,23 @@ SIZES = (
 # Further words that do not make a family.
 VARIANTS = frozenset("patch a c d f ma sa fl rw tf w so j r o v".split())
 INTEGERS, PARTLY, REFUSED, FAILED = "integers", "in float in part", "refused", "traceback"
+
+
+class _NotExaminedError(Exception):
+    """A network is beyond the limits."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is not examined.
+
+    Attributes:
+        seconds: Time for one network.
+        parameters: Number of its parameters.
+    """
+
+    seconds: int
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -76,8 +94,6 @@ class Finding:
         parameters: Number of parameters.
         quantized: Number of those that are quantized.
         error: ‖ŷ − y‖ / ‖y‖ of the logits, with weights and activations at 8 bits.
-        equal: Number of images for which integers give the simulation's logits to the bit, of
-            `IMAGES`; None where the network has no integers alone.
         notes: What the check had to leave as it is.
         seconds: Time of all of it.
     """
@@ -90,7 +106,6 @@ class Finding:
     parameters: int = 0
     quantized: int = 0
     error: float | None = None
-    equal: int | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -124,19 +139,21 @@ def rank_size(name: str) -> tuple[int, list[tuple[int, str]]]:
     return min(ranks, default=SIZES.index("s")), parts
 
 
-def examine(library: str, name: str, limit_s: int) -> Finding:
+def examine(library: str, name: str, limits: Limits) -> Finding:
     """Take one network through everything, and say what became of it.
 
     Args:
         library: `torchvision` or `timm`.
         name: Name of the network.
-        limit_s: Seconds after which it is given up.
+        limits: Limits beyond which it is not examined.
     """
     start = time.perf_counter()
     notes: list[str] = []
     try:
-        with _time_limit(limit_s):
-            found = _examine(library, name, notes)
+        with _time_limit(limits.seconds):
+            found = _examine(library, name, limits, notes)
+    except _NotExaminedError as error:
+        found = Finding(library, name, NOT_EXAMINED, str(error))
     except OmpqError as error:
         found = Finding(library, name, REFUSED, str(error))
     except Exception as error:  # whatever it is, it is a defect to be listed
@@ -146,34 +163,29 @@ def examine(library: str, name: str, limit_s: int) -> Finding:
     return Finding(**{**asdict(found), "notes": tuple(notes), "seconds": seconds})
 
 
-def _examine(library: str, name: str, notes: list[str]) -> Finding:
+def _examine(library: str, name: str, limits: Limits, notes: list[str]) -> Finding:
     torch.manual_seed(0)
     with torch.device("meta"):
         size = _count(_build(library, name))
-    if size > MOST_PARAMETERS:
-        raise OmpqError(f"not examined: {size / 1e6:.0f} million parameters fill the memory here")
+    if size > limits.parameters:
+        raise _NotExaminedError(f"{size / 1e6:.0f} million parameters")
     network, images, graph, converted = _convert(library, name, SIDES, notes)
     if set(converted.float_operations.values()) & GROWING_POOLS:
         # Of small images such a pool makes larger ones: another network than the usual one.
         network, images, graph, converted = _convert(library, name, (None,), notes)
     with torch.inference_mode():
         expected = flatten_logits(network(images), IMAGES)
-    equal = None
-    if converted.runs_on_integers:
-        labels = torch.zeros(len(images), dtype=torch.long)
-        equal = verify(converted, [(images, labels)]).equal
     operations = Counter(converted.float_operations.values())
     rest = ", ".join(f"{what} ({count}×)" for what, count in operations.most_common())
     return Finding(
         library=library,
         name=name,
-        outcome=INTEGERS if equal is not None else PARTLY,
+        outcome=INTEGERS if converted.runs_on_integers else PARTLY,
         detail=rest,
         side=images.shape[-1],
         parameters=graph.parameters.total,
         quantized=graph.parameters.quantized,
         error=_measure_rounding(converted, images, expected),
-        equal=equal,
     )
 
 
@@ -204,9 +216,10 @@ def _open(
     channels, own = loaded.preprocess.channels, loaded.preprocess.input_size
     refused: OmpqError | None = None
     for side in (side or own for side in sides):
-        images = torch.randn(IMAGES, channels, side, side)
+        images = torch.randn(SETTLING_IMAGES, channels, side, side)
         try:
             _settle_norms(loaded.module, images)
+            images = images[:IMAGES]
             return loaded.module, images, trace_for(loaded.module, images, notes.append)
         except OmpqError as error:
             refused = error
@@ -240,7 +253,7 @@ def _measure_rounding(converted: IntegerNetwork, images: Tensor, expected: Tenso
 @contextmanager
 def _time_limit(seconds: int) -> Iterator[None]:
     def give_up(_number: int, _frame: FrameType | None) -> None:
-        raise OmpqError(f"not examined: it takes more than {seconds} s here")
+        raise _NotExaminedError(f"more than {seconds} s")
 
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(seconds)
@@ -250,34 +263,37 @@ def _time_limit(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-def _examine_job(job: tuple[str, str, int]) -> Finding:
+def _examine_job(job: tuple[str, str, Limits]) -> Finding:
     torch.set_num_threads(1)
     return examine(*job)
 
 
 def run_all(
-    networks: Sequence[tuple[str, str]], file: Path, jobs: int, limit_s: int
+    networks: Sequence[tuple[str, str]], file: Path, jobs: int, limits: Limits
 ) -> list[Finding]:
     """Examine all networks that the file does not know yet, and add each to it when it is done.
+
+    What is beyond the limits is not added: a run with wider ones takes it up.
 
     Args:
         networks: Library and name of each.
         file: File of findings, one JSON text per line.
         jobs: Number of processes.
-        limit_s: Seconds for one network.
+        limits: Limits beyond which a network is not examined.
 
     Returns:
         The findings of all, in the order of `networks`.
     """
     known = _read(file)
-    missing = [(*key, limit_s) for key in networks if key not in known]
+    missing = [(*key, limits) for key in networks if key not in known]
     context = multiprocessing.get_context("spawn")
     # Few networks per process, for what libraries keep in memory grows.
     with context.Pool(jobs, maxtasksperchild=15) as pool, file.open("a", encoding="utf-8") as out:
         found = pool.imap_unordered(_examine_job, missing)
         for finding in progress(found, "networks", len(missing)):
-            out.write(json.dumps(asdict(finding)) + "\n")
-            out.flush()
+            if finding.outcome != NOT_EXAMINED:
+                out.write(json.dumps(asdict(finding)) + "\n")
+                out.flush()
             known[finding.library, finding.name] = finding
     return [known[key] for key in networks]
 
@@ -292,7 +308,7 @@ def _read(file: Path) -> dict[tuple[str, str], Finding]:
 def write_table(findings: Sequence[Finding], path: Path) -> None:
     """Write the table of all networks, and the counts above it."""
     counts = Counter(finding.outcome for finding in findings)
-    examined = [f for f in findings if not f.detail.startswith("not examined")]
+    examined = [f for f in findings if f.outcome != NOT_EXAMINED]
     traced = [f for f in examined if f.outcome in (INTEGERS, PARTLY)]
     used = versions()
     lines = [
@@ -306,7 +322,8 @@ def write_table(findings: Sequence[Finding], path: Path) -> None:
         "",
         f"{len(findings)} networks (torchvision {used['torchvision']}, timm {used['timm']}, torch "
         f"{used['torch']}): {counts[INTEGERS]} run on integers alone, {counts[PARTLY]} in float in "
-        f"part, {counts[REFUSED]} are refused, {counts[FAILED]} fail.",
+        f"part, {counts[REFUSED]} are refused, {counts[FAILED]} fail, {counts[NOT_EXAMINED]} are "
+        "not examined yet.",
         f"Of {len(examined)} examined, {100 * len(traced) / max(1, len(examined)):.1f} % are "
         "traced and agree with the network itself.",
         "",
@@ -321,17 +338,15 @@ def write_table(findings: Sequence[Finding], path: Path) -> None:
 
 
 def _format_row(finding: Finding) -> str:
-    share = finding.quantized / finding.parameters if finding.parameters else 0.0
-    cells = [f"{finding.library}:{finding.name}"]
-    if finding.outcome in (REFUSED, FAILED):
-        return f"| {cells[0]} | | | | **{finding.outcome}**: {_escape(finding.detail)} |"
+    name = f"{finding.library}:{finding.name}"
+    if finding.outcome not in (INTEGERS, PARTLY):
+        return f"| {name} | | | | **{finding.outcome}**: {_escape(finding.detail)} |"
     outcome = "integers alone"
     if finding.outcome == PARTLY:
         outcome = f"in float: {finding.detail}"
-    elif finding.equal != IMAGES:
-        outcome = f"**{finding.equal} of {IMAGES} images equal**"
+    share = finding.quantized / finding.parameters if finding.parameters else 0.0
     error = "-" if finding.error is None else f"{100 * finding.error:.2f} %"
-    cells += [str(finding.side), f"{100 * share:.1f} %", error, _escape(outcome)]
+    cells = [name, str(finding.side), f"{100 * share:.1f} %", error, _escape(outcome)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -343,9 +358,15 @@ def build_parser() -> Parser:
     """Build the parser of the command line."""
     parser = Parser(prog="zoo.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--limit", type=int, default=300, help="seconds for one network")
+    parser.add_argument("--limit", type=int, default=600, help="seconds for one network")
     parser.add_argument(
-        "--output", type=Path, default=Path("zoo.jsonl"), help="findings; what is there is kept"
+        "--largest", type=float, default=150, help="millions of parameters of one network"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("docs/networks.jsonl"),
+        help="findings; what is there is kept",
     )
     parser.add_argument("--table", type=Path, default=Path("docs/networks.md"))
     parser.add_argument("--only", default="", help="part of the names to examine; no table then")
@@ -355,7 +376,8 @@ def build_parser() -> Parser:
 def run(arguments: argparse.Namespace) -> None:
     """Examine, print what fails, write the table."""
     networks = [key for key in choose_networks() if arguments.only in ":".join(key)]
-    findings = run_all(networks, arguments.output, arguments.jobs, arguments.limit)
+    limits = Limits(arguments.limit, int(1e6 * arguments.largest))
+    findings = run_all(networks, arguments.output, arguments.jobs, limits)
     for finding in findings:
         if arguments.only or finding.outcome == FAILED:
             print(_format_row(finding))
