@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from ompq.data import CalibrationImages, Loader, calibration_images, make_loader
 from ompq.errors import OmpqError
 from ompq.files import checksum
 from ompq.graph import NetworkGraph, check_network, describe_float_parts, trace
+from ompq.graph.operations import IDENTITIES
 from ompq.integer import IntegerNetwork, describe_operations
 from ompq.options import (
     check_classes,
@@ -265,11 +267,17 @@ def _describe_teacher(arguments: argparse.Namespace, teacher: Teacher) -> str:
 
 
 def _note_float_operations(network: IntegerNetwork) -> list[str]:
-    """Name what is in float by the modules that it is in."""
-    found = describe_operations(network.module, network.float_operations)
+    """Name what is in float, by the modules that it is in or, where these are many, by itself."""
+    operations = {
+        name: what for name, what in network.float_operations.items() if what not in IDENTITIES
+    }
+    found = describe_operations(network.module, operations)
+    if len(found) > _NAMED:
+        counts = Counter(operations.values()).most_common()
+        found = [f"{what} ({count}×)" for what, count in counts]
     if not found:
         return []
-    named = ", ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" * (len(found) > _NAMED))
+    named = ", ".join(found)
     return [f"without an integer form, and so in float: {named}; results.json names them all"]
 
 

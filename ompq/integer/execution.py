@@ -180,9 +180,13 @@ class IntegerExecution(Interpreter):
         super().__init__(network.module)
         self.extra_traceback = False
         self.network, self.structure = network, network.module
-        self.device = find_device(network.module)
         self.numbers: Mapping[str, Tensor] = numbers
         self.floats: set[str] = set()
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of what computes in float."""
+        return find_device(self.structure)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:

@@ -237,6 +237,11 @@ class QuantizedLayer(nn.Module):
         self._integers = None
         return super().train(mode)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLayer:
+        """Change the layer's tensors (their device); integers are computed anew after it."""
+        self._integers = None
+        return super()._apply(fn, recurse)
+
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = self.layer
         if isinstance(layer, nn.Linear):
