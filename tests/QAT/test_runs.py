@@ -54,7 +54,7 @@ class Net(nn.Module):
 def options(tmp_path: Path) -> list[str]:
     return [
         "-a", f"{EARLIER / 'tiny.py'}:make", "--path", str(EARLIER / "tiny.pth"), "--dataset",
-        "digits", "--data_percentage", "0.2", "--epochs", "2", "--batch_size", "48", "--lr",
+        "digits", "--data_percentage", "0.1", "--epochs", "2", "--batch_size", "48", "--lr",
         "0.01", "--quant_scheme", "uniform4", "--workers", "0", "--save_path",
         str(tmp_path / "out"),
     ]  # fmt: skip
@@ -104,7 +104,7 @@ def test_a_folder_is_one_runs_alone_until_that_ends(options: list[str], tmp_path
     assert contents(folder) == before
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    assert result(options)["steps"] == 12
+    assert result(options)["steps"] == 6
     assert not [file for file in folder.iterdir() if file.name.startswith(".")]
 
 
@@ -138,16 +138,16 @@ def test_a_renamed_checkpoint_goes_on_in_its_folder(
     kept = renamed.read_bytes()
     without = options[: options.index("--save_path")]
     monkeypatch.chdir(tmp_path)
-    assert result([*without, "--resume", str(renamed)])["steps"] == 12
+    assert result([*without, "--resume", str(renamed)])["steps"] == 6
     assert renamed.read_bytes() == kept and (folder / LAST).is_file()
     assert not (tmp_path / "qat_output").exists()
     # A second time, what came of it makes room.
-    assert result([*without, "--resume", str(renamed)])["steps"] == 12
+    assert result([*without, "--resume", str(renamed)])["steps"] == 6
     assert (folder / "earlier-1" / LAST).is_file() and renamed.read_bytes() == kept
 
 
 def test_the_weights_that_a_run_began_with_bind_it(options: list[str], tmp_path: Path) -> None:
-    short = [*options, "--epochs", "1", "--data_percentage", "0.1"]
+    short = [*options, "--epochs", "1"]
     made = result(short)
     moved = shutil.copy(EARLIER / "tiny.pth", tmp_path / "moved.pth")
     assert result([*short, "--resume", "--path", str(moved)]) == made
