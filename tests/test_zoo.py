@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from benchmarks import zoo
 
 # Library and name → whether all of it runs on integers.
