@@ -43,6 +43,7 @@ with interruptible_imports():
     from ompq.graph.check import measure_difference
     from ompq.graph.operations import operation, tensor_shape
     from ompq.integer import IntegerNetwork
+    from ompq.integer.network import select_computing
     from ompq.options import Parser
     from ompq.runtime import progress, versions
     from ompq.zoo import load_network
@@ -174,7 +175,7 @@ def _examine(library: str, name: str, limits: Limits, notes: list[str]) -> Findi
     converted = prepare(graph, uniform(graph.groups, 8, 8), images, say=notes.append)
     with torch.inference_mode():
         expected = flatten_logits(network(images), IMAGES)
-    operations = Counter(converted.float_operations.values())
+    operations = Counter(select_computing(converted.float_operations).values())
     rest = ", ".join(f"{what} ({count}×)" for what, count in operations.most_common())
     return Finding(
         library=library,

@@ -12,10 +12,13 @@ from torch.fx import GraphModule, Node
 from ompq.errors import OmpqError
 from ompq.fields import settle_fields
 from ompq.graph.exclusions import Exclusions
+from ompq.graph.operations import IDENTITIES, LAYOUTS
 from ompq.integer.batch_norm import StandaloneBatchNorm
 from ompq.integer.fake_quantizers import RangeRule
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.requantization import Requantizer, ScaleSource
+
+_HANDING_ON = LAYOUTS | IDENTITIES | frozenset("getitem getattr chunk split unbind".split())
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,10 @@ def describe_operations(module: GraphModule, operations: Mapping[str, str]) -> l
         operations: Node name → operation, or class of a layer.
 
     Returns:
-        One description per place and operation, with a number where there are several.
+        One description per place and operation, with a number where there are several. What only
+        hands values on is left out.
     """
+    operations = select_computing(operations)
     nodes = {node.name: node for node in module.graph.nodes}
     places = Counter(
         (locate(nodes[name]) if name in nodes else name, what) for name, what in operations.items()
@@ -134,12 +139,22 @@ def describe_operations(module: GraphModule, operations: Mapping[str, str]) -> l
     ]
 
 
+def select_computing(operations: Mapping[str, str]) -> dict[str, str]:
+    """Select the operations that compute, of all whose values are in float.
+
+    >>> select_computing({"gelu": "gelu", "drop": "dropout", "view": "view"})
+    {'gelu': 'gelu'}
+    """
+    return {name: what for name, what in operations.items() if what not in _HANDING_ON}
+
+
 def locate(node: Node) -> str:
     """Return the path of the module that a node calls, or in whose code a function is called."""
     if node.op == "call_module":
         return str(node.target)
-    stack = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(stack), "") if stack else ""
+    # Of torch.fx: the modules whose code called one another, as pairs of path and class.
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else ""
     return path or node.name
 
 
