@@ -19,8 +19,8 @@ from ompq.data import CalibrationImages, Loader, calibration_images, make_loader
 from ompq.errors import OmpqError
 from ompq.files import checksum
 from ompq.graph import NetworkGraph, check_network, describe_float_parts, trace
-from ompq.graph.operations import IDENTITIES
 from ompq.integer import IntegerNetwork, describe_operations
+from ompq.integer.network import select_computing
 from ompq.options import (
     check_classes,
     json_ready,
@@ -268,9 +268,7 @@ def _describe_teacher(arguments: argparse.Namespace, teacher: Teacher) -> str:
 
 def _note_float_operations(network: IntegerNetwork) -> list[str]:
     """Name what is in float, by the modules that it is in or, where these are many, by itself."""
-    operations = {
-        name: what for name, what in network.float_operations.items() if what not in IDENTITIES
-    }
+    operations = select_computing(network.float_operations)
     found = describe_operations(network.module, operations)
     if len(found) > _NAMED:
         counts = Counter(operations.values()).most_common()

@@ -24,6 +24,7 @@ with interruptible_imports():
     from ompq.errors import OmpqError
     from ompq.evaluation import doubt_accuracy, predict
     from ompq.files import check_writable, lock_folder, set_aside, write_json
+    from ompq.integer import describe_operations
     from ompq.options import (
         check_classes,
         json_ready,
@@ -201,6 +202,7 @@ def _write(prepared: PreparedRun, content: dict[str, Any], progress: Progress) -
     # Writing it has run the integers; what they show counts.
     content["integers_only"] = network.runs_on_integers
     content["float_operations"] = network.float_operations
+    content["in_float"] = describe_operations(network.module, network.float_operations)
     content["parameters"] = prepared.graph.parameters.to_json()
     content["float_layers"] = dict(prepared.graph.float_layers)
     write_json(folder / "results.json", content)

@@ -83,7 +83,7 @@ def _read_integers(read: Artifact) -> tuple[IntegerNetwork, Mapping[str, Tensor]
     network = read.network
     if not isinstance(network, IntegerNetwork):
         raise OmpqError("integer arithmetic needs a network of QAT; one of PTQ computes in float")
-    if not read.integers:
+    if not read.integers or not network.runs_on_integers:
         named = describe_operations(network.module, network.float_operations)
         why = ", ".join(named[:_NAMED]) or "rescaling or biases"
         raise OmpqError(f"this network does not run on integers alone: {why} stayed in float")

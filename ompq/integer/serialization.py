@@ -13,7 +13,7 @@ from ompq.graph import NetworkGraph
 from ompq.integer.convert import convert_to_integers
 from ompq.integer.execution import export_integers
 from ompq.integer.fake_quantizers import ActivationFakeQuantizer, FixedWeightFakeQuantizer
-from ompq.integer.network import ConversionSettings, IntegerNetwork
+from ompq.integer.network import ConversionSettings, IntegerNetwork, describe_operations
 from ompq.integer.proof import check_integers
 from ompq.quantizers import QuantParams, dequantize
 
@@ -68,6 +68,7 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
         "dyadic": all(r.dyadic for r in requantizers.values()),
         "integers_only": runs_on_integers,
         "float_operations": network.float_operations,
+        "in_float": describe_operations(network.module, network.float_operations),
         "left_in_float": sorted(network.left_in_float),
     }
 
