@@ -167,8 +167,7 @@ def examine(library: str, name: str, limits: Limits) -> Finding:
 
 def _examine(library: str, name: str, limits: Limits, notes: list[str]) -> Finding:
     torch.manual_seed(0)
-    with torch.device("meta"):
-        size = _count(_build(library, name))
+    size = _count_parameters(library, name)
     if size > limits.parameters:
         raise _NotExaminedError(f"{size / 1e6:.0f} million parameters")
     network, images, graph = _open(library, name, notes)
@@ -195,7 +194,13 @@ def _build(library: str, name: str) -> nn.Module:
     return models.get_model(name, weights=None)
 
 
-def _count(network: nn.Module) -> int:
+def _count_parameters(library: str, name: str) -> int:
+    """Count the parameters of a network without memory for them, where that can be."""
+    try:
+        with torch.device("meta"):
+            network = _build(library, name)
+    except (NotImplementedError, RuntimeError):  # a network that computes while it is built
+        network = _build(library, name)
     return sum(parameter.numel() for parameter in network.parameters())
 
 
