@@ -26,7 +26,10 @@ _AFFINE = (
     | LAYOUTS
     | IDENTITIES
     | BATCH_NORMS
-    | frozenset("getitem cat concat stack chunk split unbind pad flip roll interpolate".split())
+    | frozenset(
+        "getitem cat concat concatenate stack chunk split unbind pad zeropad2d flip roll narrow "
+        "select movedim swapaxes unfold pixel_unshuffle pixelunshuffle interpolate".split()
+    )
     # Of a network that quantizes its images.
     | {"ActivationQuantizer"}
 )

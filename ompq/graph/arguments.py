@@ -83,6 +83,7 @@ _SYNONYMS = {
 _OWN_NAMES = {"interpolate": "size", "upsample": "size", "unflatten": "sizes"}
 # Several numbers may be written one after the other: `x.permute(0, 2, 1)`.
 _SPREAD = frozenset("reshape view expand repeat tile permute flip".split())
+_DIFFERENCES = frozenset("sub isub subtract".split())
 _OF_TENSORS = frozenset("cat concat concatenate stack".split())
 # Modules from which functions of numbers come.
 _PURE = (operator, math)
@@ -195,6 +196,31 @@ def read_clip_bounds(node: Node, module: GraphModule) -> tuple[float, float] | N
     if any(isinstance(bound, Node | Tensor) for bound in (low, high)):
         return None
     return (-inf if low is None else float(low)), (inf if high is None else float(high))
+
+
+def read_factor(node: Node, module: GraphModule) -> float | None:
+    """Read the positive number that an operation multiplies its tensor by; adding 0 is by 1.
+
+    Args:
+        node: Node that calls a function or a method.
+        module: Traced network that the node belongs to.
+
+    Returns:
+        The number; None where the operation does anything else.
+    """
+    name, arguments = operation(node, module), read_arguments(node, module)
+    given = [arguments.get("input"), arguments.get("other")]
+    numbers = [each for each in given if isinstance(each, int | float)]
+    if node.op == "call_module" or len(numbers) != 1:
+        return None
+    number, is_second = float(numbers[0]), isinstance(given[0], Node)
+    if name in ADDITIONS or (name in _DIFFERENCES and is_second):
+        return 1.0 if number == 0 else None
+    if name in QUOTIENTS and is_second and number > 0 and not arguments.get("rounding_mode"):
+        number = 1 / number
+    elif name not in PRODUCTS:
+        return None
+    return number if 0 < number < inf else None
 
 
 def read_pooling_window(node: Node, module: GraphModule) -> PoolingWindow | None:

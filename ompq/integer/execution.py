@@ -24,7 +24,7 @@ from ompq.integer.forms import (
     find_tensors,
     map_tensors,
     run_on_copies,
-    sum_averaged,
+    sum_integers,
 )
 from ompq.integer.inserted import is_inserted
 from ompq.integer.layers import QuantizedLayer
@@ -275,9 +275,9 @@ class IntegerExecution(Interpreter):
         if form is Form.CLIP:
             low, high = self.numbers[f"{n.name}.clip"]
             return torch.clamp(x, low, high)
-        if form is Form.AVERAGE:
-            return sum_averaged(n, self.structure, x)
-        if form is Form.KEEP:
+        if form in (Form.SUM, Form.AVERAGE):
+            return sum_integers(n, self.structure, x)
+        if form in (Form.KEEP, Form.SCALE):
             return map_tensors(x, Tensor.contiguous)
         kept = {source: self.env[source] for source in n.all_input_nodes}
 

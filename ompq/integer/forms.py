@@ -22,6 +22,7 @@ from ompq.graph.arguments import (
     read_arguments,
     read_clip_bounds,
     read_dims,
+    read_factor,
     read_pooling_window,
 )
 from ompq.graph.operations import (
@@ -43,13 +44,14 @@ _DROPOUTS = frozenset(
 _IDENTITIES = (IDENTITIES - CASTS) | _DROPOUTS
 # These take a value apart, or arrange it anew, whatever their arguments.
 _LAYOUTS = LAYOUTS | frozenset(
-    "adjoint broadcast_to channel_shuffle channelshuffle chunk diagonal expand fliplr flip flipud "
-    "getattr getitem index_select moveaxis movedim narrow pixel_shuffle pixel_unshuffle "
-    "pixelshuffle pixelunshuffle ravel reflectionpad2d repeat repeat_interleave replicationpad2d "
-    "circularpad2d roll rot90 select split split_with_sizes swapaxes swapdims t take_along_dim "
-    "tensor_split tile unbind unfold zeropad2d".split()
+    "adjoint broadcast_to channel_shuffle channelshuffle chunk circularpad2d diagonal expand flip "
+    "fliplr flipud getattr getitem index_select max_pool1d maxpool1d moveaxis movedim narrow "
+    "pixel_shuffle pixel_unshuffle pixelshuffle pixelunshuffle ravel reflectionpad2d repeat "
+    "repeat_interleave replicationpad2d roll rot90 select split split_with_sizes swapaxes swapdims "
+    "t take_along_dim tensor_split tile unbind unfold zeropad2d".split()
 )
 _REDUCTIONS = frozenset("amax amin max min".split())
+_OVER_DIMENSIONS = frozenset(("mean", "sum"))
 _POOLS = MAX_POOLS - _REDUCTIONS
 _CONCATENATIONS = frozenset("cat concat concatenate stack".split())
 _PADS = frozenset(("pad", "constantpad2d"))
@@ -60,14 +62,17 @@ _NEAREST = (None, "nearest", "nearest-exact")
 class Form(Enum):
     """What an operation does to integers.
 
-    CLIP and KEEP work value by value, whatever the scale; POOL chooses among the values of one
-    channel; ARRANGE needs one scale for all values, and so does AVERAGE, which makes it finer.
+    CLIP, KEEP and SCALE work value by value, whatever the scale, which SCALE multiplies; POOL
+    chooses among the values of one channel; ARRANGE needs one scale for all values, and so do SUM
+    and AVERAGE, which makes it finer.
     """
 
     CLIP = "clip"
     KEEP = "keep"
+    SCALE = "scale"
     POOL = "pool"
     ARRANGE = "arrange"
+    SUM = "sum"
     AVERAGE = "average"
 
 
@@ -91,13 +96,18 @@ def _read_form(node: Node, module: GraphModule) -> Form | None:
     name = operation(node, module)
     if name in CLIPS:
         return None if read_clip_bounds(node, module) is None else Form.CLIP
-    if name in AVERAGES:
-        return None if count_averaged(node, module) is None else Form.AVERAGE
+    if name in AVERAGES or name == "sum":
+        form = Form.SUM if name == "sum" else Form.AVERAGE
+        return None if count_summed(node, module) is None else form
+    if read_factor(node, module) is not None:
+        return Form.SCALE
     if name in _IDENTITIES:
         active = name in _DROPOUTS and read_arguments(node, module).get("training", True)
         return None if active and node.op != "call_module" else Form.KEEP
     if name in _REDUCTIONS and _tells_places(node):
         return None
+    if name in _POOLS and tensor_shape(node) is None:
+        return None  # it gives places too
     if name in _POOLS or (name in _REDUCTIONS and _keeps_channels(node, module)):
         return Form.POOL
     arranges = name in _LAYOUTS | _REDUCTIONS or _is_arranging_by_arguments(node, module, name)
@@ -134,43 +144,43 @@ def _is_arranging_by_arguments(node: Node, module: GraphModule, name: str) -> bo
     return copies or arguments.get("value") in (None, 0)
 
 
-def count_averaged(node: Node, module: GraphModule) -> int | None:
-    """Count the values that every output of an average is made of.
+def count_summed(node: Node, module: GraphModule) -> int | None:
+    """Count the values that every output of a sum or an average is made of.
 
     Args:
-        node: Node whose operation is one of `AVERAGES`.
+        node: Node whose operation is `sum` or one of `AVERAGES`.
         module: Network that the node belongs to, with recorded shapes.
 
     Returns:
         The number; None where it is not one for all, or depends on how many images there are.
     """
-    window = read_pooling_window(node, module)
-    if window is not None and operation(node, module) != "mean":
-        return window.count
-    dims = _read_averaged_dims(node, module)
+    if operation(node, module) not in _OVER_DIMENSIONS:
+        window = read_pooling_window(node, module)
+        return None if window is None else window.count
+    dims = _read_summed_dims(node, module)
     shape = tensor_shape(node.all_input_nodes[0]) or ()
     return None if dims is None else prod(shape[dim] for dim in dims)
 
 
-def _read_averaged_dims(node: Node, module: GraphModule) -> tuple[int, ...] | None:
-    """Read the dimensions of a mean, where the images do not lie along them."""
+def _read_summed_dims(node: Node, module: GraphModule) -> tuple[int, ...] | None:
+    """Read the dimensions of a sum or mean, where the images do not lie along them."""
     source = node.all_input_nodes[0]
-    if operation(node, module) != "mean" or read_arguments(node, module).get("dtype") is not None:
+    if read_arguments(node, module).get("dtype") is not None:
         return None
     dims, layout = read_dims(node, module), source.meta.get("layout")
     images = 0 if layout is None else layout.dim
     return None if dims is None or images in dims or tensor_shape(source) is None else dims
 
 
-def sum_averaged(node: Node, module: GraphModule, x: Tensor) -> Tensor:
-    """Sum, of integers, what an average averages.
+def sum_integers(node: Node, module: GraphModule, x: Tensor) -> Tensor:
+    """Sum, of integers, what a sum or an average adds up.
 
     Args:
-        node: Node whose operation is one of `AVERAGES`, and of which `count_averaged` knows.
+        node: Node whose operation is `sum` or one of `AVERAGES`, and which `count_summed` knows.
         module: Network that the node belongs to, with recorded shapes.
-        x: Integers that are averaged, any integer type.
+        x: Integers, any integer type.
     """
-    if operation(node, module) == "mean":
+    if operation(node, module) in _OVER_DIMENSIONS:
         dims = read_dims(node, module)
         assert dims is not None
         return x.sum(dim=dims, keepdim=bool(read_arguments(node, module).get("keepdim", False)))

@@ -30,19 +30,28 @@ class Scaled(Protocol):
 
 @dataclass(frozen=True)
 class ScaleSource:
-    """The module that decides the scale of a value, and a divisor of that scale.
+    """The module that decides the scale of a value, and what has become of that scale since.
 
     An average over k values is their sum at a k-th of the scale.
 
     Attributes:
         module: Layer or requantizer (sums and concatenations included) whose scale it is.
         divisor: What the scale is divided by.
+        factor: What the scale is multiplied by.
+        count: How many of the module's integers the value is the sum of.
         flat: Whether a convolution's outputs of 1 × 1 were flattened: channels are last then.
     """
 
     module: Scaled
     divisor: int = 1
+    factor: float = 1.0
+    count: int = 1
     flat: bool = False
+
+    @property
+    def is_rounded(self) -> bool:
+        """Tell whether values are exact multiples of the scale in float64: nothing changed it."""
+        return self.divisor == 1 and self.factor == 1
 
     @property
     def per_channel(self) -> bool:
@@ -52,7 +61,8 @@ class ScaleSource:
     def get_scale(self) -> Tensor:
         """Return the scale: float64, of a shape that broadcasts to the value's."""
         scale = self.module.get_scale()
-        return (scale.flatten() if self.flat else scale) / self.divisor
+        scale = scale.flatten() if self.flat else scale
+        return scale * self.factor / self.divisor
 
 
 class Requantizer(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from ompq.cost import PIXEL_BITS, SUM_BITS
-from ompq.graph.arguments import read_arguments, read_clip_bounds
+from ompq.graph.arguments import read_arguments, read_clip_bounds, read_factor
 from ompq.graph.operations import (
     ADDITIONS,
     CLIPS,
@@ -22,7 +22,7 @@ from ompq.graph.operations import (
 )
 from ompq.graph.shapes import copy_shape
 from ompq.integer.fake_quantizers import ActivationFakeQuantizer, LearnedActivationFakeQuantizer
-from ompq.integer.forms import CASTS, Form, count_averaged, find_form, has_finite_bound
+from ompq.integer.forms import CASTS, Form, count_summed, find_form, has_finite_bound
 from ompq.integer.inserted import (
     CAST_PATH,
     CLIP_PATH,
@@ -151,10 +151,10 @@ class Rewriter:
         self._round_clip(node)
 
     def _round_output(self, output: Node) -> None:
-        """Make the network's output exact multiples of its scale, where it is an average."""
+        """Make the network's output exact multiples of its scale, an average for instance."""
         for source in output.all_input_nodes:
             scale_source = self.scale_sources.get(source)
-            if scale_source is not None and scale_source.divisor > 1:
+            if scale_source is not None and not scale_source.is_rounded:
                 rounding = OutputRounding(scale_source)
                 call = self._insert(source, OUTPUT_PATH, rounding, (source,))
                 output.replace_input_with(source, call)
@@ -245,18 +245,22 @@ class Rewriter:
             return None
         if form in (Form.CLIP, Form.KEEP):
             return scale_source
+        if form is Form.SCALE:
+            factor = read_factor(node, self.module)
+            return replace(scale_source, factor=scale_source.factor * (factor or 1.0))
         shares = scale_source.per_channel
         if shares and form is Form.POOL and _has_channels_second(scale_source, source):
             return scale_source
         if shares and form is Form.ARRANGE and _flattens_pixels(node, source):
             return replace(scale_source, flat=True)
-        count = count_averaged(node, self.module) if form is Form.AVERAGE else 1
+        count = count_summed(node, self.module) if form in (Form.SUM, Form.AVERAGE) else 1
         bits = SUM_BITS if shares else scale_source.module.fake_quantizer.bits  # type: ignore[attr-defined]
-        if count is None or 2**bits * scale_source.divisor * count > _LARGEST_SUM:
+        if count is None or 2**bits * scale_source.count * count > _LARGEST_SUM:
             return None
         if shares:
             scale_source = self._share_scale(node, source, scale_source)
-        return replace(scale_source, divisor=scale_source.divisor * count)
+        divisor = scale_source.divisor * (count if form is Form.AVERAGE else 1)
+        return replace(scale_source, divisor=divisor, count=scale_source.count * count)
 
     def _share_scale(self, node: Node, source: Node, scale_source: ScaleSource) -> ScaleSource:
         """Requantize a value whose channels have scales of their own to one scale, of 16 bits.

@@ -16,6 +16,7 @@ from ompq.graph.arguments import (
     read_arguments,
     read_clip_bounds,
     read_dims,
+    read_factor,
     read_pooling_window,
 )
 from ompq.graph.shapes import record_shapes
@@ -171,3 +172,25 @@ def test_windows(spelled: Forward | nn.Module, window: tuple | None) -> None:
 def test_layouts(spelled: Forward | nn.Module, expected: dict[str, Any]) -> None:
     found = read(read_arguments, spelled)
     assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("spelled", "factor"),
+    [
+        (lambda s, x: x * 0.5, 0.5),
+        (lambda s, x: torch.mul(other=0.5, input=x), 0.5),
+        (lambda s, x: x.shape[1] * x, 6),
+        (lambda s, x: x / 4, 0.25),
+        (lambda s, x: x.div(4, rounding_mode="floor"), None),
+        (lambda s, x: 4 / x, None),
+        (lambda s, x: x * -1, None),
+        (lambda s, x: 0 + x, 1),
+        (lambda s, x: x - 0.0, 1),
+        (lambda s, x: 0 - x, None),
+        (lambda s, x: x + 1, None),
+        (lambda s, x: x * x, None),
+        (lambda s, x: x * s.bound, None),
+    ],
+)
+def test_factors(spelled: Forward, factor: float | None) -> None:
+    assert read(read_factor, spelled) == factor
