@@ -13,7 +13,7 @@ from ompq.data import collect_images
 from ompq.errors import OmpqError
 from ompq.evaluation import find_device
 from ompq.graph import NetworkGraph, find_activation_sites, fold_batch_norm, trace_for
-from ompq.graph.training_mode import describe_training
+from ompq.graph.training_mode import describe_training, switch_arguments
 from ompq.integer import (
     ConversionSettings,
     IntegerNetwork,
@@ -80,6 +80,7 @@ def prepare(
             start_learning_steps(converted, settings.rule.per_channel)
 
     converted = prove(convert, start, structure, images)
+    switch_arguments(converted.module)
     converted.notes += _note_clamped_biases(converted, settings)
     converted.notes += describe_training(graph.module)
     for note in converted.notes:

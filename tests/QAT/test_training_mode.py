@@ -50,3 +50,31 @@ def test_steps_of_training_are_active_there_alone(tmp_path: Path) -> None:
     save_quantized(tmp_path / "quantized.safetensors", made, widths)
     read = load_quantized(tmp_path, network)
     assert torch.equal(read.network.module(images), module(images))
+
+
+class Attending(nn.Module):
+    """Attention that drops in training, and noise that is written into the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        if self.training:
+            x = x + torch.randn_like(x)
+        dropped = 0.5 if self.training else 0.0
+        x = F.scaled_dot_product_attention(x, x, x, dropout_p=dropped)
+        return self.head(x.mean(1))
+
+
+def test_arguments_of_training_are_given_there_and_what_is_left_out_is_told() -> None:
+    torch.manual_seed(0)
+    images, notes = torch.randn(8, 3, 8, 8), list[str]()
+    network = Attending().eval()
+    graph = trace(network, (3, 8, 8))
+    made = prepare(graph, uniform(graph.groups, 8), images, say=notes.append)
+    assert [note for note in notes if "in training alone: randn_like" in note]
+    module = made.module
+    assert torch.equal(module.eval()(images), module(images))
+    assert not torch.equal(module.train()(images), module(images))
