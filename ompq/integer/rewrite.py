@@ -328,9 +328,9 @@ class Rewriter:
         if not node.op.startswith("call_") or node.name in self.left_in_float:
             return False
         handing_on = operation(node, self.module) in _HANDING_ON
-        return bool(handing_on and node.users) and all(
-            self._is_layer(user) or self._leads_to_layers(user) for user in node.users
-        )
+        if not (handing_on and node.users and find_form(node, self.module)):
+            return False
+        return all(self._is_layer(user) or self._leads_to_layers(user) for user in node.users)
 
     def _build_fake_quantizer(self, bits: int) -> ActivationFakeQuantizer:
         # 16 bits are too fine for a learned step size to matter.

@@ -11,7 +11,7 @@ from converted import build, count_equal, measure_error, train
 from kinds import KINDS, Net, build_kind, conv, draw_images, pooled
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.nn.functional import avg_pool2d, relu, relu6
+from torch.nn.functional import avg_pool2d, dropout, relu, relu6
 
 from ompq import artifact
 from ompq.assignment import uniform
@@ -67,6 +67,13 @@ def test_networks_of_every_kind_are_exact_or_name_what_is_in_float(kind: str) ->
     train(converted, IMAGES)
     assert check_integers(converted) == {}
     assert count_equal(converted, IMAGES) == len(IMAGES)
+
+
+def test_dropout_that_is_always_active_is_in_float() -> None:
+    network = plain("drop", drop=Net(lambda net, x: dropout(x, 0.3)))
+    converted = build(network, IMAGES)
+    assert converted.float_operations == {"dropout": "dropout"}
+    assert not converted.notes and check_integers(converted) == {}
 
 
 def test_a_form_that_is_wrong_is_found_and_the_operation_left_in_float(
