@@ -1,4 +1,4 @@
-"""Networks of every kind keep their outputs at 8 bits, whatever is handed on between their parts."""
+"""Networks of every kind keep their outputs at 8 bits, whatever their parts hand on."""
 
 from __future__ import annotations
 
