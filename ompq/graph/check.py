@@ -22,7 +22,7 @@ from torch.fx import GraphModule
 from ompq.errors import OmpqError
 from ompq.graph.exclusions import Exclusions
 from ompq.graph.folding import fold_batch_norm
-from ompq.graph.network import NetworkGraph, copy_traced
+from ompq.graph.network import NetworkGraph, copy_module, copy_traced
 from ompq.graph.operations import carries_values
 from ompq.graph.run import run_with_taps
 from ompq.graph.trace import trace
@@ -187,7 +187,7 @@ def _agree_exactly(graph: NetworkGraph, images: Tensor) -> bool:
 
 def _to_double(graph: NetworkGraph) -> tuple[nn.Module, NetworkGraph]:
     exact = replace(graph, module=copy_traced(graph.module).double())
-    return copy.deepcopy(graph.original).double(), exact
+    return copy_module(graph.original).double(), exact
 
 
 def _compare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
+from ompq.graph.arguments import read_arguments
 from ompq.graph.operations import (
     ACTIVATIONS,
     ADDITIONS,
@@ -55,7 +56,8 @@ def _hands_on(user: Node, node: Node, traced: GraphModule, behind_images: set[No
         return False
     name = operation(user, traced)
     if name in _CARRIED or is_norm(user, traced):
-        return user.args[:1] == (node,) and _keeps_images_first(user, node)
+        read = read_arguments(user, traced).get("input")
+        return read is node and _keeps_images_first(user, node)
     if name not in ARITHMETIC or tensor_shape(user) != tensor_shape(node):
         return False
     # A factor that depends on the images (squeeze and excitation) ends the walk, unlike a summand.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ompq.errors import OmpqError
@@ -167,13 +167,28 @@ class NetworkGraph:
 
 def copy_traced(module: GraphModule) -> GraphModule:
     """Return a copy of a traced network that shares nothing with it, graph and name included."""
-    return GraphModule(copy.deepcopy(module), copy.deepcopy(module.graph), module._get_name())
+    return GraphModule(copy_module(module), copy.deepcopy(module.graph), module._get_name())
 
 
 def copy_structure(network: nn.Module) -> nn.Module:
     """Return a copy of a module whose parameters and buffers are those of the original."""
-    shared = {id(value): value for value in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(network, shared)
+    return copy_module(network, (*network.parameters(), *network.buffers()))
+
+
+def copy_module(module: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
+    """Return a copy of a module, whatever its hooks have computed (pruned or normalised weights).
+
+    Args:
+        module: Module to copy.
+        shared: Tensors of it that the copy is to share.
+    """
+    memo = {id(value): value for value in shared}
+    for part in module.modules():
+        for value in vars(part).values():
+            # PyTorch copies no tensor that was computed with gradients.
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
 
 
 def analyse(

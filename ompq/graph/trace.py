@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 import traceback
@@ -24,7 +23,7 @@ from ompq.graph.canonicalize import (
     split_fused_norms,
 )
 from ompq.graph.exclusions import Exclusions
-from ompq.graph.network import NetworkGraph, analyse, copy_structure
+from ompq.graph.network import NetworkGraph, analyse, copy_module, copy_structure
 from ompq.graph.operations import NORM_TYPES, has_unknown_shape
 from ompq.graph.shapes import record_shapes
 from ompq.graph.training_mode import TrainingOnly, compare_with_training, keep_training_steps
@@ -66,7 +65,7 @@ def trace(
     """
     network = _unwrap(network)
     _check_materialised(network)
-    original = copy.deepcopy(network).eval().requires_grad_(False)
+    original = copy_module(network).eval().requires_grad_(False)
     exclusions = exclusions or Exclusions()
     # The order matters: rewriting needs the shapes, the view needs the rewritten network.
     root = copy_structure(original)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, relu
+from torch.nn.utils import prune
 
 SHAPE = (3, 16, 16)
 CLASSES = 5
@@ -84,6 +85,17 @@ class ComputedWeight(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = conv2d(relu(self.stem(x)), self.kernel / self.kernel.norm(), padding=1)
         return self.head(pooled(relu(x)))
+
+
+def build_pruned() -> nn.Module:
+    """Build a network of which one layer is pruned by a mask, at every call anew."""
+
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        return net.head(pooled(relu(net.a(relu(net.stem(x))))))
+
+    net = Net(forward, stem=conv(3, 8, 2), a=conv(8, 8), head=nn.Linear(8, 5))
+    prune.l1_unstructured(net.a, "weight", amount=0.5)
+    return net
 
 
 def build_tied() -> nn.Module:
@@ -199,6 +211,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     ),
     "layer with a hook": build_hooked,
     "computed weight": ComputedWeight,
+    "pruned": build_pruned,
     "tied weights": build_tied,
     "pieces": build_pieces,
     "windows": build_windows,
