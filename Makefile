@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 ARGS ?=
+# Processes that run tests: as many as there are cores, up to four, for each holds networks.
+WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -44,10 +46,10 @@ demo: $(BASE) ## the main job on real digits: no download, no GPU, under three m
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: lint ## lint, types and all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-fast: $(FULL) ## without the slow tests
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
 
 lint: $(FULL) ## ruff and mypy
 	$(BIN)/ruff check $(SOURCES)
