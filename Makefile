@@ -34,7 +34,7 @@ $(BASE): requirements.txt pyproject.toml
 
 $(FULL): $(BASE)
 	$(PIP) install --quiet --editable '.[dev]'
-	@for extra in lite0 pytorchcv dali; do \
+	@for extra in lite pytorchcv dali; do \
 		$(PIP) install --quiet --editable ".[$$extra]" || \
 			echo "note: the optional extra '$$extra' cannot be installed here; its tests skip"; \
 	done
