@@ -199,7 +199,7 @@ def _count_parameters(library: str, name: str) -> int:
     try:
         with torch.device("meta"):
             network = _build(library, name)
-    except (NotImplementedError, RuntimeError):  # a network that computes while it is built
+    except RuntimeError:  # a network that computes while it is built
         network = _build(library, name)
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -349,10 +349,9 @@ def _format_row(finding: Finding) -> str:
     name = f"{finding.library}:{finding.name}"
     if finding.outcome not in (INTEGERS, PARTLY):
         return f"| {name} | | | **{finding.outcome}**: {_escape(finding.detail)} |"
-    whole = "integers alone"
-    outcome = whole if finding.outcome == INTEGERS else f"in float: {finding.detail}"
+    outcome = f"in float: {finding.detail}" if finding.detail else "integers alone"
     share = f"{100 * finding.quantized / max(1, finding.parameters):.1f} %"
-    return f"| {name} | {finding.side} | {share} | {_escape(outcome)} |"
+    return f"| {name} | {finding.side} | {share} | {outcome} |"
 
 
 def _escape(text: str) -> str:

@@ -115,7 +115,7 @@ def _copy_to(module: nn.Module, device: str) -> nn.Module:
         memo |= {id(buffer): buffer.detach().to("meta") for buffer in module.buffers()}
     try:
         return copy.deepcopy(module, memo).eval()
-    except (RuntimeError, TypeError, NotImplementedError):
+    except (RuntimeError, TypeError):
         # Modules that keep computed tensors (weight_norm) or locks cannot be copied.
         return module.eval()
 
