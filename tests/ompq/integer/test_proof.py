@@ -51,6 +51,7 @@ IN_FLOAT = {
     "layer of another code": {"CentredLinear", "relu"},
     "layer with a hook": {"Conv2d", "BatchNorm2d", "relu", "mean"},
     "computed weight": {"conv2d", "relu", "mean"},
+    "pruned": {"Conv2d", "relu", "mean"},
     "pieces": {"mul"},
     "positions": {"add", "mean"},
     "unused": {"mul", "max_pool2d", "mean"},
