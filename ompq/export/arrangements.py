@@ -1,0 +1,118 @@
+"""Where operations that only arrange values take each of them from, found by running them.
+
+Views, slices, pads, shuffles and the like have more spellings than anybody could list. Run on
+numbered elements, each of them tells by itself which one went where.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ompq.graph.operations import carries_values, tensor_shape
+from ompq.integer.execution import IntegerExecution
+from ompq.integer.forms import Form, find_form, find_tensors, map_tensors
+from ompq.integer.network import IntegerNetwork
+
+
+def trace_arrangements(network: IntegerNetwork) -> dict[str, tuple[Tensor, ...]]:
+    """Trace where every operation that arranges integers takes the elements of its result from.
+
+    Args:
+        network: Network of integers, in evaluation mode; its scales are not looked at.
+
+    Returns:
+        Node name → one int64 tensor per tensor of the node's value for one image, of that tensor's
+        shape: the places of its elements in the source, -1 where a zero is put in. Places count the
+        source's value for one image in the order of its dimensions (row-major); of a source of
+        several tensors (a chunk's), one tensor after the other. Reductions to a maximum or minimum,
+        whose places depend on the values, have no entry.
+    """
+    execution = _NumberedExecution(network)
+    execution.logits(torch.zeros(1, *network.input_shape))
+    return execution.places
+
+
+class _NumberedExecution(IntegerExecution):
+    """Runs what arranges values on numbered elements; all else is zeros of the recorded shape.
+
+    Args:
+        network: Network of integers.
+
+    Attributes:
+        places: Node name → places, as `trace_arrangements` returns them.
+    """
+
+    def __init__(self, network: IntegerNetwork) -> None:
+        super().__init__(network, {})
+        self.places: dict[str, tuple[Tensor, ...]] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Note the places of an operation that arranges, and hand zeros on."""
+        integers = self.network.scale_sources.get(n.name) is not None
+        shape = tensor_shape(n)
+        computes = n.op.startswith("call_")
+        if computes and integers and find_form(n, self.structure) is Form.ARRANGE:
+            self._note_places(n)
+        if computes and carries_values(n) and shape is not None:
+            kind = torch.int64 if integers else n.meta.get("dtype")
+            return torch.zeros(shape, dtype=kind, device="cpu" if integers else self.device)
+        return super().run_node(n)
+
+    def _dequantize(self, path: str, x: Tensor) -> Tensor:
+        return torch.zeros(x.shape, device=self.device)
+
+    def _note_places(self, n: Node) -> None:
+        """Run an operation on several numberings; equal places are an arrangement's."""
+        source = next(s for s in n.all_input_nodes if self.network.scale_sources.get(s.name))
+        kept = self.env[source]
+        count = sum(part.numel() for part in find_tensors(kept))
+        try:
+            found = [self._find_places(n, source, kept, numbers) for numbers in _number(count)]
+        finally:
+            self.env[source] = kept
+        first = found[0]
+        if first is not None and all(_are_equal(first, other) for other in found[1:]):
+            self.places[n.name] = first
+
+    def _find_places(
+        self, n: Node, source: Node, kept: Any, numbers: Tensor
+    ) -> tuple[Tensor, ...] | None:
+        """Return where elements, numbered from 1 on, went; None where others than they came out."""
+        self.env[source] = _fill(kept, numbers)
+        results = find_tensors(self._run_operation(n))
+        places = torch.full((len(numbers) + 1,), -1)
+        places[numbers] = torch.arange(len(numbers))
+        if any(((result < 0) | (result > len(numbers))).any() for result in results):
+            return None
+        return tuple(places[result] for result in results)
+
+
+def _number(count: int) -> list[Tensor]:
+    """Number elements upwards, downwards and at random.
+
+    What chooses the largest or the least of several takes another one each time.
+    """
+    upwards = torch.arange(1, count + 1)
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0)) + 1
+    return [upwards, upwards.flip(0), shuffled]
+
+
+def _fill(value: Any, numbers: Tensor) -> Any:
+    """Return a value of the same tensors, filled with numbers one after the other."""
+    sizes = [part.numel() for part in find_tensors(value)]
+    starts = iter(accumulate(sizes, initial=0))
+
+    def fill(part: Tensor) -> Tensor:
+        start = next(starts)
+        return numbers[start : start + part.numel()].view(part.shape)
+
+    return map_tensors(value, fill)
+
+
+def _are_equal(first: tuple[Tensor, ...], other: tuple[Tensor, ...] | None) -> bool:
+    return other is not None and all(map(torch.equal, first, other))
