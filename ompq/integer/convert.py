@@ -64,6 +64,8 @@ def convert_to_integers(
         image_maps=image_maps,
         left_in_float=left,
         exclusions=graph.exclusions,
+        sites=tuple(rewriter.sites),
+        quantize_sums=settings.quantize_sums,
     )
 
 

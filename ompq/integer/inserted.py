@@ -11,6 +11,8 @@ from ompq.integer.requantization import Dequantizer, OutputRounding, Requantizer
 # QAT's checkpoints and in `quantized.safetensors`, and so must stay as they are.
 REQUANTIZER_PATH = "requantizers"
 COMBINATION_PATH = "joints"
+# Requantizers of values that others than layers read as well.
+VALUE_PATH = "values"
 # These hold no tensors.
 OUTPUT_PATH = "output_rounding"
 CLIP_PATH = "clip_rounding"

@@ -16,6 +16,7 @@ from ompq.graph.operations import IDENTITIES, LAYOUTS
 from ompq.integer.batch_norm import StandaloneBatchNorm
 from ompq.integer.fake_quantizers import RangeRule
 from ompq.integer.layers import QuantizedLayer
+from ompq.integer.readers import QuantizedSite
 from ompq.integer.requantization import Requantizer, ScaleSource
 
 _HANDING_ON = LAYOUTS | IDENTITIES | frozenset("getitem getattr chunk split unbind".split())
@@ -30,6 +31,9 @@ class ConversionSettings:
         bias_bits: Width of the biases' integers, 2 to 32; 0 leaves them in float.
         dyadic: Whether rescaling is by integers and shifts, rather than by real factors.
         learned: Whether step sizes are learned (LSQ), rather than follow ranges.
+        quantize_sums: Whether sums, concatenations and averages, and what computes in float behind
+            a convolution, read 8 bits: int8 kernels then compute every layer. Else they read what
+            the layers' 32-bit sums are.
 
     Raises:
         OmpqError: `bias_bits` is no width of a bias.
@@ -39,6 +43,7 @@ class ConversionSettings:
     bias_bits: int = 32
     dyadic: bool = True
     learned: bool = False
+    quantize_sums: bool = True
 
     def __post_init__(self) -> None:
         settle_fields(self)
@@ -59,6 +64,8 @@ class IntegerNetwork:
         image_maps: Names of the nodes whose values are the images, as they come or normalised.
         left_in_float: Names of the nodes whose values were left in float, for what a check showed.
         exclusions: What of the float network was left as it is.
+        sites: Where values are quantized for layers, and for what reads 8 bits; in order.
+        quantize_sums: Setting of the conversion.
         samples: Images on which integers and simulation are compared; None for random ones.
         notes: Lines that tell what had to be left in float.
     """
@@ -70,6 +77,8 @@ class IntegerNetwork:
     image_maps: frozenset[str] = frozenset()
     left_in_float: frozenset[str] = frozenset()
     exclusions: Exclusions = field(default_factory=Exclusions)
+    sites: tuple[QuantizedSite, ...] = ()
+    quantize_sums: bool = False
     samples: Tensor | None = None
     notes: list[str] = field(default_factory=list)
 

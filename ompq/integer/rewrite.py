@@ -9,31 +9,31 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from ompq.cost import PIXEL_BITS, SUM_BITS
+from ompq.cost import SUM_BITS
 from ompq.graph.arguments import read_arguments, read_clip_bounds, read_factor
 from ompq.graph.operations import (
     ADDITIONS,
     CLIPS,
-    IDENTITIES,
-    LAYOUTS,
     carries_values,
     operation,
     tensor_shape,
 )
 from ompq.graph.shapes import copy_shape
 from ompq.integer.fake_quantizers import ActivationFakeQuantizer, LearnedActivationFakeQuantizer
-from ompq.integer.forms import CASTS, Form, count_summed, find_form, has_finite_bound
+from ompq.integer.forms import Form, count_summed, find_form, has_finite_bound
 from ompq.integer.inserted import (
     CAST_PATH,
     CLIP_PATH,
     COMBINATION_PATH,
     OUTPUT_PATH,
     REQUANTIZER_PATH,
+    VALUE_PATH,
     find_original,
     is_inserted,
 )
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.network import ConversionSettings
+from ompq.integer.readers import LayerReaders, QuantizedSite, find_read_values
 from ompq.integer.requantization import (
     Dequantizer,
     OutputRounding,
@@ -44,8 +44,8 @@ from ompq.integer.requantization import (
 )
 
 _CONCATENATIONS = frozenset("cat concat concatenate stack".split())
-# These hand on what they read, to layers too, whatever its scale.
-_HANDING_ON = (LAYOUTS | IDENTITIES) - CASTS
+# Width of values that sums, concatenations and averages read.
+VALUE_BITS = 8
 # Sums of averages stay below 32 bits.
 _LARGEST_SUM = 2**31
 
@@ -62,6 +62,7 @@ class Rewriter:
 
     Attributes:
         scale_sources: Source of the scale of each node's value; None for one in float.
+        sites: Where values are quantized for layers, and for what reads 8 bits; in order.
     """
 
     def __init__(
@@ -74,14 +75,16 @@ class Rewriter:
     ) -> None:
         self.module, self.settings = module, settings
         self.image_maps, self.left_in_float = image_maps, left_in_float
+        self.readers = LayerReaders(module, left_in_float)
         self.scale_sources: dict[Node, ScaleSource | None] = {}
-        self._read: dict[Node, ActivationFakeQuantizer] = self._make_read_quantizers(act_bits)
+        self._read = self._make_read_quantizers(act_bits)
+        self.sites: list[QuantizedSite] = []
         self._inserted: dict[str, Node] = {}
 
     def run(self) -> None:
         """Rewrite the network."""
-        for call in filter(self._is_layer, self.module.graph.nodes):
-            self._get_layer(call).in_float |= call.name in self.left_in_float
+        for call in self.readers.calls():
+            self.readers.get_layer(call).in_float |= call.name in self.left_in_float
         for node in list(self.module.graph.nodes):
             self._visit(node)
 
@@ -101,8 +104,8 @@ class Rewriter:
 
     def _name(self, node: Node) -> str:
         """Name what a node computes: a layer by its class, anything else by its operation."""
-        if self._is_layer(node):
-            return type(self._get_layer(node).layer).__name__
+        if self.readers.is_layer(node):
+            return type(self.readers.get_layer(node).layer).__name__
         if node.op == "call_module":
             found = self.module.get_submodule(str(node.target))
             if next(found.parameters(), None) is not None:
@@ -112,41 +115,23 @@ class Rewriter:
     def _make_read_quantizers(
         self, act_bits: Mapping[str, int]
     ) -> dict[Node, ActivationFakeQuantizer]:
-        """Make a fake quantizer for every node whose value layers read as integers.
-
-        Where reshaping lies between, the node is the one before: what is requantized is the value
-        that was computed, once, and not every shape of it. A layer that is called twice has one
-        scale of sums, and so must read one scale: its nodes have one fake quantizer.
-        """
-        widths: dict[Node, int] = {}
-        first: dict[str, Node] = {}
-        heads: dict[Node, Node] = {}
-        for call in filter(self._is_layer, self.module.graph.nodes):
-            source = call.all_input_nodes[0]
-            while source.op.startswith("call_") and self._leads_to_layers(source):
-                source = source.all_input_nodes[0]
-            name = str(call.target)
-            widths[source] = max(widths.get(source, 0), act_bits[name])
-            head = _find_head(heads, first.setdefault(name, source))
-            heads[_find_head(heads, source)] = head
-        # The images keep the bits of their pixels.
-        widths |= {node: PIXEL_BITS for node in widths if node.name in self.image_maps}
-        shared: dict[Node, ActivationFakeQuantizer] = {}
-        for node in widths:
-            head = _find_head(heads, node)
-            bits = max(widths[other] for other in widths if _find_head(heads, other) is head)
-            shared.setdefault(head, self._build_fake_quantizer(bits))
-        return {node: shared[_find_head(heads, node)] for node in widths}
+        """Make a fake quantizer for every node whose value layers read as integers."""
+        made: dict[Node, ActivationFakeQuantizer] = {}
+        for nodes, bits in find_read_values(self.readers, act_bits, self.image_maps):
+            made |= dict.fromkeys(nodes, self._build_fake_quantizer(bits))
+        return made
 
     def _visit(self, node: Node) -> None:
-        """Find a node's scale source, insert what it needs, and hand its integers to the layers."""
+        """Find a node's scale source, insert what it needs, and hand its integers on."""
         if node.op == "output":
             self.scale_sources[node] = None
             self._round_output(node)
             return
         node = self._quantize_combination(node)
         self.scale_sources[node] = self._find_scale_source(node)
-        if node in self._read and self._requantize_for_layers(node):
+        if self._is_quantized_for_all(node):
+            node = self._requantize_for_all(node)
+        elif node in self._read and self._requantize_for_layers(node):
             return
         self._round_clip(node)
 
@@ -229,7 +214,7 @@ class Rewriter:
 
     def _is_wide(self, node: Node) -> bool:
         """Tell whether values are float64 in evaluation: integers, or sums with a float bias."""
-        biased = self._is_layer(node) and self._get_layer(node).has_float_bias
+        biased = self.readers.is_layer(node) and self.readers.get_layer(node).has_float_bias
         return biased or self.scale_sources.get(node) is not None
 
     def _reads_other_values(self, node: Node, source: Node) -> bool:
@@ -280,19 +265,75 @@ class Rewriter:
         assert found is not None
         return found
 
+    def _is_quantized_for_all(self, node: Node) -> bool:
+        """Tell whether a value is quantized once for all who read it, layers or not.
+
+        Sums, concatenations and averages read 8 bits, and so does what computes in float behind a
+        convolution: a runtime that fuses a convolution with the quantization behind it would
+        compute it in float otherwise.
+        """
+        if not self.settings.quantize_sums or self.scale_sources[node] is None:
+            return False
+        others = [user for user in node.users if not self.readers.is_or_leads_to_layer(user)]
+        return any(self._needs_integers(user, node) for user in others)
+
+    def _is_requantized_for_all(self, node: Node) -> bool:
+        return node.op == "call_module" and str(node.target).startswith(f"{VALUE_PATH}.")
+
+    def _needs_integers(self, user: Node, node: Node) -> bool:
+        if user.op == "output":
+            return False
+        found = self.scale_sources[node]
+        of_convolution = found is not None and _has_channels_second(found, node)
+        left = user.name in self.left_in_float
+        form = None if left else find_form(user, self.module)
+        joins = operation(user, self.module) in ADDITIONS | _CONCATENATIONS and not left
+        if joins and form is None:
+            others = [other for other in user.all_input_nodes if other in self.scale_sources]
+            in_float = any(self.scale_sources[other] is None for other in others)
+            return of_convolution or not in_float
+        arranges = form is Form.ARRANGE and not _flattens_pixels(user, node)
+        return form in (Form.SUM, Form.AVERAGE) or (of_convolution and (arranges or form is None))
+
+    def _requantize_for_all(self, node: Node) -> Node:
+        """Quantize a value for all who read it, layers of narrower widths anew behind that."""
+        own = self._read.pop(node, None)
+        wide = own is not None and own.bits >= VALUE_BITS
+        fake_quantizer = own if own is not None and wide else self._build_fake_quantizer(VALUE_BITS)
+        users = list(node.users)
+        path = f"{VALUE_PATH}.{find_original(node, self.module)}"
+        call = self._requantize(node, path, fake_quantizer, users)
+        if own is not None and not wide:
+            self._read[call] = own
+            self._requantize_for_layers(call)
+        return call
+
     def _requantize_for_layers(self, node: Node) -> bool:
         """Let layers read a node's value requantized; tell whether the node is gone by that."""
-        users = [user for user in node.users if self._is_layer(user) or self._leads_to_layers(user)]
-        requantizer = Requantizer(self._read[node], self.settings.dyadic)
+        users = [user for user in node.users if self.readers.is_or_leads_to_layer(user)]
+        behind = self._is_requantized_for_all(node)
+        name = find_original(node, self.module) if behind else node.name
+        self._requantize(node, f"{REQUANTIZER_PATH}.{name}", self._read[node], users)
+        return not node.users
+
+    def _requantize(
+        self, node: Node, path: str, fake_quantizer: ActivationFakeQuantizer, users: list[Node]
+    ) -> Node:
+        """Let users read a node's value requantized; the node is gone if it is a clip of theirs."""
+        original = find_original(node, self.module)
+        readers = tuple(user.name for user in users)
+        behind = str(node.target) if self._is_requantized_for_all(node) else ""
+        self.sites.append(QuantizedSite(path, original, readers, fake_quantizer.bits, behind))
+        requantizer = Requantizer(fake_quantizer, self.settings.dyadic)
         requantizer.scale_source = self.scale_sources[node]
-        call = self._insert(node, f"{REQUANTIZER_PATH}.{node.name}", requantizer, (node,))
+        call = self._insert(node, path, requantizer, (node,))
         self.scale_sources[call] = ScaleSource(requantizer)
-        layers = [layer for user in users for layer in self._find_layers_behind(user)]
         for user in users:
             user.replace_input_with(node, call)
-        for layer in layers:
-            layer.read_from(requantizer)
-        return self._merge_clip(node, call, requantizer)
+            for layer in self.readers.find_layers_behind(user):
+                layer.read_from(requantizer)
+        self._merge_clip(node, call, requantizer)
+        return call
 
     def _merge_clip(self, node: Node, call: Node, requantizer: Requantizer) -> bool:
         """Make a ReLU whose value nobody else reads part of the requantization."""
@@ -307,30 +348,6 @@ class Rewriter:
         requantizer.clip = bounds
         self.module.graph.erase_node(node)
         return True
-
-    def _find_layers_behind(self, user: Node) -> list[QuantizedLayer]:
-        if self._is_layer(user):
-            return [self._get_layer(user)]
-        return [layer for further in user.users for layer in self._find_layers_behind(further)]
-
-    def _get_layer(self, node: Node) -> QuantizedLayer:
-        found = self.module.get_submodule(str(node.target))
-        assert isinstance(found, QuantizedLayer)
-        return found
-
-    def _is_layer(self, node: Node) -> bool:
-        return node.op == "call_module" and isinstance(
-            self.module.get_submodule(str(node.target)), QuantizedLayer
-        )
-
-    def _leads_to_layers(self, node: Node) -> bool:
-        """Tell whether `node` hands its input on as it is, and to layers alone."""
-        if not node.op.startswith("call_") or node.name in self.left_in_float:
-            return False
-        handing_on = operation(node, self.module) in _HANDING_ON
-        if not (handing_on and node.users and find_form(node, self.module)):
-            return False
-        return all(self._is_layer(user) or self._leads_to_layers(user) for user in node.users)
 
     def _build_fake_quantizer(self, bits: int) -> ActivationFakeQuantizer:
         # 16 bits are too fine for a learned step size to matter.
@@ -356,13 +373,6 @@ class Rewriter:
                 cast = self._insert(source, path, Dequantizer(scale_source), (source,))
                 self._inserted[path] = cast
             node.replace_input_with(source, self._inserted[path])
-
-
-def _find_head(heads: Mapping[Node, Node], node: Node) -> Node:
-    """Find the node that stands for those that must have one scale with this one."""
-    while heads.get(node, node) is not node:
-        node = heads[node]
-    return node
 
 
 def _holds_floats(node: Node) -> bool:

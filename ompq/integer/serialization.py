@@ -66,6 +66,7 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
         "reads": {name: layer.source.fake_quantizer.bits for name, layer in layers.items()},
         "bias_bits": first.bias_bits,
         "dyadic": all(r.dyadic for r in requantizers.values()),
+        "quantize_sums": network.quantize_sums,
         "integers_only": runs_on_integers,
         "float_operations": network.float_operations,
         "in_float": describe_operations(network.module, network.float_operations),
@@ -104,7 +105,12 @@ def restore_from_tensors(
     if set(described) != set(folded.layers):
         differing = sorted(set(described) ^ set(folded.layers))
         raise OmpqError(f"the file is of another network: layer {differing[0]} differs")
-    settings = ConversionSettings(bias_bits=description["bias_bits"], dyadic=description["dyadic"])
+    settings = ConversionSettings(
+        bias_bits=description["bias_bits"],
+        dyadic=description["dyadic"],
+        # Files of earlier versions do not tell it.
+        quantize_sums=description.get("quantize_sums", False),
+    )
     bits = {name: entry["bits"] for name, entry in described.items()}
     # Files of earlier versions name what was in float alone; it stays so, with what is around it.
     left = description.get("left_in_float", list(description["float_operations"]))
