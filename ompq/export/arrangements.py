@@ -20,7 +20,7 @@ from ompq.integer.network import IntegerNetwork
 
 
 def trace_arrangements(network: IntegerNetwork) -> dict[str, tuple[Tensor, ...]]:
-    """Trace where every operation that arranges integers takes the elements of its result from.
+    """Trace where every operation that arranges values takes the elements of its result from.
 
     Args:
         network: Network of integers, in evaluation mode; its scales are not looked at.
@@ -56,7 +56,7 @@ class _NumberedExecution(IntegerExecution):
         integers = self.network.scale_sources.get(n.name) is not None
         shape = tensor_shape(n)
         computes = n.op.startswith("call_")
-        if computes and integers and find_form(n, self.structure) is Form.ARRANGE:
+        if computes and carries_values(n) and find_form(n, self.structure) is Form.ARRANGE:
             self._note_places(n)
         if computes and carries_values(n) and shape is not None:
             kind = torch.int64 if integers else n.meta.get("dtype")
@@ -68,7 +68,10 @@ class _NumberedExecution(IntegerExecution):
 
     def _note_places(self, n: Node) -> None:
         """Run an operation on several numberings; equal places are an arrangement's."""
-        source = next(s for s in n.all_input_nodes if self.network.scale_sources.get(s.name))
+        sources = [source for source in n.all_input_nodes if carries_values(source)]
+        if len(sources) != 1:
+            return
+        (source,) = sources
         kept = self.env[source]
         count = sum(part.numel() for part in find_tensors(kept))
         try:
@@ -83,8 +86,14 @@ class _NumberedExecution(IntegerExecution):
         self, n: Node, source: Node, kept: Any, numbers: Tensor
     ) -> tuple[Tensor, ...] | None:
         """Return where elements, numbered from 1 on, went; None where others than they came out."""
-        self.env[source] = _fill(kept, numbers)
-        results = find_tensors(self._run_operation(n))
+        if self.network.scale_sources.get(n.name) is not None:
+            self.env[source] = _fill(kept, numbers)
+            results = find_tensors(self._run_operation(n))
+        else:
+            # Float64 holds these numbers exactly.
+            self.env[source] = _fill(kept, numbers.double().to(self.device))
+            values = find_tensors(super().run_node(n))
+            results = [value.round().long().cpu() for value in values]
         places = torch.full((len(numbers) + 1,), -1)
         places[numbers] = torch.arange(len(numbers))
         if any(((result < 0) | (result > len(numbers))).any() for result in results):

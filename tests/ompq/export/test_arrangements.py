@@ -84,7 +84,7 @@ def test_places_tell_what_an_operation_does_to_integers(name: str) -> None:
     assert check(build_with(ARRANGEMENTS[name])) > 0
 
 
-@pytest.mark.parametrize("name", ["pieces", "windows"])
+@pytest.mark.parametrize("name", ["pieces", "windows", "normalises itself"])
 def test_places_of_networks_of_kinds(name: str) -> None:
     assert check(build(build_kind(name), draw_images(2))) > 0
 
