@@ -33,8 +33,8 @@ _LARGEST_SHARED = 64
 
 Array = NDArray[Any]
 # Name, element type (of `onnx.TensorProto`) and shape of an input or output of a graph; dimensions
-# that are names are dynamic.
-ValueInfo = tuple[str, int, Sequence[int | str]]
+# that are names or None are dynamic.
+ValueInfo = tuple[str, int, Sequence[int | str | None]]
 
 
 class GraphBuilder:
