@@ -29,10 +29,29 @@ _BY_POSITION = {
     "threshold": "threshold value inplace",
     "mean sum var std norm": "dim keepdim",
     "amax amin max min median argmax argmin": "dim keepdim",
-    "softmax log_softmax cumsum": "dim",
+    "softmax log_softmax logsoftmax cumsum": "dim",
+    "gelu": "approximate",
+    "leaky_relu leakyrelu": "negative_slope inplace",
+    "elu celu": "alpha inplace",
+    "softplus": "beta threshold",
+    "prelu": "weight",
+    "pow ipow": "exponent",
+    "matmul bmm mm maximum minimum": "other",
+    "linear": "weight bias",
+    "masked_fill": "mask value",
+    "scaled_dot_product_attention": "key value attn_mask dropout_p is_causal scale enable_gqa",
+    "normalize": "p dim eps",
+    "layer_norm layernorm": "normalized_shape weight bias eps",
+    "rms_norm rmsnorm": "normalized_shape weight eps",
+    "group_norm groupnorm": "num_groups weight bias eps",
+    "batch_norm": "running_mean running_var weight bias training momentum eps",
+    "instance_norm instancenorm2d": "running_mean running_var weight bias use_input_stats momentum "
+    "eps",
+    "local_response_norm localresponsenorm": "size alpha beta k",
     "avg_pool2d avgpool2d": "kernel_size stride padding ceil_mode count_include_pad "
     "divisor_override",
-    "max_pool2d maxpool2d": "kernel_size stride padding dilation ceil_mode return_indices",
+    "max_pool1d maxpool1d max_pool2d maxpool2d": "kernel_size stride padding dilation ceil_mode "
+    "return_indices",
     "adaptive_avg_pool2d adaptiveavgpool2d adaptive_max_pool2d adaptivemaxpool2d": "output_size "
     "return_indices",
     "cat concat concatenate stack": "dim",
@@ -55,8 +74,8 @@ _BY_POSITION = {
     "roll": "shifts dims",
     "pad": "pad mode value",
     "zeropad2d constantpad2d": "padding value",
-    "interpolate": "size scale_factor mode",
-    "upsample": "size scale_factor mode",
+    "interpolate": "size scale_factor mode align_corners recompute_scale_factor antialias",
+    "upsample upsamplingnearest2d upsamplingbilinear2d": "size scale_factor mode align_corners",
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout": "p training inplace",
     "stochastic_depth": "p mode training",
     "drop_path": "drop_prob training",
@@ -73,14 +92,23 @@ _NAMES = {
 # Other names that the arguments go by.
 _SYNONYMS = {
     "self": "input", "tensor": "input", "x": "input", "x1": "input", "a": "input",
-    "x2": "other", "axis": "dim", "axes": "dim", "keepdims": "keepdim",
+    "query": "input", "x2": "other", "mat2": "other",
+    "axis": "dim", "axes": "dim", "keepdims": "keepdim",
     "arrays": "tensors", "a_min": "min", "a_max": "max",
     "min_value": "min_val", "max_value": "max_val", "split_size_or_sections": "split_size",
     "split_sizes": "split_size", "axis0": "dim0", "axis1": "dim1", "size": "shape",
     "sizes": "shape", "repeats": "shape", "unflattened_size": "sizes",
 }  # fmt: skip
 # Of these, `size` and `sizes` are arguments in their own right.
-_OWN_NAMES = {"interpolate": "size", "upsample": "size", "unflatten": "sizes"}
+_OWN_NAMES = {
+    "interpolate": "size",
+    "upsample": "size",
+    "upsamplingnearest2d": "size",
+    "upsamplingbilinear2d": "size",
+    "unflatten": "sizes",
+    "local_response_norm": "size",
+    "localresponsenorm": "size",
+}
 # Several numbers may be written one after the other: `x.permute(0, 2, 1)`.
 _SPREAD = frozenset("reshape view expand repeat tile permute flip".split())
 _DIFFERENCES = frozenset("sub isub subtract".split())

@@ -1,4 +1,4 @@
-"""Weights of the fast ONNX form: int8 constants, or bits that the runtime unpacks at load.
+"""Weights of the fast ONNX form: constants of 8 bits, or bits that the runtime unpacks at load.
 
 Packed, an integer of b bits is cut into parts of 4, 2 and 1 bits (7 = 4 + 2 + 1), which fill bytes
 evenly. Every part is one constant of bytes, the first value in the least significant bits. Shifts
@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from ompq.export.onnx.builder import GraphBuilder
 from ompq.integer.layers import QuantizedLayer
 
 Bytes = NDArray[np.uint8]
+StoredInteger = NDArray[np.int8] | NDArray[np.uint8] | np.int8 | np.uint8
 # Values that are packed together: one byte of each bit of theirs.
 _GROUP = 8
 # How bytes and shifts of a part are arranged so that both together count to eight, by its width:
@@ -26,6 +27,8 @@ _ARRANGEMENTS = {4: ((2, 2, 1), (2,)), 2: ((2, 1, 1), (2, 2)), 1: ((1, 1, 1), (2
 # What offsets of their own cost a channel, and the operators that widen them a layer, in bits.
 _OFFSET_BITS, _OFFSET_OPERATORS_BITS = 8, 1200
 _INT8 = np.iinfo(np.int8)
+# Two products of this and 255 add up to less than 2^15.
+_LARGEST_SAFE = 64
 
 
 @dataclass(frozen=True)
@@ -155,9 +158,6 @@ def add_weight(
 ) -> AddedWeight:
     """Add the weight of a layer to a graph: integers that are dequantized there.
 
-    Integers less their zero point are int8 with zero point 0, which every runtime computes with.
-    Only asymmetric ones of 8 bits exceed int8: those are uint8 with zero points.
-
     Args:
         builder: Graph to add to.
         name: Name of the layer.
@@ -167,14 +167,12 @@ def add_weight(
     whole = layer.compute_integers().weight.numpy()
     steps = layer.quantize_weight()[1].scale.detach().float().numpy()
     scale = builder.constant(steps, f"{name}.scale")
-    if not fits_int8(whole):
-        inputs = _add_uint8(builder, name, whole, steps.shape)
-    elif packed:
-        inputs = [_add_packed(builder, name, whole)]
-    else:
-        inputs = [builder.constant(whole.astype(np.int8), f"{name}.weight")]
+    zero_point = choose_zero_point(whole)
+    add = _add_packed if packed else _add_stored
+    integers = add(builder, name, whole, zero_point)
+    zeros = _add_zero_point(builder, name, zero_point, steps.shape, packed)
     along: dict[str, Any] = {"axis": 0} if steps.ndim else {}
-    inputs.insert(1, scale)
+    inputs = [integers, scale, zeros]
     return AddedWeight(builder.add("DequantizeLinear", inputs, f"{name}.weight", **along), scale)
 
 
@@ -183,36 +181,71 @@ def fits_int8(whole: NDArray[np.int64]) -> bool:
     return bool(whole.min() >= _INT8.min and whole.max() <= _INT8.max)
 
 
-def _add_uint8(
-    builder: GraphBuilder, name: str, whole: NDArray[np.int64], shape: tuple[int, ...]
-) -> list[str]:
-    """Add asymmetric integers of 8 bits; return the names of them and of their zero points.
+def choose_zero_point(whole: NDArray[np.int64]) -> StoredInteger:
+    """Choose the zero point that integers are stored with, and so their type.
+
+    Small ones are int8 with zero point 0. Larger ones are uint8: x86 processors without VNNI add
+    the products of uint8 and int8 in pairs of 16 bits, which 255 · 127 · 2 exceeds; ONNX Runtime
+    computes wrong sums there without a word. One zero point, 128, serves all channels, since older
+    runtimes refuse several; asymmetric integers of 8 bits need several all the same.
 
     Args:
-        builder: Graph to add to.
-        name: Name of the layer.
         whole: Integers, their zero point subtracted, outputs × ….
-        shape: Shape of the scale, and so of the zero points.
+
+    Returns:
+        Zero point, int8 or uint8: a scalar, or one per output (outputs × 1 × …).
+
+    >>> choose_zero_point(np.array([[3, -64]])), choose_zero_point(np.array([[3, -65]]))
+    (np.int8(0), np.uint8(128))
     """
-    rows = whole.reshape(len(whole), -1) if shape else whole.reshape(1, -1)
-    # Zero lies within the span, so that the zero point is uint8 too.
-    offset = np.minimum(rows.min(axis=1, keepdims=True), 0)
-    codes = (rows - offset).reshape(whole.shape).astype(np.uint8)
-    zero_point = builder.constant((-offset).reshape(shape).astype(np.uint8), f"{name}.zero")
-    return [builder.constant(codes, f"{name}.weight"), zero_point]
+    if np.abs(whole).max() <= _LARGEST_SAFE:
+        return np.int8(0)
+    if fits_int8(whole):
+        return np.uint8(-_INT8.min)
+    # Zero lies within the span of every channel, so that its place is uint8 too.
+    least = whole.min(axis=tuple(range(1, whole.ndim)), keepdims=True)
+    return (-np.minimum(least, 0)).astype(np.uint8)
 
 
-def _add_packed(builder: GraphBuilder, name: str, whole: NDArray[np.int64]) -> str:
-    """Add integers that fit int8, packed; return the name of them, unpacked."""
+def _add_zero_point(
+    builder: GraphBuilder,
+    name: str,
+    zero_point: StoredInteger,
+    shape: tuple[int, ...],
+    packed: bool,
+) -> str:
+    """Add a zero point of the shape of its scale; one for all takes no room in a packed file."""
+    if zero_point.ndim or not packed or not shape:
+        filled = np.broadcast_to(np.ravel(zero_point) if shape else zero_point.min(), shape)
+        return builder.constant(filled, f"{name}.zero")
+    value = numpy_helper.from_array(np.reshape(zero_point, 1))
+    size = builder.constant(np.array(shape))
+    return builder.add("ConstantOfShape", [size], "zero", value=value)
+
+
+def _add_stored(
+    builder: GraphBuilder, name: str, whole: NDArray[np.int64], zero_point: StoredInteger
+) -> str:
+    """Add integers as they are."""
+    stored = (whole + zero_point.astype(np.int64)).astype(zero_point.dtype)
+    return builder.constant(stored, f"{name}.weight")
+
+
+def _add_packed(
+    builder: GraphBuilder, name: str, whole: NDArray[np.int64], zero_point: StoredInteger
+) -> str:
+    """Add integers packed; return the name of them, unpacked."""
     coded = code_weight(whole)
     if coded.bits == 8:
-        return builder.constant(whole.astype(np.int8), f"{name}.weight")
+        return _add_stored(builder, name, whole, zero_point)
     codes = add_codes(builder, coded.codes, coded.bits, name)
     wide = builder.add("Cast", [codes], "bits", to=TensorProto.INT32)
-    if coded.offset.ndim:
-        offset = builder.constant(coded.offset.astype(np.int8), f"{name}.offset")
-        offset = builder.add("Cast", [offset], "bits", to=TensorProto.INT32)
+    offset = coded.offset + zero_point.astype(np.int64)
+    if offset.ndim:
+        narrow = builder.constant(offset.astype(zero_point.dtype), f"{name}.offset")
+        added = builder.add("Cast", [narrow], "bits", to=TensorProto.INT32)
     else:
-        offset = builder.constant(coded.offset.astype(np.int32))
-    wide = builder.add("Add", [wide, offset], "bits")
-    return builder.add("Cast", [wide], "bits", to=TensorProto.INT8)
+        added = builder.constant(offset.astype(np.int32))
+    wide = builder.add("Add", [wide, added], "bits")
+    kind = helper.np_dtype_to_tensor_dtype(zero_point.dtype)
+    return builder.add("Cast", [wide], "bits", to=kind)

@@ -1,0 +1,166 @@
+"""What can be told of a traced network without its images: constants, and how values are arranged.
+
+One run of the network on zeros computes what does not depend on images (tables of positions, class
+tokens), and tells, by numbered elements, where operations that arrange values take each one from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from ompq.errors import OmpqError
+from ompq.graph.layout import ImageLayout
+from ompq.graph.operations import carries_values, tensor_shape
+from ompq.integer.forms import Form, find_form, find_tensors, map_tensors, run_on_copies
+from ompq.integer.network import locate
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a network's values.
+
+    Attributes:
+        places: Node name → places that the elements of its value are taken from, one int64 tensor
+            per tensor, -1 where a zero is put in, as `ompq.export.arrangements` numbers them.
+        constants: Node name → value, for one image, of what does not depend on the images' values.
+    """
+
+    places: dict[str, tuple[Tensor, ...]]
+    constants: dict[str, Any]
+
+
+def survey(module: GraphModule, inputs: Sequence[Tensor]) -> Survey:
+    """Find constants and arrangements of a traced network.
+
+    Args:
+        module: Network in evaluation mode on the CPU, with recorded shapes.
+        inputs: What it takes, for one image; only shapes and types count.
+
+    Raises:
+        OmpqError: A value that the images' number enters, but not their values, is no repetition.
+    """
+    found = Survey({}, {})
+    with torch.inference_mode():
+        _Run(module, 1, found).run(*inputs)
+        if any(_grows(node) for node in module.graph.nodes):
+            of_two = Survey({}, {})
+            _Run(module, 2, of_two).run(*(torch.cat([each, each]) for each in inputs))
+            for node in filter(_grows, module.graph.nodes):
+                _check_repeats(node, found.constants[node.name], of_two.constants[node.name])
+    return found
+
+
+def _grows(node: Node) -> bool:
+    """Tell whether a value's size, but not its content, depends on the images."""
+    constant = node.op.startswith("call_") and not carries_values(node)
+    return constant and tensor_shape(node) is not None and node.meta.get("layout") is not None
+
+
+def _check_repeats(node: Node, of_one: Tensor, of_two: Tensor) -> None:
+    layout: ImageLayout = node.meta["layout"]
+    first, second = layout.split(of_two)
+    alone = layout.split(of_one)[0]
+    if not (torch.equal(first, alone) and torch.equal(second, alone)):
+        raise OmpqError(
+            f"{locate(node)} has no form in ONNX: its values differ from image to image, whatever "
+            "the images are"
+        )
+
+
+class _Run(Interpreter):
+    """Computes constants; what depends on images is zeros.
+
+    Args:
+        module: Traced network.
+        images: How many images there are, 1 or 2; places are noted for one.
+        found: Where constants and places are noted.
+    """
+
+    def __init__(self, module: GraphModule, images: int, found: Survey) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.structure, self.images, self.found = module, images, found
+
+    def run_node(self, n: Node) -> Any:
+        """Compute a constant, note an arrangement, or hand zeros on."""
+        computes = n.op.startswith("call_")
+        if computes and carries_values(n):
+            if self.images == 1 and find_form(n, self.structure) is Form.ARRANGE:
+                self._note_places(n)
+            if tensor_shape(n) is not None:
+                return self._make_zeros(n)
+        value = super().run_node(n)
+        if computes and not carries_values(n) and find_tensors(value):
+            self.found.constants[n.name] = value
+        return value
+
+    def _make_zeros(self, n: Node) -> Tensor:
+        shape = list(tensor_shape(n) or ())
+        layout: ImageLayout | None = n.meta.get("layout")
+        if layout is not None:
+            shape[layout.dim] *= self.images
+        return torch.zeros(shape, dtype=n.meta.get("dtype"))
+
+    def _note_places(self, n: Node) -> None:
+        """Run an operation on several numberings; what they agree on is an arrangement."""
+        sources = [source for source in n.all_input_nodes if carries_values(source)]
+        if len(sources) != 1:
+            return
+        kept = self.env[sources[0]]
+        count = sum(part.numel() for part in find_tensors(kept))
+        try:
+            found = [self._find_places(n, sources[0], kept, numbers) for numbers in _number(count)]
+        finally:
+            self.env[sources[0]] = kept
+        first = found[0]
+        if first is not None and all(_are_equal(first, other) for other in found[1:]):
+            self.found.places[n.name] = first
+
+    def _find_places(
+        self, n: Node, source: Node, kept: Any, numbers: Tensor
+    ) -> tuple[Tensor, ...] | None:
+        """Return where elements, numbered from 1 on, went; None where others than they came out."""
+        filled = _fill(kept, numbers)
+
+        def run(change: Any) -> Any:
+            self.env[source] = map_tensors(filled, change)
+            return super(_Run, self).run_node(n)
+
+        results = find_tensors(run_on_copies(run))
+        places = torch.full((len(numbers) + 1,), -1)
+        places[numbers] = torch.arange(len(numbers))
+        if any(((result < 0) | (result > len(numbers))).any() for result in results):
+            return None
+        return tuple(places[result.long()] for result in results)
+
+
+def _number(count: int) -> list[Tensor]:
+    """Number elements upwards, downwards and at random.
+
+    What chooses the largest or the least of several takes another one each time.
+    """
+    upwards = torch.arange(1, count + 1)
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0)) + 1
+    return [upwards, upwards.flip(0), shuffled]
+
+
+def _fill(value: Any, numbers: Tensor) -> Any:
+    """Return a value of the same tensors, filled with numbers one after the other."""
+    rest = numbers
+
+    def fill(part: Tensor) -> Tensor:
+        nonlocal rest
+        taken, rest = rest[: part.numel()], rest[part.numel() :]
+        return taken.view(part.shape)
+
+    return map_tensors(value, fill)
+
+
+def _are_equal(first: tuple[Tensor, ...], other: tuple[Tensor, ...] | None) -> bool:
+    return other is not None and all(map(torch.equal, first, other))

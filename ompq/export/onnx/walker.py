@@ -1,0 +1,202 @@
+"""A walk over a traced network that writes its operations, in float, into an ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from ompq.export.onnx.builder import GraphBuilder
+from ompq.export.onnx.layouts import Arranger
+from ompq.export.onnx.operands import Call, Operand, to_array
+from ompq.export.onnx.survey import Survey
+from ompq.export.onnx.writers import WRITERS
+from ompq.graph.layout import ImageLayout
+from ompq.graph.operations import carries_values, operation, tensor_shape
+from ompq.integer.forms import Form, find_form, find_tensors
+
+_PADS = frozenset("pad constantpad2d zeropad2d same_padding".split())
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A value in integers: what stands between quantizing and dequantizing.
+
+    Attributes:
+        integers: Name of the integers, uint8.
+        scale: Name of their scale, float32 scalar.
+        zero_point: Name of their zero point, uint8 scalar.
+    """
+
+    integers: str
+    scale: str
+    zero_point: str
+
+
+# The name of a value in float; its integers; those of a tuple.
+Value: TypeAlias = str | Levels | list[str]
+
+
+class Walker:
+    """Writes the nodes of a traced network into a graph, one after the other.
+
+    Args:
+        builder: Graph that they are added to.
+        module: Network, with recorded shapes.
+        survey: Its constants and arrangements.
+        images: Name of a value in the graph whose first dimension counts the images.
+
+    Attributes:
+        values: What has been written so far, by node.
+    """
+
+    def __init__(
+        self, builder: GraphBuilder, module: GraphModule, survey: Survey, images: str
+    ) -> None:
+        self.builder, self.module, self.survey, self.images = builder, module, survey, images
+        self.values: dict[Node, Value] = {}
+        self._arranger = Arranger(builder, module, survey.places)
+        self._dequantized: dict[Levels, str] = {}
+
+    def run(self, inputs: Sequence[str]) -> str:
+        """Write the whole network; return the name of its output, in float.
+
+        Args:
+            inputs: Names of what it takes, in order.
+        """
+        given = iter(inputs)
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = next(given)
+            elif node.op == "output":
+                return self.read(node.all_input_nodes[0])
+            elif node.op != "get_attr" and carries_values(node):
+                self.values[node] = self.write(node)
+        raise ValueError("a network without an output")
+
+    def write(self, node: Node) -> Value:
+        """Write a node whose value depends on the images; return its value."""
+        if operation(node, self.module) in ("getitem", "getattr"):
+            source = node.all_input_nodes[0]
+            piece = self._find_piece(node, self.values.get(source))
+            if piece is not None:
+                return piece
+        form = find_form(node, self.module)
+        if form is Form.KEEP:
+            return self.values[self.find_source(node)]
+        if form is Form.ARRANGE and node.name in self.survey.places:
+            return self._arrange(node)
+        return self.write_float(node)
+
+    def write_float(self, node: Node) -> Value:
+        """Write an operation in float, by the table of writers or by what it is made of."""
+        call = self.start_call(node)
+        writer = WRITERS.get(call.operation)
+        if writer is None:
+            raise call.refuse("nobody has written it")
+        return writer(call)
+
+    def find_source(self, node: Node) -> Node:
+        """Find the first node whose values an operation reads."""
+        return next(source for source in node.all_input_nodes if carries_values(source))
+
+    def read(self, node: Node) -> str:
+        """Return the name of a node's value in float; write it where it is not there yet."""
+        value = self.values.get(node)
+        if value is None:
+            value = self.values[node] = self._put_constant(node)
+        if isinstance(value, list):
+            raise self.start_call(node).refuse("its tensors are read together")
+        return self.dequantize(value)
+
+    def read_operand(self, node: Node) -> Operand:
+        """Return the value of a node as an operand."""
+        constant = self._find_constant(node)
+        if isinstance(constant, Tensor) and not self._grows(node):
+            array = to_array(constant)
+            return Operand(self.builder.constant(array, node.name), array.shape)
+        return Operand(self.read(node), tensor_shape(node) or ())
+
+    def dequantize(self, value: Value) -> str:
+        """Return the name of a tensor in float."""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list):
+            raise TypeError("several tensors where there should be one")
+        if value not in self._dequantized:
+            inputs = [value.integers, value.scale, value.zero_point]
+            name = self.builder.add("DequantizeLinear", inputs, value.integers)
+            self._dequantized[value] = name
+        return self._dequantized[value]
+
+    def start_call(self, node: Node) -> Call:
+        """Return a node as a call whose operators are to be written."""
+        return Call(self.builder, node, self.module, self.read_operand)
+
+    def _find_piece(self, node: Node, taken: Value | None) -> str | None:
+        """Return the piece of a tuple that a node takes; None where it does anything else."""
+        if not isinstance(taken, list) or len(node.args) < 2:
+            return None
+        index = {"values": 0, "indices": 1}.get(str(node.args[1]), node.args[1])
+        return taken[index] if isinstance(index, int) else None
+
+    def _arrange(self, node: Node) -> Value:
+        """Write an operation that only arranges values: of integers, if it puts no zeros in."""
+        value = self.values[self.find_source(node)]
+        pads = any(bool((part < 0).any()) for part in self.survey.places[node.name])
+        if isinstance(value, Levels) and not pads and tensor_shape(node) is not None:
+            (integers,) = self._arranger.arrange(node, [value.integers], np.uint8(0))
+            return Levels(integers, value.scale, value.zero_point)
+        names = value if isinstance(value, list) else [self.read(self.find_source(node))]
+        arranged = self._arranger.arrange(node, names, np.float32(0))
+        return arranged[0] if tensor_shape(node) is not None else arranged
+
+    def _find_constant(self, node: Node) -> Any:
+        """Return the value of a node that does not depend on images; None where it does."""
+        if node.op == "get_attr":
+            return _get_attribute(self.module, str(node.target))
+        return self.survey.constants.get(node.name)
+
+    def _grows(self, node: Node) -> bool:
+        return node.op != "get_attr" and node.meta.get("layout") is not None
+
+    def _put_constant(self, node: Node) -> Value:
+        """Put what does not depend on images' values into the graph; repeat what each image has."""
+        value = self._find_constant(node)
+        if isinstance(value, tuple | list):
+            tensors = find_tensors(value)
+            return [self.builder.constant(to_array(tensor), node.name) for tensor in tensors]
+        if not isinstance(value, Tensor):
+            raise self.start_call(node).refuse("its value is no tensor")
+        name = self.builder.constant(to_array(value), node.name)
+        return self._repeat(name, value, node.meta["layout"]) if self._grows(node) else name
+
+    def _repeat(self, name: str, value: Tensor, layout: ImageLayout) -> str:
+        """Repeat a value for one image as often as there are images."""
+        images = self.builder.add("Shape", [self.images], start=0, end=1)
+        shape, dim = list(value.shape), layout.dim
+        if layout.interleaved:
+            # Rows of one image are apart: every row is repeated by itself.
+            dim += 1
+            name = self._reshape(name, [*shape[:dim], 1, *shape[dim:]])
+        rank = len(shape) + layout.interleaved
+        ones = (np.ones(count, np.int64) for count in (dim, rank - dim - 1))
+        before, after = (self.builder.constant(each) for each in ones)
+        repeats = self.builder.add("Concat", [before, images, after], axis=0)
+        name = self.builder.add("Tile", [name, repeats])
+        if layout.interleaved:
+            name = self._reshape(name, [*shape[: dim - 1], -1, *shape[dim:]])
+        return name
+
+    def _reshape(self, name: str, shape: list[int]) -> str:
+        return self.builder.add("Reshape", [name, self.builder.constant(np.array(shape))])
+
+
+def _get_attribute(module: GraphModule, path: str) -> Any:
+    """Return a parameter, buffer or property of a network by its path."""
+    owner, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(owner), name)
