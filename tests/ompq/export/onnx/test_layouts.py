@@ -7,14 +7,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from kinds import Net, conv
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
 
+from ompq.errors import OmpqError  # noqa: E402
 from ompq.export.onnx.builder import GraphBuilder  # noqa: E402
-from ompq.export.onnx.layouts import Arrangement, arrange_one  # noqa: E402
+from ompq.export.onnx.layouts import Arrangement, Arranger, arrange_one  # noqa: E402
+from ompq.graph import trace  # noqa: E402
 from ompq.graph.layout import ImageLayout, find_layout  # noqa: E402
 
 # Each takes n images of 4 channels of 6 × 4.
@@ -153,3 +156,15 @@ def test_simple_arrangements_are_simple_operators() -> None:
     assert count_operators("images last") == ["Transpose"]
     for name in ("channel shuffle", "pixel shuffle", "pixel unshuffle", "tokens"):
         assert set(count_operators(name)) <= {"Reshape", "Transpose"}
+
+
+def test_an_operation_whose_places_are_unknown_is_refused_by_name() -> None:
+    torch.manual_seed(0)
+    net = Net(
+        lambda net, x: net.head(net.stem(x).flatten(1)), stem=conv(3, 8), head=nn.Linear(2048, 5)
+    )
+    traced = trace(net.eval(), (3, 16, 16)).module
+    (node,) = (node for node in traced.graph.nodes if node.target in ("flatten", torch.flatten))
+    arranger = Arranger(GraphBuilder(), traced, {})
+    with pytest.raises(OmpqError, match=r"^flatten \(flatten\) has no form in ONNX: where its"):
+        arranger.arrange(node, ["value"], np.uint8(0))
