@@ -166,7 +166,7 @@ def _write(prepared: _Prepared, result: QuantizationResult, content: dict[str, A
         print(f"note: the result that was in {folder}/ is now in {earlier}/")
     artifact.save_quantized(
         folder / artifact.FILE,
-        result.network,
+        result.network.deployed,
         prepared.assignment,
         source=prepared.network,
         preprocess=prepared.preprocess,

@@ -60,6 +60,8 @@ class QuantizationResult:
         weights_row: Row of the network with reconstructed weights, activations in float.
         final_row: Row of the quantized network; `weights_row` itself where activations stay in
             float.
+        integers_row: Row of the network of integers, which is deployed; None where activations stay
+            in float.
         seconds: Wall-clock seconds of reconstruction and measurement.
     """
 
@@ -69,13 +71,19 @@ class QuantizationResult:
     rounded_row: StageRow
     weights_row: StageRow
     final_row: StageRow
+    integers_row: StageRow | None
     seconds: float
 
     @property
     def rows(self) -> list[StageRow]:
         """Return the row of every network once, the float one first."""
-        rows = [self.float_row, self.rounded_row, self.weights_row, self.final_row]
-        return rows if self.final_row is not self.weights_row else rows[:-1]
+        rows = [self.float_row, self.rounded_row, self.weights_row]
+        return rows if self.integers_row is None else [*rows, self.final_row, self.integers_row]
+
+    @property
+    def deployed_row(self) -> StageRow:
+        """Return the row of the network that is written."""
+        return self.final_row if self.integers_row is None else self.integers_row
 
 
 @dataclass(frozen=True)
@@ -183,10 +191,13 @@ def quantize_and_measure(
         operations = count_bit_operations(assignment, act_quant=False)
         predictions = task.predict(network.module)
         weights_row = StageRow("weights reconstructed", size, operations, predictions, spent)
-    final_row = weights_row
-    if task.settings.act_quant:
+    final_row, integers_row = weights_row, None
+    if network.integers is not None:
         predictions = task.predict(network.module)
         final_row = StageRow("fully quantized", size, assignment.bops_g, predictions, spent)
+        predictions = task.predict(network.integers.module)
+        name = "integers" if network.integers.runs_on_integers else "integers (in part)"
+        integers_row = StageRow(name, size, assignment.bops_g, predictions, spent)
     return QuantizationResult(
         network=network,
         reports=reports,
@@ -194,6 +205,7 @@ def quantize_and_measure(
         rounded_row=rounded_row,
         weights_row=weights_row,
         final_row=final_row,
+        integers_row=integers_row,
         seconds=time.perf_counter() - start,
     )
 

@@ -22,14 +22,22 @@ from torch.fx import GraphModule
 from ompq.assignment import Assignment, check_assignment
 from ompq.data import collect_images
 from ompq.errors import OmpqError
-from ompq.graph import NetworkGraph, Subgraph, extract_subgraph, split_into_subgraphs, trace_for
-from ompq.quantized import QuantizedNetwork, QuantizedWeight, make_quantizable
+from ompq.graph import (
+    NetworkGraph,
+    Subgraph,
+    extract_subgraph,
+    fold_batch_norm,
+    split_into_subgraphs,
+    trace_for,
+)
+from ompq.quantized import QuantizedNetwork, QuantizedWeight, simulate
 from ompq.quantizers import QuantParams, activation_quantizers
 from ompq.runtime import say
 from PTQ.activation_cache import ActivationCache
 from PTQ.block_result import BlockReport, BlockResult
 from PTQ.examples import Examples
 from PTQ.fisher import measure_output_importances
+from PTQ.integers import finish_integers, prepare_integers
 from PTQ.reconstruct import (
     reconstruct_activations,
     reconstruct_weights,
@@ -52,7 +60,7 @@ def round_to_nearest(
         assignment: Widths of the network's groups.
         settings: Settings of the reconstruction; `per_channel` and `symmetric` count here.
     """
-    network = make_quantizable(graph, assignment)
+    network = simulate(fold_batch_norm(graph), ())
     bits = assignment.layer_bits()
     with torch.no_grad():
         nearest = round_block(network.module, bits, settings)
@@ -89,8 +97,8 @@ def quantize_network(
         say: Function that is told what a user should know; it prints by default.
 
     Returns:
-        The quantized network, with its activation quantizers enabled if `settings.act_quant` is
-        set, and one report per block.
+        The quantized network and one report per block. If `settings.act_quant` is set, its
+        activation quantizers are enabled, and its `integers` are what is deployed.
 
     Raises:
         OmpqError: Too few images, NaN in them, a network that cannot be traced, or no room for the
@@ -102,7 +110,11 @@ def quantize_network(
     settings = settings or Settings()
     graph = trace_for(network, images)
     check_assignment(assignment, graph)
-    teacher = make_quantizable(graph, assignment)
+    folded = fold_batch_norm(graph)
+    prepared = None
+    if settings.act_quant:
+        prepared = prepare_integers(folded, assignment, images, settings, say)
+    teacher = simulate(folded, () if prepared is None else prepared.sites)
     student = teacher.copy()
     device = next(teacher.module.parameters()).device
     cache = cache or ActivationCache(settings.cache_device, device, Path(tempfile.gettempdir()))
@@ -144,10 +156,14 @@ def quantize_network(
             if finished is not None:
                 finished.save(number, result)
         _apply(result, student, target, settings)
+        for layer in block.layers:
+            student.round_bias(layer)
         say(f"{number + 1:>3}/{len(blocks)} {result.report.format_line()}")
         reports.append(result.report)
         quantized_values |= _run(target, block, quantized_values, cache, device)
         _drop_unread(blocks[number + 1 :], float_values, quantized_values)
+    if prepared is not None:
+        finish_integers(prepared, student, images)
     return student, reports
 
 

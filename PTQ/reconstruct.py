@@ -79,7 +79,7 @@ def round_block(block: GraphModule, bits: dict[str, int], settings: Settings) ->
         name: lp_scale(
             _weight(block, name),
             width,
-            symmetric=settings.symmetric,
+            symmetric=settings.is_symmetric(width),
             per_channel=settings.per_channel,
         )
         for name, width in bits.items()

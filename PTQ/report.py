@@ -44,17 +44,19 @@ def build_results(
         arguments: JSON-ready arguments of the run.
         seconds: Wall-clock seconds of the whole run.
     """
-    final = result.final_row
+    final = result.deployed_row
     reference = result.float_row.predictions
     return {
         "format": FORMAT,
         "top1_fp32": _top1(result.float_row),
         "top1_before": _top1(result.rounded_row),
         "top1_weights": _top1(result.weights_row),
+        "top1_simulated": _top1(result.final_row),
         "top1": _top1(final),
         "top5": final.predictions.accuracy().top5 if reference.has_labels else None,
         "agreement_before": result.rounded_row.predictions.agreement(reference),
         "agreement_weights": result.weights_row.predictions.agreement(reference),
+        "agreement_simulated": result.final_row.predictions.agreement(reference),
         "agreement": final.predictions.agreement(reference),
         "num_eval": len(reference),
         "model_size_mb": final.size_mb,

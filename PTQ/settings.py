@@ -10,6 +10,8 @@ from ompq.fields import settle_fields
 from ompq.graph.subgraphs import GRANULARITIES
 
 LOSSES = ("mse", "fisher_diag")
+# Narrower weights fit into 8 bits with their zero point subtracted.
+_CONTAINER_BITS = 8
 CACHE_DEVICES = ("auto", "cpu", "cuda", "disk")
 
 
@@ -19,8 +21,11 @@ class Settings:
 
     Attributes:
         per_channel: Whether every output channel has a weight scale of its own; else one per layer.
-        symmetric: Whether weights are quantized symmetrically, without zero point.
+        symmetric: Whether weights are quantized symmetrically, without zero point; None for those
+            of 8 bits alone, which runtimes of 8-bit integers have no zero point for.
         act_quant: Whether activations are quantized too.
+        quantize_sums: Whether sums, concatenations and averages read 8 bits, as kernels of 8-bit
+            integers do.
         weight_iterations: Steps of AdaRound per block.
         act_iterations: Steps per block that learn the scales of the activations.
         batch_size: Images per step.
@@ -44,8 +49,9 @@ class Settings:
     """
 
     per_channel: bool = True
-    symmetric: bool = False
+    symmetric: bool | None = None
     act_quant: bool = True
+    quantize_sums: bool = True
     weight_iterations: int = 20000
     act_iterations: int = 5000
     batch_size: int = 32
@@ -79,6 +85,14 @@ class Settings:
         self._check_share("drop_probability")
         if self.drop_probability is not None and not self.act_quant:
             raise OmpqError("`drop_probability` drops quantized activations; give `act_quant` too")
+
+    def is_symmetric(self, bits: int) -> bool:
+        """Tell whether weights of a width are quantized symmetrically.
+
+        >>> Settings().is_symmetric(8), Settings().is_symmetric(4)
+        (True, False)
+        """
+        return bits == _CONTAINER_BITS if self.symmetric is None else self.symmetric
 
     def _check_choice(self, field: str, known: tuple[str, ...]) -> None:
         value = getattr(self, field)

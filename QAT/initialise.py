@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
+from ompq.adoption import adopt
 from ompq.artifact import Artifact
 from ompq.assignment import Assignment, check_assignment
 from ompq.data import collect_images
 from ompq.errors import OmpqError
 from ompq.evaluation import find_device
-from ompq.graph import NetworkGraph, find_activation_sites, fold_batch_norm, trace_for
+from ompq.graph import NetworkGraph, fold_batch_norm, trace_for
 from ompq.graph.training_mode import describe_training, switch_arguments
 from ompq.integer import (
     ConversionSettings,
@@ -22,7 +22,6 @@ from ompq.integer import (
     prove,
     start_learning_steps,
 )
-from ompq.integer.fake_quantizers import FixedWeightFakeQuantizer
 from ompq.quantized import QuantizedNetwork
 from ompq.runtime import say
 
@@ -50,21 +49,21 @@ def prepare(
         images: Calibration images, n × channels × height × width, normalised, or batches of them,
             as a `DataLoader` yields them; a module is traced for images of their size.
         settings: Settings of the conversion; None for the defaults.
-        source: Network that PTQ quantized to these widths, to start from; None for the float one.
+        source: Network that was quantized to these widths, to start from; None for the float one.
         say: Function that is told what had to be left as it is, and what is lost.
 
     Returns:
         The network to fine-tune, on the device of the float network.
 
     Raises:
-        OmpqError: `source` is of another network, of other widths, or not from PTQ.
+        OmpqError: `source` is of another network, or of other widths.
     """
     images = collect_images(images)
     graph, settings = trace_for(network, images, say), settings or ConversionSettings()
     check_assignment(assignment, graph)
     if source is not None:
         _check_widths(source, assignment)
-    # PTQ folds batch norm before it quantizes: its integers are those of the folded weights.
+    # The integers of a quantized network are those of its folded weights.
     structure = graph if source is None else fold_batch_norm(graph)
 
     widths = assignment.layer_bits(), assignment.layer_act_bits()
@@ -74,7 +73,7 @@ def prepare(
 
     def start(converted: IntegerNetwork) -> None:
         if source is not None:
-            adopt_ptq_network(converted, source)
+            adopt(converted, source.network)
         calibrate(converted, images.split(CALIBRATION_BATCH), find_device(converted.module))
         if settings.learned:
             start_learning_steps(converted, settings.rule.per_channel)
@@ -103,8 +102,9 @@ def _check_widths(source: Artifact, assignment: Assignment) -> None:
     found: list[tuple[str, list[int], list[int]]] = [
         ("weights", source.description["bits"], list(assignment.widths))
     ]
-    if isinstance(source.network, QuantizedNetwork) and any(
-        quantizer.enabled for quantizer in source.network.activations().values()
+    network = source.network
+    if not isinstance(network, QuantizedNetwork) or any(
+        quantizer.enabled for quantizer in network.activations().values()
     ):
         activations = source.description["activation_bits"]
         found.append(("activations", activations, list(assignment.activations)))
@@ -114,46 +114,3 @@ def _check_widths(source: Artifact, assignment: Assignment) -> None:
                 f"`source` holds {what} of {given} bits, the configuration asks for {asked}; "
                 "leave the configuration out, or run PTQ with it first"
             )
-
-
-@torch.no_grad()
-def adopt_ptq_network(network: IntegerNetwork, source: Artifact) -> None:
-    """Give a network the weights, biases, scales and zero points that PTQ found.
-
-    Scales and zero points stay while the network is trained, unless they are learned; activations
-    that PTQ left in float get theirs from calibration.
-
-    Args:
-        network: Network of the structure and the widths of `source`, batch norm folded; changed in
-            place.
-        source: Network that PTQ quantized.
-
-    Raises:
-        OmpqError: `source` is not from PTQ, or of another network.
-    """
-    given = source.network
-    if not isinstance(given, QuantizedNetwork):
-        raise OmpqError("`source` must be a network from PTQ; go on with one of QAT by `resume`")
-    shared: dict[int, FixedWeightFakeQuantizer] = {}
-    for name, layer in network.layers().items():
-        if name not in given.weights:
-            raise OmpqError(f"`source` is of another network: it does not hold {name}")
-        weight, own = given.weights[name], layer.layer.weight
-        # Layers that share a weight share its scale: that of the first of them.
-        if id(own) not in shared:
-            shared[id(own)] = FixedWeightFakeQuantizer(weight.params).to(own.device)
-            own.copy_(weight.values())
-        layer.fake_quantizer = shared[id(own)]
-        bias = given.graph.layer_module(name).bias
-        if layer.layer.bias is not None and bias is not None:
-            layer.layer.bias.copy_(bias)
-    quantizers = given.activations()
-    by_layer = {
-        layer: site
-        for site, readers in find_activation_sites(given.graph).items()
-        for layer in readers
-    }
-    for name, layer in network.layers().items():
-        quantizer = quantizers.get(by_layer.get(name, ""))
-        if quantizer is not None and quantizer.enabled:
-            layer.source.fake_quantizer.set(quantizer.params)

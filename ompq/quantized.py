@@ -1,17 +1,17 @@
 """A network that computes with quantized weights and activations, and the integers they are.
 
 It simulates quantization: everything is computed in float, on values that integers stand for.
-Networks that compute with the integers themselves are in `ompq.integer`.
+Networks that compute with the integers themselves are in `ompq.integer`; they are what is deployed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from ompq.assignment import Assignment
 from ompq.cost import PIXEL_BITS
@@ -24,6 +24,7 @@ from ompq.graph import (
 )
 from ompq.graph.network import copy_traced
 from ompq.graph.shapes import copy_shape
+from ompq.integer import IntegerNetwork, QuantizedSite
 from ompq.quantizers import ActivationQuantizer, QuantParams, dequantize
 
 # Path of the quantizers in the traced network; each is called after the node whose value it takes.
@@ -74,10 +75,13 @@ class QuantizedNetwork:
         graph: Structure of the network; its module computes.
         weights: Integers of the layers that are quantized, by layer; the layers' own weights hold
             the values that these integers stand for.
+        integers: Network that computes with the integers, once it is known; None before, and for
+            one whose activations stay in float.
     """
 
     graph: NetworkGraph
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    integers: IntegerNetwork | None = None
 
     @property
     def module(self) -> GraphModule:
@@ -93,6 +97,11 @@ class QuantizedNetwork:
     def exclusions(self) -> Exclusions:
         """Return what of the float network was left as it is."""
         return self.graph.exclusions
+
+    @property
+    def deployed(self) -> QuantizedNetwork | IntegerNetwork:
+        """Return what is written and deployed: the integers, where there are any."""
+        return self if self.integers is None else self.integers
 
     def calls(self) -> dict[str, str]:
         """Map each quantized node to the node that calls its quantizer, in execution order."""
@@ -121,6 +130,28 @@ class QuantizedNetwork:
         self.weights[layer] = weight
         self.graph.layer_module(layer).weight.copy_(weight.values())
 
+    def find_source(self, layer: str) -> ActivationQuantizer | None:
+        """Find the quantizer whose values a layer reads; None where it reads floats."""
+        for site, layers in self.readers().items():
+            if layer in layers:
+                return _get_quantizer(self.module, f"{QUANTIZER_PATH}.{site}")
+        return None
+
+    @torch.no_grad()
+    def round_bias(self, layer: str) -> None:
+        """Round a layer's bias to the grid of its sums, as integers of 32 bits will hold it.
+
+        Args:
+            layer: Layer with quantized weights; nothing is done where it has no bias, or reads
+                floats.
+        """
+        bias, source = self.graph.layer_module(layer).bias, self.find_source(layer)
+        if bias is None or source is None or not source.enabled:
+            return
+        scale = self.weights[layer].params.scale.double() * source.params.scale.double()
+        scale = scale.to(bias.device)
+        bias.copy_(torch.round(bias.double() / scale) * scale)
+
     def copy(self) -> QuantizedNetwork:
         """Return an independent copy of the network."""
         module = copy_traced(self.module)
@@ -147,6 +178,32 @@ def make_quantizable(graph: NetworkGraph, assignment: Assignment) -> QuantizedNe
     images = {node.name for node in find_image_maps(folded.module)}
     widths |= {name: PIXEL_BITS for name in images if name in widths}
     return QuantizedNetwork(insert_quantizers(folded, widths))
+
+
+def simulate(graph: NetworkGraph, sites: Iterable[QuantizedSite]) -> QuantizedNetwork:
+    """Prepare a network to be quantized where a network of integers quantizes it.
+
+    The traced module is changed in place; it still computes what it did.
+
+    Args:
+        graph: Float network, batch norm folded, that the network of integers was converted from.
+        sites: Places at which the network of integers quantizes values, in order.
+    """
+    module = graph.module
+    nodes = {node.name: node for node in module.graph.nodes}
+    device = next(module.parameters()).device
+    calls: dict[str, Node] = {}
+    for site in sites:
+        value = calls[site.behind] if site.behind else nodes[site.node]
+        path = f"{QUANTIZER_PATH}.{site.path}"
+        module.add_submodule(path, ActivationQuantizer(site.bits).to(device))
+        with module.graph.inserting_after(value):
+            call = calls[site.path] = module.graph.call_module(path, (value,))
+        copy_shape(call, value)
+        for reader in site.readers:
+            nodes[reader].replace_input_with(value, call)
+    module.recompile()
+    return QuantizedNetwork(graph.with_module(module.eval()))
 
 
 def insert_quantizers(graph: NetworkGraph, widths: Mapping[str, int]) -> NetworkGraph:

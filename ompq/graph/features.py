@@ -19,6 +19,8 @@ from ompq.graph.operations import (
 )
 
 _CARRIED = ACTIVATIONS | IDENTITIES | LAYOUTS
+# Of a network that simulates quantization.
+_QUANTIZER = "ActivationQuantizer"
 
 
 def find_feature_tap(node: Node, traced: GraphModule, behind_images: set[Node]) -> Node:
@@ -55,6 +57,8 @@ def _hands_on(user: Node, node: Node, traced: GraphModule, behind_images: set[No
     if user.op == "output":
         return False
     name = operation(user, traced)
+    if name == _QUANTIZER:
+        return True
     if name in _CARRIED or is_norm(user, traced):
         read = read_arguments(user, traced).get("input")
         return read is node and _keeps_images_first(user, node)

@@ -2,6 +2,7 @@
 
 convert            a traced network rewritten: layers, and by rewrite.py requantizers, sums,
                    concatenations and casts; network.py holds the result
+readers            which values layers read, and where they are quantized for whom
 forms              which operations integers have a form of, and how it is run
 layers             what it is made of then: fake-quantized in training, exact in evaluation
 fake_quantizers    scales and zero points from ranges, or learned
@@ -19,12 +20,14 @@ from ompq.integer.execution import IntegerExecution, export_integers
 from ompq.integer.fake_quantizers import RangeRule
 from ompq.integer.network import ConversionSettings, IntegerNetwork, describe_operations
 from ompq.integer.proof import check_integers, prove
+from ompq.integer.readers import QuantizedSite
 from ompq.integer.serialization import convert_to_tensors, restore_from_tensors, select_integers
 
 __all__ = [
     "ConversionSettings",
     "IntegerExecution",
     "IntegerNetwork",
+    "QuantizedSite",
     "RangeRule",
     "calibrate",
     "check_integers",

@@ -277,6 +277,13 @@ class ActivationFakeQuantizer(nn.Module):
         return self.scale.detach()
 
     @torch.no_grad()
+    def reset(self) -> None:
+        """Forget the range seen so far, and observe anew."""
+        self.minimum.fill_(float("inf"))
+        self.maximum.fill_(float("-inf"))
+        self.observing = True
+
+    @torch.no_grad()
     def set(self, params: QuantParams) -> None:
         """Adopt a scale, zero point and range, and observe no more."""
         self.scale.copy_(params.scale)
