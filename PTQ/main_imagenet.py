@@ -20,7 +20,7 @@ with interruptible_imports():
     from ompq.assignment import Assignment
     from ompq.data import unreadable_note
     from ompq.errors import OmpqError
-    from ompq.evaluation import doubt_accuracy, predict
+    from ompq.evaluation import doubt_accuracy
     from ompq.files import check_writable, lock_folder, set_aside, write_json
     from ompq.graph import check_network, describe_float_parts, trace
     from ompq.options import (
@@ -29,11 +29,11 @@ with interruptible_imports():
         load_requested_network,
         make_evaluation_loader,
         name_outputs,
-        note_unused,
         print_images,
     )
     from ompq.preprocess import Preprocess
     from ompq.runtime import Ranks, resolve_device, seed_everything
+    from ompq.stored import evaluate_stored
     from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network
     from PTQ.options import (
         build_parser,
@@ -202,24 +202,6 @@ def _print_row(name: str, row: StageRow) -> None:
         print(f"{name}: top-1 {accuracy.top1:.2f} % of {accuracy.count} images", flush=True)
 
 
-def evaluate(arguments: argparse.Namespace) -> None:
-    """Print the accuracy of a quantized network that was written before."""
-    device = resolve_device(arguments.device)
-    read = artifact.load_quantized(arguments.evaluate)
-    arguments.parser.print_notes(note_unused(arguments))
-    test = make_evaluation_loader(
-        arguments,
-        read.preprocess,
-        arguments.batch_size,
-        class_names=read.class_names,
-        num_classes=read.num_classes,
-    )
-    print_images(arguments, read.preprocess, test.notes)
-    arguments.parser.print_notes(check_classes(test.num_classes, read.num_classes))
-    print(f"{read.title}: {predict(read.network.module, test, device).accuracy()}")
-    arguments.parser.print_notes(unreadable_note(test.skipped))
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Quantize a network, or evaluate one that was written before.
 
@@ -228,9 +210,12 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if Ranks.from_environment().world_size > 1:
         raise OmpqError("reconstruction runs in one process; start it without torchrun")
+    if arguments.integer_only and arguments.evaluate is None:
+        raise OmpqError("`integer_only` goes with `evaluate` DIR")
     seed_everything(arguments.seed)
     if arguments.evaluate is not None:
-        evaluate(arguments)
+        device = resolve_device(arguments.device)
+        evaluate_stored(arguments, Path(arguments.evaluate), device)
     else:
         with lock_folder(arguments.output_dir):
             quantize(arguments)

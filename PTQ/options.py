@@ -58,6 +58,11 @@ def build_parser() -> Parser:
     group.add_argument(
         "--evaluate", type=Path, metavar="DIR", help="evaluate the quantized network of that folder"
     )
+    group.add_argument(
+        "--integer_only",
+        action="store_true",
+        help="with --evaluate: also run it with integer arithmetic alone, and compare to the bit",
+    )
     group.add_argument("--resume", action="store_true", help="go on with a killed run")
     group.add_argument(
         "--test_before_calibration",
@@ -104,7 +109,15 @@ def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
         "--channel_wise", action="store_true", help="a weight scale per channel, not per layer"
     )
     group.add_argument(
-        "--sym", action="store_true", help="quantize weights symmetrically, without zero point"
+        "--sym",
+        action=argparse.BooleanOptionalAction,
+        help="quantize weights symmetrically, without zero point (default: those of 8 bits)",
+    )
+    group.add_argument(
+        "--quantize_sums",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="8 bits before sums, concatenations and averages too, as int8 kernels read them",
     )
     group.add_argument(
         "--disable_8bit_head_stem",
@@ -143,6 +156,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         per_channel=arguments.channel_wise,
         symmetric=arguments.sym,
         act_quant=arguments.act_quant,
+        quantize_sums=arguments.quantize_sums,
         weight_iterations=arguments.iters_w,
         act_iterations=arguments.iters_a,
         rounding_weight=arguments.weight,

@@ -13,10 +13,10 @@ from ompq._face import attach
 
 if TYPE_CHECKING:
     from ompq.integer import ConversionSettings
+    from ompq.verification import Verification, verify
     from QAT.initialise import prepare
     from QAT.settings import TrainingSettings
     from QAT.training import fine_tune
-    from QAT.verification import Verification, verify
 
 __all__ = [
     "ConversionSettings",
@@ -33,7 +33,7 @@ __getattr__, __dir__ = attach(
         "QAT.initialise": "prepare",
         "QAT.settings": "TrainingSettings",
         "QAT.training": "fine_tune",
-        "QAT.verification": "Verification verify",
         "ompq.integer": "ConversionSettings",
+        "ompq.verification": "Verification verify",
     },
 )

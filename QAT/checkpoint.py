@@ -22,6 +22,8 @@ LAST = "checkpoint.pth.tar"
 BEST = "model_best.pth.tar"
 # Entry of a fingerprint that checkpoints of earlier versions do not have.
 WEIGHTS = "weights"
+# What runs did before there was an option for it.
+_FORMER_OPTIONS = {"quantize_sums": False}
 _UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 _REQUANTIZER_PATHS = (f"{REQUANTIZER_PATH}.", f"{COMBINATION_PATH}.")
 _FORMER_NAME = re.compile(r"(.+)\.grid\.(minimum|maximum|scale|zero_point)")
@@ -65,6 +67,7 @@ def load_checkpoint(path: Path, fingerprint: dict[str, Any] | None) -> dict[str,
 
 
 def _check_same_run(path: Path, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    known = {**_FORMER_OPTIONS, **known}
     begun, given = known.get(WEIGHTS), asked.get(WEIGHTS)
     # The weights themselves count; the file that held them may have been moved.
     if begun and given and begun["checksum"] != given["checksum"]:

@@ -31,7 +31,7 @@ BINDING_OPTIONS = """
 model seed dataset input_size resize mean std interpolation init_from batch_size data_percentage
 epochs start_epoch lr momentum wd fix_BN fix_BN_threshold quantizer quant_mode channel_wise
 act_range_momentum act_percentile weight_percentile bias_bit fixed_point_quantization
-distill_method teacher_arch teacher_path distill_alpha temperature evaluate_times amp
+quantize_sums distill_method teacher_arch teacher_path distill_alpha temperature evaluate_times amp
 """.split()
 # Fields of the library whose options are called otherwise in this script.
 _FIELDS = {
@@ -159,6 +159,12 @@ def _add_quantization_options(parser: argparse.ArgumentParser) -> None:
         "--fixed_point_quantization",
         action="store_true",
         help="rescale by real factors instead of integers and shifts",
+    )
+    group.add_argument(
+        "--quantize_sums",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="8 bits before sums, concatenations and averages too, as int8 kernels read them",
     )
 
 
@@ -288,6 +294,7 @@ def read_conversion_settings(arguments: argparse.Namespace) -> ConversionSetting
         bias_bits=arguments.bias_bit,
         dyadic=not arguments.fixed_point_quantization,
         learned=arguments.quantizer == LEARNED,
+        quantize_sums=arguments.quantize_sums,
     )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ompq import artifact
 from ompq.artifact import Artifact
 from ompq.assignment import Assignment, assign, resolve
 from ompq.data import CalibrationImages, Loader, calibration_images, make_loader
@@ -30,6 +29,7 @@ from ompq.options import (
 )
 from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks
+from ompq.stored import load_named
 from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network
 from QAT.checkpoint import WEIGHTS
 from QAT.distillation import Teacher, load_teacher
@@ -124,22 +124,6 @@ def prepare_run(
     )
     loaders = (training, test)
     return PreparedRun(network, graph, preprocess, assignment, loaders, images.skipped, task)
-
-
-def load_named(field: str, path: Path) -> Artifact:
-    """Read the quantized network that an option names.
-
-    Args:
-        field: Name of the option's field, for the message.
-        path: Path of the file, or of the folder that holds it.
-
-    Raises:
-        OmpqError: It cannot be read.
-    """
-    try:
-        return artifact.load_quantized(path)
-    except OmpqError as error:
-        raise OmpqError(f"`{field}`: {error}") from error
 
 
 def _open_loaders(

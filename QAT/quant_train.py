@@ -22,16 +22,12 @@ with interruptible_imports():
     from ompq import artifact
     from ompq.data import unreadable_note
     from ompq.errors import OmpqError
-    from ompq.evaluation import doubt_accuracy, predict
+    from ompq.evaluation import doubt_accuracy
     from ompq.files import check_writable, lock_folder, set_aside, write_json
     from ompq.integer import describe_operations
     from ompq.options import (
-        check_classes,
         json_ready,
-        make_evaluation_loader,
         name_outputs,
-        note_unused,
-        print_images,
     )
     from ompq.runtime import (
         Ranks,
@@ -41,6 +37,7 @@ with interruptible_imports():
         run_on_main,
         seed_everything,
     )
+    from ompq.stored import evaluate_stored
     from ompq.zoo import RANDOM_WEIGHTS
     from QAT.checkpoint import (
         BEST,
@@ -59,7 +56,6 @@ with interruptible_imports():
     )
     from QAT.preparation import (
         PreparedRun,
-        load_named,
         prepare_run,
         print_notes_once,
         print_once,
@@ -67,7 +63,6 @@ with interruptible_imports():
     from QAT.report import draw, print_table, to_json
     from QAT.settings import TrainingSettings
     from QAT.training import Progress, TrainingTask, evaluate_all_ranks, run_training
-    from QAT.verification import verify
 
 RESULTS = (artifact.FILE, "results.json", "training.png")
 # Processes that are started where no GPU says how many.
@@ -209,35 +204,6 @@ def _write(prepared: PreparedRun, content: dict[str, Any], progress: Progress) -
     draw(progress, content["top1_fp32"], folder / "training.png")
 
 
-def evaluate(arguments: argparse.Namespace, device: torch.device) -> None:
-    """Print the accuracy of a network that was written before, and whether integers agree.
-
-    Args:
-        arguments: Arguments of `build_parser`.
-        device: Device to compute on.
-    """
-    folder = Path(arguments.evaluate or arguments.output_dir)
-    read = load_named("evaluate", folder)
-    arguments.parser.print_notes(note_unused(arguments))
-    loader = make_evaluation_loader(
-        arguments,
-        read.preprocess,
-        max(64, arguments.batch_size),
-        class_names=read.class_names,
-        num_classes=read.num_classes,
-    )
-    print_images(arguments, read.preprocess, loader.notes)
-    arguments.parser.print_notes(check_classes(loader.num_classes, read.num_classes))
-    if arguments.integer_only:
-        found = verify(read, loader, device)
-        print(f"{read.title}, integer arithmetic alone: {found}")
-        if found.equal != found.accuracy.count:
-            raise OmpqError("integer arithmetic and simulation differ; please report this network")
-        return
-    print(f"{read.title}: {predict(read.network.module, loader, device).accuracy()}")
-    arguments.parser.print_notes(unreadable_note(loader.skipped))
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Train or evaluate, after starting further processes where that is asked for.
 
@@ -257,7 +223,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.evaluate is not None:
         # Of several processes one suffices, and says it once.
         if ranks.is_main:
-            evaluate(arguments, device)
+            evaluate_stored(arguments, Path(arguments.evaluate or arguments.output_dir), device)
         return
     seed_everything(arguments.seed)
     with process_group(ranks, device, arguments.dist_backend):

@@ -1,4 +1,4 @@
-"""Evidence that a trained network runs on integers alone."""
+"""Evidence that a quantized network runs on integers alone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ompq.integer import (
     describe_operations,
     export_integers,
 )
+from ompq.quantized import QuantizedNetwork
 
 # Operations in float that a message names.
 _NAMED = 5
@@ -44,14 +45,14 @@ class Verification:
 
 @torch.inference_mode()
 def verify(
-    network: IntegerNetwork | Artifact,
+    network: IntegerNetwork | QuantizedNetwork | Artifact,
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device | None = None,
 ) -> Verification:
-    """Run a network by integer arithmetic and as training simulated it, and compare the logits.
+    """Run a network by integer arithmetic and as it is evaluated, and compare the logits.
 
     Args:
-        network: Network of integers; or one read from its file, with the integers written there.
+        network: Network of integers, or one of `PTQ` that holds its own; or one read from its file.
         batches: Batches of images (n × channels × height × width, normalised) and labels (n).
         device: Device that the simulation computes on, None for the network's own; integer
             arithmetic runs on the CPU.
@@ -62,6 +63,7 @@ def verify(
     if isinstance(network, Artifact):
         network, numbers = _read_integers(network)
     else:
+        network = _find_integers(network)
         numbers = export_integers(network)
     device = device or find_device(network.module)
     execution = IntegerExecution(network, numbers)
@@ -78,11 +80,16 @@ def verify(
     return Verification(Predictions(torch.cat(classes), torch.cat(known)).accuracy(), equal)
 
 
+def _find_integers(network: IntegerNetwork | QuantizedNetwork) -> IntegerNetwork:
+    found = network if isinstance(network, IntegerNetwork) else network.integers
+    if found is None:
+        raise OmpqError("this network's activations are in float: quantize them too (`act_quant`)")
+    return found
+
+
 def _read_integers(read: Artifact) -> tuple[IntegerNetwork, Mapping[str, Tensor]]:
     """Return a stored network and its integers, or say why it has none."""
-    network = read.network
-    if not isinstance(network, IntegerNetwork):
-        raise OmpqError("integer arithmetic needs a network of QAT; one of PTQ computes in float")
+    network = _find_integers(read.network)
     if not read.integers or not network.runs_on_integers:
         named = describe_operations(network.module, network.float_operations)
         why = ", ".join(named[:_NAMED]) or "rescaling or biases"
