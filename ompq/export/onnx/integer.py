@@ -129,10 +129,7 @@ class _IntegerWriter:
             value = self.arithmetic.cast(self.images.get(source), name)
             value = self.arithmetic.compute("Div", value, scale, name)
             return self.arithmetic.settle(self.builder.add("Round", [value], name), path, name)
-        value = self._widen(source)
-        bounds = self.arithmetic.read(f"{path}.clip")
-        if bounds is not None:
-            value = self.arithmetic.clip(value, bounds, name)
+        value = self.arithmetic.clip_before(self._widen(source), path, name)
         return self.arithmetic.settle(self.arithmetic.rescale(value, path, name), path, name)
 
     def _combine(self, node: Node, called: QuantizedAdd) -> Whole:

@@ -84,24 +84,48 @@ class Arithmetic:
 
     def clip(self, value: str, bounds: Sequence[Any] | NDArray[Any], name: str) -> str:
         """Write a clip of float64 integers at two bounds, which broadcast to the value."""
-        low, high = (np.asarray(bound) for bound in bounds)
-        if bool((low > -_UNBOUNDED).any()):
+        low, high = (np.asarray(bound, dtype=np.float64) for bound in bounds)
+        has_low, has_high = bool((low > -_UNBOUNDED).any()), bool((high < _UNBOUNDED).any())
+        if has_low and has_high and low.size == high.size == 1:
+            held = [self.builder.constant(bound.reshape(())) for bound in (low, high)]
+            return self.builder.add("Clip", [value, *held], name)
+        if has_low:
             value = self.compute("Max", value, low, name)
-        if bool((high < _UNBOUNDED).any()):
-            value = self.compute("Min", value, high, name)
-        return value
+        return self.compute("Min", value, high, name) if has_high else value
 
     def rescale(self, value: str, path: str, name: str) -> str:
         """Write the rescaling of float64 integers by the dyadic factor of a path.
 
         Float64 computes floor(x · M / 2^e + 1/2) as integers do, see ompq/integer/dyadic.py.
         """
+        scaled = self.compute("Mul", value, self._read_factor(path), name)
+        return self.builder.add("Floor", [self.compute("Add", scaled, 0.5, name)], name)
+
+    def clip_before(self, value: str, path: str, name: str) -> str:
+        """Write the clip of float64 integers that stands before a rescaling, where it matters.
+
+        Rescaling keeps the order of integers: a bound that it takes beyond the bounds that follow
+        changes nothing.
+        """
+        bounds = self.read(f"{path}.clip")
+        if bounds is None:
+            return value
+        factor, last = self._read_factor(path), self.read(f"{path}.bounds")
+        assert last is not None
+        low, high = (np.floor(bound * factor + 0.5) for bound in bounds.astype(np.float64))
+        needed = np.stack(np.broadcast_arrays(*bounds)).astype(np.float64)
+        if bool((low <= last[0]).all()):
+            needed[0] = -np.inf
+        if bool((high >= last[1]).all()):
+            needed[1] = np.inf
+        return self.clip(value, needed, name)
+
+    def _read_factor(self, path: str) -> NDArray[np.float64]:
+        """Read a dyadic factor, which float64 holds exactly."""
         multiplier, shift = self.read(f"{path}.multiplier"), self.read(f"{path}.shift")
         assert multiplier is not None
         assert shift is not None
-        factor = np.ldexp(multiplier.astype(np.float64), -shift.astype(np.int32))
-        scaled = self.compute("Mul", value, factor, name)
-        return self.builder.add("Floor", [self.compute("Add", scaled, 0.5, name)], name)
+        return np.ldexp(multiplier.astype(np.float64), -shift.astype(np.int32))
 
     def settle(self, value: str, path: str, name: str) -> Whole:
         """Clip float64 integers at the bounds of a path, and write them as bytes if they fit."""
