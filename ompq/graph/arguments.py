@@ -38,6 +38,7 @@ _BY_POSITION = {
     "pow ipow": "exponent",
     "matmul bmm mm maximum minimum": "other",
     "linear": "weight bias",
+    "conv2d": "weight bias stride padding dilation groups",
     "masked_fill": "mask value",
     "scaled_dot_product_attention": "key value attn_mask dropout_p is_causal scale enable_gqa",
     "normalize": "p dim eps",

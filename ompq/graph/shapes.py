@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,10 +27,21 @@ def record_shapes(traced: GraphModule, input_shape: tuple[int, int, int]) -> Non
     device = parameter.device if parameter is not None else None
     # Drawn on the CPU: every device decides by one set of values.
     images = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    record_values(traced, [images[:1].clone()], [images])
+
+
+def record_values(traced: GraphModule, of_one: Sequence[Tensor], of_two: Sequence[Tensor]) -> None:
+    """Note in each node of a traced network what it holds, as `record_shapes` does.
+
+    Args:
+        traced: Traced network; its nodes' `meta` is changed.
+        of_one: What it takes, for one image.
+        of_two: What it takes, for that image and a second one.
+    """
     with torch.inference_mode():
-        of_one: dict[str, Tensor] = {}
-        _OneImage(traced, of_one).run(images[:1].clone())
-        _TwoImages(traced, of_one).run(images)
+        kept: dict[str, Tensor] = {}
+        _OneImage(traced, kept).run(*of_one)
+        _TwoImages(traced, kept).run(*of_two)
 
 
 class _OneImage(Interpreter):

@@ -179,6 +179,35 @@ def write_linear(call: Call) -> str:
     return product if bias is None else call.add("Add", product, bias)
 
 
+def write_convolution(call: Call) -> str:
+    """Write a convolution over height and width whose weight no quantized layer holds."""
+    weight, padding = call.read("weight"), call.get("padding", 0)
+    if isinstance(padding, str) or getattr(call.called, "padding_mode", "zeros") != "zeros":
+        raise call.refuse(f"its padding is {padding}")
+    pads = to_pair(padding) * 2
+    return call.add(
+        "Conv",
+        call.source,
+        weight,
+        call.read_optional("bias"),
+        kernel_shape=list(weight.shape[2:]),
+        strides=list(to_pair(call.get("stride", 1))),
+        dilations=list(to_pair(call.get("dilation", 1))),
+        group=int(call.get("groups", 1)),
+        pads=list(pads),
+    )
+
+
+def to_pair(value: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
+    """Write what stands for height and width as two numbers.
+
+    >>> to_pair(2), to_pair([1, 3])
+    ((2, 2), (1, 3))
+    """
+    numbers = [value] if isinstance(value, int) else list(value)
+    return int(numbers[0]), int(numbers[-1])
+
+
 def transpose(call: Call, matrix: Operand) -> str:
     """Exchange the last two dimensions of a tensor; return its name."""
     order = list(range(matrix.rank))
@@ -270,6 +299,7 @@ _BY_NAMES: dict[str, Writer] = {
     "pow ipow": write_power,
     "einsum": write_einsum,
     "linear": write_linear,
+    "conv2d": write_convolution,
     "where": write_choice,
     "masked_fill": write_masked_fill,
     "sum": partial(write_reduction, "ReduceSum"),

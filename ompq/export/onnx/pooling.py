@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ompq.export.onnx.floats import to_pair
 from ompq.export.onnx.operands import Call, Operand
 from ompq.graph.arguments import read_dims, read_pooling_window
-
-Sizes = tuple[int, int]
 
 
 def write_max_pool(call: Call) -> str:
@@ -38,23 +37,17 @@ def write_average_pool(call: Call) -> str:
 
 
 def _read_window(call: Call, dilated: bool) -> dict[str, Any]:
-    kernel = _to_pair(call.get("kernel_size", None))
-    down, across = _to_pair(call.get("padding", 0))
+    kernel = to_pair(call.get("kernel_size", None))
+    down, across = to_pair(call.get("padding", 0))
     window = {
         "kernel_shape": list(kernel),
-        "strides": list(_to_pair(call.get("stride", None) or kernel)),
+        "strides": list(to_pair(call.get("stride", None) or kernel)),
         "pads": [down, across, down, across],
         "ceil_mode": int(bool(call.get("ceil_mode", False))),
     }
     if dilated:
-        window["dilations"] = list(_to_pair(call.get("dilation", 1)))
+        window["dilations"] = list(to_pair(call.get("dilation", 1)))
     return window
-
-
-def _to_pair(value: int | tuple[int, ...] | list[int]) -> Sizes:
-    """Write what stands for height and width as two numbers."""
-    numbers = [value] if isinstance(value, int) else list(value)
-    return int(numbers[0]), int(numbers[-1])
 
 
 def write_mean(call: Call) -> str:

@@ -63,8 +63,7 @@ def build_quantized_model(
         OmpqError: An operation has no form in ONNX (names it, and its place).
     """
     builder = GraphBuilder()
-    images = torch.zeros(1, *network.input_shape)
-    writer = _QuantizedWalker(builder, network, packed, images)
+    writer = _QuantizedWalker(builder, network, packed)
     with torch.inference_mode():
         builder.expose(writer.run([INPUT_NAME]))
     output = next(node for node in network.module.graph.nodes if node.op == "output")
@@ -103,13 +102,10 @@ class _QuantizedWalker(Walker):
         builder: Graph that it is added to.
         network: Network of integers.
         packed: Whether weights are packed.
-        images: One image of zeros.
     """
 
-    def __init__(
-        self, builder: GraphBuilder, network: IntegerNetwork, packed: bool, images: torch.Tensor
-    ) -> None:
-        super().__init__(builder, network.module, survey(network.module, [images]), INPUT_NAME)
+    def __init__(self, builder: GraphBuilder, network: IntegerNetwork, packed: bool) -> None:
+        super().__init__(builder, network.module, survey(network.module), INPUT_NAME)
         self.network, self.packed = network, packed
         self._weights: dict[int, tuple[torch.Tensor, AddedWeight]] = {}
         self._pads: dict[Node, Pads] = {}

@@ -28,49 +28,57 @@ class Survey:
     Attributes:
         places: Node name → places that the elements of its value are taken from, one int64 tensor
             per tensor, -1 where a zero is put in, as `ompq.export.arrangements` numbers them.
-        constants: Node name → value, for one image, of what does not depend on the images' values.
+        constants: Node name → value, for one image, of what does not depend on the images' values:
+            tensors, sizes and other numbers.
+        growing: Names of the nodes among them whose value depends on how many images there are.
     """
 
     places: dict[str, tuple[Tensor, ...]]
     constants: dict[str, Any]
+    growing: set[str]
 
 
-def survey(module: GraphModule, inputs: Sequence[Tensor]) -> Survey:
+def survey(module: GraphModule) -> Survey:
     """Find constants and arrangements of a traced network.
 
     Args:
         module: Network in evaluation mode on the CPU, with recorded shapes.
-        inputs: What it takes, for one image; only shapes and types count.
 
     Raises:
         OmpqError: A value that the images' number enters, but not their values, is no repetition.
     """
-    found = Survey({}, {})
+    found, of_two = Survey({}, {}, set()), Survey({}, {}, set())
+    placeholders = [None for node in module.graph.nodes if node.op == "placeholder"]
     with torch.inference_mode():
-        _Run(module, 1, found).run(*inputs)
-        if any(_grows(node) for node in module.graph.nodes):
-            of_two = Survey({}, {})
-            _Run(module, 2, of_two).run(*(torch.cat([each, each]) for each in inputs))
-            for node in filter(_grows, module.graph.nodes):
-                _check_repeats(node, found.constants[node.name], of_two.constants[node.name])
+        _Run(module, 1, found).run(*placeholders)
+        _Run(module, 2, of_two).run(*placeholders)
+    for node in module.graph.nodes:
+        if node.name in found.constants:
+            one, two = found.constants[node.name], of_two.constants[node.name]
+            if not _are_equal(find_tensors(one), find_tensors(two)) or _differ(one, two):
+                found.growing.add(node.name)
+                _check_repeats(node, one, two)
     return found
 
 
-def _grows(node: Node) -> bool:
-    """Tell whether a value's size, but not its content, depends on the images."""
-    constant = node.op.startswith("call_") and not carries_values(node)
-    return constant and tensor_shape(node) is not None and node.meta.get("layout") is not None
+def _differ(one: Any, two: Any) -> bool:
+    """Tell whether values that are no tensors differ."""
+    holds_tensors = bool(find_tensors(one))
+    return not holds_tensors and bool(one != two)
 
 
-def _check_repeats(node: Node, of_one: Tensor, of_two: Tensor) -> None:
-    layout: ImageLayout = node.meta["layout"]
-    first, second = layout.split(of_two)
-    alone = layout.split(of_one)[0]
-    if not (torch.equal(first, alone) and torch.equal(second, alone)):
-        raise OmpqError(
-            f"{locate(node)} has no form in ONNX: its values differ from image to image, whatever "
-            "the images are"
-        )
+def _check_repeats(node: Node, of_one: Any, of_two: Any) -> None:
+    """Refuse a tensor for two images that is not two times that for one."""
+    layout: ImageLayout | None = node.meta.get("layout")
+    if not isinstance(of_one, Tensor):
+        return
+    if layout is not None:
+        alone, both = layout.split(of_one)[0], layout.split(of_two)
+        if torch.equal(both[0], alone) and torch.equal(both[1], alone):
+            return
+    raise OmpqError(
+        f"{locate(node)} has no form in ONNX: its values depend on how many images there are"
+    )
 
 
 class _Run(Interpreter):
@@ -89,6 +97,8 @@ class _Run(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         """Compute a constant, note an arrangement, or hand zeros on."""
+        if n.op == "placeholder":
+            return self._make_zeros(n)
         computes = n.op.startswith("call_")
         if computes and carries_values(n):
             if self.images == 1 and find_form(n, self.structure) is Form.ARRANGE:
@@ -96,7 +106,7 @@ class _Run(Interpreter):
             if tensor_shape(n) is not None:
                 return self._make_zeros(n)
         value = super().run_node(n)
-        if computes and not carries_values(n) and find_tensors(value):
+        if computes and not carries_values(n):
             self.found.constants[n.name] = value
         return value
 
@@ -162,5 +172,5 @@ def _fill(value: Any, numbers: Tensor) -> Any:
     return map_tensors(value, fill)
 
 
-def _are_equal(first: tuple[Tensor, ...], other: tuple[Tensor, ...] | None) -> bool:
+def _are_equal(first: Sequence[Tensor], other: Sequence[Tensor] | None) -> bool:
     return other is not None and all(map(torch.equal, first, other))

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ompq.export.onnx.builder import GraphBuilder
+from ompq.export.onnx.inside import Untraceable, find_constant, open_node, trace_inside
 from ompq.export.onnx.layouts import Arranger
-from ompq.export.onnx.operands import Call, Operand, to_array
-from ompq.export.onnx.survey import Survey
+from ompq.export.onnx.operands import Call, NoForm, Operand, to_array
+from ompq.export.onnx.survey import Survey, survey
+from ompq.export.onnx.torch_exporter import export_by_torch
 from ompq.export.onnx.writers import WRITERS
 from ompq.graph.layout import ImageLayout
 from ompq.graph.operations import carries_values, operation, tensor_shape
@@ -96,9 +98,32 @@ class Walker:
         """Write an operation in float, by the table of writers or by what it is made of."""
         call = self.start_call(node)
         writer = WRITERS.get(call.operation)
-        if writer is None:
-            raise call.refuse("nobody has written it")
-        return writer(call)
+        if writer is not None:
+            try:
+                return writer(call)
+            except NoForm as error:
+                return self._write_by_torch(call, error)
+        try:
+            return self._write_inside(call)
+        except NoForm as error:
+            return self._write_by_torch(call, error)
+
+    def _write_inside(self, call: Call) -> str:
+        """Write what a module or function is made of."""
+        try:
+            traced = trace_inside(call.node, self.module, self.survey)
+        except Untraceable as error:
+            raise call.refuse(
+                f"nobody knows how to write it, nor what it is made of ({error})"
+            ) from error
+        inner = Walker(self.builder, traced.module, survey(traced.module), self.images)
+        return inner.run([self.read(node) for node in traced.inputs])
+
+    def _write_by_torch(self, call: Call, reason: NoForm) -> Value:
+        """Let PyTorch's own exporter write what nobody else can."""
+        opened = open_node(call.node, self.module, self.survey)
+        names = [self.read(node) for node in opened.inputs]
+        return export_by_torch(self.builder, opened, names, reason)
 
     def find_source(self, node: Node) -> Node:
         """Find the first node whose values an operation reads."""
@@ -157,12 +182,10 @@ class Walker:
 
     def _find_constant(self, node: Node) -> Any:
         """Return the value of a node that does not depend on images; None where it does."""
-        if node.op == "get_attr":
-            return _get_attribute(self.module, str(node.target))
-        return self.survey.constants.get(node.name)
+        return find_constant(node, self.module, self.survey)
 
     def _grows(self, node: Node) -> bool:
-        return node.op != "get_attr" and node.meta.get("layout") is not None
+        return node.name in self.survey.growing
 
     def _put_constant(self, node: Node) -> Value:
         """Put what does not depend on images' values into the graph; repeat what each image has."""
@@ -194,9 +217,3 @@ class Walker:
 
     def _reshape(self, name: str, shape: list[int]) -> str:
         return self.builder.add("Reshape", [name, self.builder.constant(np.array(shape))])
-
-
-def _get_attribute(module: GraphModule, path: str) -> Any:
-    """Return a parameter, buffer or property of a network by its path."""
-    owner, _, name = path.rpartition(".")
-    return getattr(module.get_submodule(owner), name)
