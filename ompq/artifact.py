@@ -1,15 +1,16 @@
 """The file of a quantized network: integers, scales, zero points, and all else it computes with.
 
-`quantized.safetensors` holds, for every quantized layer, `LAYER.weight` (uint8 or int8),
-`LAYER.weight_scale` (float32) and `LAYER.weight_zero_point` (int32), scalars or one per channel;
-for every quantized activation, `activations.NODE.scale` and `activations.NODE.zero_point`; and in
-float32 under their own names the biases and what is not quantized. A network of integers (`QAT`)
-has instead what `ompq.integer.convert_to_tensors` gives. The metadata, one JSON text under `ompq`,
-says which network this is, what its images go through, and the bits of every layer and activation.
+`quantized.safetensors` is as large as its network was promised to be, but for the scale and the
+bias of each channel: weights take as many bits as they are wide (`ompq.packing` tells the layout),
+and what no layer holds stands in float32 under its own name. The metadata, one JSON text under
+`ompq`, says which network this is, what its images go through, and the bits of every layer and
+activation; it has a checksum of the whole file. What integer arithmetic computes with beyond that
+(`Artifact.integers`) follows from scales and biases on every machine alike.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,16 +21,26 @@ from torch import Tensor, nn
 
 from ompq.assignment import Assignment
 from ompq.errors import OmpqError
-from ompq.files import load_tensors, save_tensors
 from ompq.graph import Exclusions, NetworkGraph, find_activation_sites, fold_batch_norm, trace
-from ompq.integer import IntegerNetwork, convert_to_tensors, restore_from_tensors, select_integers
+from ompq.integer import (
+    IntegerNetwork,
+    convert_to_tensors,
+    export_integers,
+    restore_from_tensors,
+    select_integers,
+)
+from ompq.packing import find_activation_prefix, pack, unpack
 from ompq.preprocess import Preprocess
 from ompq.quantized import QUANTIZER_PATH, QuantizedNetwork, QuantizedWeight, insert_quantizers
 from ompq.quantizers import QuantParams
 from ompq.runtime import versions
+from ompq.sealed_file import CHECKSUM, FileContent, is_sealed, load_content, save_sealed
 from ompq.zoo import Network, rebuild
 
-FORMAT = "ompq-quantized/2"
+_KIND, _VERSION = "ompq-quantized/", 3
+FORMAT = f"{_KIND}{_VERSION}"
+# One byte for each weight, and no checksum: still read.
+_UNPACKED_VERSION = 2
 FILE = "quantized.safetensors"
 # What rebuilding a network raises where entries of the file have wrong types or values.
 _UNFITTING = (
@@ -84,6 +95,7 @@ def save_quantized(
     source: Network | None = None,
     preprocess: Preprocess | None = None,
     class_names: Sequence[str] = (),
+    entropy: bool = False,
 ) -> None:
     """Write a quantized network to a file, all of it or nothing.
 
@@ -97,6 +109,7 @@ def save_quantized(
         preprocess: Preprocessing of its images; None where they come normalised.
         class_names: Names of its classes, in the order of its outputs, by which labels of other
             images are matched; none where they are not known.
+        entropy: Whether weights are coded by their frequencies, where that is smaller still.
 
     Raises:
         OmpqError: The file cannot be written.
@@ -122,7 +135,8 @@ def save_quantized(
         "weights": "your own module" if source is None else source.source,
         "versions": versions(),
     }
-    save_tensors(path, tensors, description)
+    packed, description = pack(tensors, description, entropy=entropy)
+    save_sealed(path, packed, description)
 
 
 def _name_own(quantized: QuantizedNetwork | IntegerNetwork) -> dict[str, Any]:
@@ -173,8 +187,14 @@ def load_quantized(path: str | Path, network: nn.Module | None = None) -> Artifa
             that it names.
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
-    description, tensors = _read(file)
+    if not file.is_file():
+        raise OmpqError(f"{file} does not exist; give the output folder of a finished run")
+    found = load_content(file)
+    version = _find_version(found, file)
     try:
+        if version == _UNPACKED_VERSION:
+            return _build(found.description, found.tensors, file, network)
+        tensors, description = unpack(found.tensors, found.description)
         return _build(description, tensors, file, network)
     except KeyError as error:
         raise OmpqError(f"{file} is damaged: it does not hold {error}") from error
@@ -186,7 +206,7 @@ def load_quantized(path: str | Path, network: nn.Module | None = None) -> Artifa
 def _build(
     description: dict[str, Any], tensors: dict[str, Tensor], file: Path, module: nn.Module | None
 ) -> Artifact:
-    _check_numbers(tensors, file)
+    _check_numbers(tensors, description, file)
     names = description.get("class_names", [])  # of earlier versions it has none
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise OmpqError(f"{file} is damaged: its class names are no list of texts")
@@ -209,7 +229,21 @@ def _build(
         _fill(quantized, description, tensors, file)
     settings = description["preprocess"]
     settings |= {key: tuple(settings[key]) for key in ("mean", "std")}
-    return Artifact(quantized, Preprocess(**settings), description, select_integers(tensors))
+    integers = _find_integers(quantized, description, tensors)
+    return Artifact(quantized, Preprocess(**settings), description, integers)
+
+
+def _find_integers(
+    quantized: QuantizedNetwork | IntegerNetwork,
+    description: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> Mapping[str, Tensor]:
+    """Return what integer arithmetic computes with, where that is all that the network needs."""
+    if description["format"] != FORMAT:
+        return select_integers(tensors)
+    if isinstance(quantized, IntegerNetwork) and quantized.runs_on_integers:
+        return export_integers(quantized)
+    return {}
 
 
 def _collect_float_tensors(quantized: QuantizedNetwork) -> dict[str, Tensor]:
@@ -223,21 +257,41 @@ def _collect_float_tensors(quantized: QuantizedNetwork) -> dict[str, Tensor]:
     }
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not file.is_file():
-        raise OmpqError(f"{file} does not exist; give the output folder of a finished run")
-    tensors, description = load_tensors(file)
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise OmpqError(f"{file} is not a quantized network of format {FORMAT}")
-    return description, tensors
+def _find_version(found: FileContent, file: Path) -> int:
+    """Return the version of a file's format, one that is known here, once its bytes are verified.
+
+    A changed bit may make one version another; the checksum tells.
+    """
+    text = str(found.description.get("format")) if isinstance(found.description, dict) else ""
+    number = re.fullmatch(rf"{_KIND}(\d{{1,6}})", text)
+    version = int(number[1]) if number else 0
+    marked = CHECKSUM.encode() in found.header
+    if version > _VERSION:
+        ours = found.content.replace(text.encode(), FORMAT.encode(), 1)
+        if not is_sealed(ours):
+            raise OmpqError(f"{file} is of a newer format, {text}; update the toolkit")
+    if version == _VERSION and is_sealed(found.content):
+        return version
+    if version == _UNPACKED_VERSION and not marked:
+        return version
+    if marked or version >= _VERSION:
+        raise OmpqError(f"{file} is damaged: its checksum is wrong; write it again")
+    raise OmpqError(f"{file} is not a quantized network of format {FORMAT}")
 
 
-def _check_numbers(tensors: Mapping[str, Tensor], file: Path) -> None:
+def _check_numbers(
+    tensors: Mapping[str, Tensor], description: Mapping[str, Any], file: Path
+) -> None:
     """Refuse values that no quantized network holds: not finite, or no scale or zero point."""
+    prefix = find_activation_prefix(description)
+    quantizers = [f"{layer}.weight_" for layer in description["layers"]]
+    quantizers += [f"{prefix}{path}." for path in description["activations"]]
+    scales = {f"{quantizer}scale" for quantizer in quantizers}
+    zero_points = {f"{quantizer}zero_point" for quantizer in quantizers}
     for name, value in tensors.items():
         bad = value.is_floating_point() and not bool(value.isfinite().all())
-        bad |= name.endswith("scale") and not bool((value > 0).all())
-        bad |= name.endswith("zero_point") and bool((value.abs() > 2**16).any())
+        bad |= name in scales and not bool((value > 0).all())
+        bad |= name in zero_points and bool((value.abs() > 2**16).any())
         if bad:
             raise OmpqError(f"{file} is damaged: {name} holds values that cannot be")
 
@@ -272,6 +326,8 @@ def _fill(
             described["high"],
         )
         weight = QuantizedWeight(tensors[f"{layer}.weight"], params)
+        if weight.integers.shape != own[f"{layer}.weight"].shape:
+            raise ValueError(f"the weight of {layer} has another shape there")
         quantized.set_weight(layer, weight)
         del own[f"{layer}.weight"]
     for name in own:

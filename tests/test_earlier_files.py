@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rewritten import read_plain
 from support import ROOT
 
 from mixed_bit import model_cost
@@ -107,6 +108,6 @@ def test_an_unfinished_reconstruction_is_resumed(call, folder: Path) -> None:
     )  # fmt: skip
     results = json.loads((folder / "ptq_unfinished" / "results.json").read_text(encoding="utf-8"))
     assert results["blocks"][0] == described["report"]
-    read, _ = load_tensors(folder / "ptq_unfinished" / "quantized.safetensors")
+    read, _ = read_plain(folder / "ptq_unfinished" / "quantized.safetensors")
     (layer,) = described["weights"]
     assert torch.equal(read[f"{layer}.weight"].int(), tensors[f"integers {layer}"].int())

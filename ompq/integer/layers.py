@@ -56,6 +56,25 @@ class LayerIntegers:
         return largest if self.bias is None else largest + self.bias.abs()
 
 
+@dataclass(frozen=True)
+class HeldBias:
+    """Integers of a bias that were written down, and what they were written down for.
+
+    Attributes:
+        whole: Bias, int64, at the scale of the sums.
+        bias: Float bias that the integers stand for.
+        scale: Scale of the sums, float64, one per output channel.
+    """
+
+    whole: Tensor
+    bias: Tensor
+    scale: Tensor
+
+    def stands_for(self, bias: Tensor, scale: Tensor) -> bool:
+        """Tell whether these are the bias and the scale that the integers belong to."""
+        return torch.equal(bias.cpu(), self.bias) and torch.equal(scale.cpu(), self.scale)
+
+
 class QuantizedLayer(nn.Module):
     """A convolution or linear layer with its batch norm, its weight in integers.
 
@@ -99,10 +118,24 @@ class QuantizedLayer(nn.Module):
         self._source: tuple[Requantizer, ...] = ()
         self._sharers: tuple[QuantizedLayer, ...] = (self,)
         self._integers: LayerIntegers | None = None
+        self._held_bias: HeldBias | None = None
 
     def read_from(self, source: Requantizer) -> None:
         """Set the requantizer whose integers this layer reads."""
         self._source = (source,)
+
+    @torch.no_grad()
+    def hold_bias(self, whole: Tensor) -> None:
+        """Adopt a bias in integers, one per output channel, until training changes bias or scale.
+
+        Rounding the float bias that they stand for could give others: float32 has 24 bits.
+        """
+        bias = self.layer.bias
+        assert bias is not None and self.norm is None
+        scale = self._scale_sums(self.fake_quantizer.compute_params(self.layer.weight).scale)
+        whole = whole.to(device=bias.device, dtype=torch.int64)
+        bias.copy_(whole * scale)
+        self._held_bias = HeldBias(whole.cpu(), bias.detach().cpu().clone(), scale.cpu())
 
     def share_weight(self, layers: Sequence[QuantizedLayer]) -> None:
         """Set the layers, this one included, that compute with one weight, and so with one scale.
@@ -326,8 +359,12 @@ class QuantizedLayer(nn.Module):
         return whole, replace(params, scale=params.scale * factor)
 
     def _quantize_bias(self, bias: Tensor, scale: Tensor) -> Tensor:
-        limit = largest_bias(self.bias_bits)
-        return torch.round(bias.double() / self._scale_sums(scale)).clamp_(-limit, limit).long()
+        limit, scale = largest_bias(self.bias_bits), self._scale_sums(scale)
+        if self._held_bias is not None:
+            if self._held_bias.stands_for(bias, scale):
+                return self._held_bias.whole.to(bias.device)
+            self._held_bias = None
+        return torch.round(bias.double() / scale).clamp_(-limit, limit).long()
 
     def _round_bias(self, bias: Tensor | None, scale: Tensor) -> Tensor | None:
         """Fake-quantize the bias, with a gradient straight through."""

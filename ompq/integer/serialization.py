@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph
 from ompq.integer.convert import convert_to_integers
-from ompq.integer.execution import export_integers
 from ompq.integer.fake_quantizers import ActivationFakeQuantizer, FixedWeightFakeQuantizer
+from ompq.integer.layers import QuantizedLayer
 from ompq.integer.network import ConversionSettings, IntegerNetwork, describe_operations
 from ompq.integer.proof import check_integers
 from ompq.quantizers import QuantParams, dequantize
 
+# Files of earlier versions hold what follows from scales and biases as well.
 _INTEGERS = "integers."
 
 
@@ -29,11 +31,11 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
 
     Returns:
         Tensors by name: `LAYER.weight` (int8, or uint8), `LAYER.weight_scale`,
-        `LAYER.weight_zero_point` and `LAYER.bias` (float32, batch norm folded); `PATH.scale` and
-        `PATH.zero_point` of every requantizer; what no layer holds, in float; and, where the
-        network runs on integers alone, what `export_integers` gives, after the prefix `integers.`.
-        And a JSON-ready description: the widths and ranges of the integers, and what stayed in
-        float. Whether the network runs on integers alone is found by running them.
+        `LAYER.weight_zero_point` and `LAYER.bias` (batch norm folded; int32 at the scale of the
+        sums, or float32 where biases are in float); `PATH.scale` and `PATH.zero_point` of every
+        requantizer; and what no layer holds, in float. And a JSON-ready description: the widths and
+        ranges of the integers, and what stayed in float. Whether the network runs on integers alone
+        is found by running them.
     """
     network.float_operations |= check_integers(network)
     layers, requantizers = network.layers(), network.requantizers()
@@ -41,7 +43,8 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
     widths = {}
     for name, layer in layers.items():
         whole, params = layer.quantize_weight()
-        bias = layer.fold()[1]
+        bias = layer.compute_integers().bias
+        bias = layer.fold()[1] if bias is None else bias.int()
         kind = torch.uint8 if params.low >= 0 else torch.int8
         tensors[f"{name}.weight"] = whole.to(kind)
         tensors[f"{name}.weight_scale"] = params.scale
@@ -52,10 +55,6 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
     for path, requantizer in requantizers.items():
         tensors[f"{path}.scale"] = requantizer.fake_quantizer.get_scale()
         tensors[f"{path}.zero_point"] = requantizer.fake_quantizer.zero_point
-    runs_on_integers = network.runs_on_integers
-    if runs_on_integers:
-        numbers = export_integers(network)
-        tensors |= {f"{_INTEGERS}{name}": value for name, value in numbers.items()}
     first = next(iter(layers.values()))
     return tensors, {
         "layers": widths,
@@ -67,7 +66,7 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
         "bias_bits": first.bias_bits,
         "dyadic": all(r.dyadic for r in requantizers.values()),
         "quantize_sums": network.quantize_sums,
-        "integers_only": runs_on_integers,
+        "integers_only": network.runs_on_integers,
         "float_operations": network.float_operations,
         "in_float": describe_operations(network.module, network.float_operations),
         "left_in_float": sorted(network.left_in_float),
@@ -81,10 +80,22 @@ def _describe(fake_quantizer: ActivationFakeQuantizer) -> dict[str, int]:
 
 
 def _collect_other_tensors(network: IntegerNetwork) -> dict[str, Tensor]:
-    """Return the state of what is neither layer nor requantizer."""
-    inside = tuple(f"{path}." for path in [*network.layers(), *network.requantizers()])
+    """Return the state of what the network reads that is neither layer nor requantizer."""
+    nodes = network.module.graph.nodes
+    read = {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+    # Batch norms that are part of a layer may still stand where they were.
+    read -= network.layers().keys() | network.requantizers().keys()
     state = network.module.state_dict()
-    return {name: value for name, value in state.items() if not name.startswith(inside)}
+    return {name: value for name, value in state.items() if not read.isdisjoint(_find_paths(name))}
+
+
+def _find_paths(name: str) -> list[str]:
+    """Return a tensor's name and the paths of all modules that it is in.
+
+    >>> _find_paths("block.norm.weight")
+    ['block', 'block.norm', 'block.norm.weight']
+    """
+    return list(accumulate(name.split("."), lambda path, step: f"{path}.{step}"))
 
 
 @torch.no_grad()
@@ -119,18 +130,18 @@ def restore_from_tensors(
     if set(requantizers) != set(description["activations"]):
         differing = sorted(set(requantizers) ^ set(description["activations"]))
         raise OmpqError(f"the file is of another network: {differing[0]} differs")
-    for name, layer in network.layers().items():
-        entry = described[name]
-        params = _read_params(tensors, f"{name}.weight_", entry)
-        layer.fake_quantizer, layer.raises_scales = FixedWeightFakeQuantizer(params), False
-        layer.layer.weight.copy_(dequantize(_read_tensor(tensors, f"{name}.weight").int(), params))
-        if layer.layer.bias is not None:
-            layer.layer.bias.copy_(_read_tensor(tensors, f"{name}.bias"))
     for path, requantizer in requantizers.items():
         entry = description["activations"][path]
         requantizer.fake_quantizer.set(_read_params(tensors, f"{path}.", entry))
+    for name, layer in network.layers().items():
+        params = _read_params(tensors, f"{name}.weight_", described[name])
+        weight = _read_tensor(tensors, f"{name}.weight", layer.layer.weight).int()
+        layer.fake_quantizer, layer.raises_scales = FixedWeightFakeQuantizer(params), False
+        layer.layer.weight.copy_(dequantize(weight, params))
+        if layer.layer.bias is not None:
+            _adopt_bias(layer, _read_tensor(tensors, f"{name}.bias", layer.layer.bias))
     for name, value in _collect_other_tensors(network).items():
-        value.copy_(_read_tensor(tensors, name))
+        value.copy_(_read_tensor(tensors, name, value))
     network.module.eval()
     # What a check had shown when the file was written.
     network.float_operations = {**description["float_operations"], **network.float_operations}
@@ -150,6 +161,14 @@ def select_integers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def _adopt_bias(layer: QuantizedLayer, bias: Tensor) -> None:
+    """Give a layer, whose scales are known, a bias in integers or in float."""
+    if not bias.is_floating_point():
+        layer.hold_bias(bias)
+    elif layer.layer.bias is not None:
+        layer.layer.bias.copy_(bias)
+
+
 def _read_params(
     tensors: Mapping[str, Tensor], prefix: str, entry: Mapping[str, Any]
 ) -> QuantParams:
@@ -158,7 +177,13 @@ def _read_params(
     return QuantParams(scale, zero_point, entry["low"], entry["high"])
 
 
-def _read_tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+def _read_tensor(tensors: Mapping[str, Tensor], name: str, like: Tensor | None = None) -> Tensor:
+    """Return a tensor by its name, of the shape of another where one is given."""
     if name not in tensors:
         raise OmpqError(f"the file does not hold {name} of the network that it names")
+    if like is not None and tensors[name].shape != like.shape:
+        raise OmpqError(
+            f"the file is of another network: {name} has the shape {tuple(tensors[name].shape)}, "
+            f"not {tuple(like.shape)}"
+        )
     return tensors[name]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rewritten import change_file
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
 from ompq import artifact
 from ompq.data.datasets.digits import open_digits
 from ompq.errors import OmpqError
-from ompq.files import load_tensors, save_tensors
 from ompq.preprocess import Preprocess
 from ompq.zoo import load_network
 from PTQ.main_imagenet import build_parser, run
@@ -108,11 +108,10 @@ def test_classes_are_known_by_name_afterwards(
 
 
 def test_a_result_of_an_earlier_version_has_no_names(quantized: Path, tmp_path: Path) -> None:
-    tensors, description = load_tensors(quantized / artifact.FILE)
-    del description["class_names"]
-    save_tensors(tmp_path / artifact.FILE, tensors, description)
+    own, file = quantized / artifact.FILE, tmp_path / artifact.FILE
+    change_file(own, lambda _, description: description.pop("class_names"), file)
     assert artifact.load_quantized(tmp_path).class_names == ()
-    save_tensors(tmp_path / artifact.FILE, tensors, description | {"class_names": [1, 2]})
+    change_file(own, lambda _, description: description.update(class_names=[1, 2]), file)
     with pytest.raises(OmpqError, match="class names are no list of texts"):
         artifact.load_quantized(tmp_path)
 

@@ -1,60 +1,35 @@
-"""The file of a quantized network: what is read back, and what is refused."""
+"""The file of a quantized network: what is read back, and how large it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from converted import build, train
+from kinds import KINDS, build_kind, draw_images
+from rewritten import read_plain
+from saved import IMAGES, PREPROCESS, Saved, save
 from support import lively
+from torch import Tensor, nn
 
 from ompq import artifact
-from ompq.assignment import uniform
-from ompq.errors import OmpqError
-from ompq.files import load_tensors, save_tensors
+from ompq.assignment import Assignment, assign, uniform
+from ompq.files import save_tensors
 from ompq.graph import trace
-from ompq.preprocess import Preprocess
-from ompq.quantized import QuantizedNetwork, QuantizedWeight, make_quantizable
-from ompq.quantizers import min_max_scale, quantize
-from ompq.zoo import load_network
-
-PREPROCESS = Preprocess(16, 16, mean=(0.4, 0.5, 0.6))
-IMAGES = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-@dataclass
-class Saved:
-    """A network, and the folder that holds its file."""
-
-    network: QuantizedNetwork
-    folder: Path
-
-    @property
-    def file(self) -> Path:
-        return self.folder / artifact.FILE
-
-
-def save(folder: Path, *, symmetric: bool, per_channel: bool, activations: bool) -> Saved:
-    torch.manual_seed(0)
-    source = load_network("small_resnet", num_classes=7)
-    lively(source.module)
-    graph = trace(source.module, (3, 16, 16))
-    assignment = uniform(graph.groups, 3, 5)
-    network = make_quantizable(graph, assignment)
-    for layer, bits in assignment.layer_bits().items():
-        weight = network.graph.layer_module(layer).weight
-        params = min_max_scale(weight, bits, symmetric=symmetric, per_channel=per_channel)
-        network.set_weight(layer, QuantizedWeight.of(quantize(weight, params), params))
-    for quantizer in network.activations().values():
-        quantizer.fit(IMAGES)
-        quantizer.enabled = activations
-    saved = Saved(network, folder)
-    artifact.save_quantized(saved.file, network, assignment, source=source, preprocess=PREPROCESS)
-    return saved
+from ompq.integer import (
+    ConversionSettings,
+    IntegerExecution,
+    IntegerNetwork,
+    calibrate,
+    convert_to_integers,
+    export_integers,
+)
+from ompq.integer.layers import QuantizedLayer
+from ompq.quantized import QuantizedNetwork
+from ompq.sealed_file import load_content
+from ompq.zoo import Network, load_network
 
 
 @pytest.fixture(scope="module")
@@ -96,68 +71,171 @@ def test_the_file_may_be_named_instead_of_its_folder(saved: Saved) -> None:
     assert by_file.title.startswith("small_resnet, ")
 
 
-def refuse(path: Path, message: str) -> None:
-    with pytest.raises(OmpqError, match=message) as refused:
-        artifact.load_quantized(path)
-    assert "\n" not in str(refused.value)
+def save_integers(
+    file: Path, converted: IntegerNetwork, network: nn.Module, bits: int, **options: Any
+) -> Assignment:
+    assignment = uniform(trace(network, converted.input_shape).groups, bits, bits)
+    artifact.save_quantized(file, converted, assignment, **options)
+    return assignment
 
 
-@pytest.mark.parametrize("kept", [0, 7, 400, -1])
-def test_a_truncated_file_is_refused(kept: int, saved: Saved, tmp_path: Path) -> None:
-    content = saved.file.read_bytes()
-    (tmp_path / artifact.FILE).write_bytes(content[:kept])
-    refuse(tmp_path, "is damaged or no safetensors file")
+def read_integers(file: Path, network: nn.Module | None = None) -> artifact.Artifact:
+    read = artifact.load_quantized(file, network)
+    assert isinstance(read.network, IntegerNetwork)
+    return read
 
 
-def test_a_file_of_something_else_is_refused(saved: Saved, tmp_path: Path) -> None:
-    refuse(tmp_path, "does not exist")
-    file = tmp_path / artifact.FILE
-    torch.save({"weight": torch.zeros(3)}, file)
-    refuse(file, "is damaged or no safetensors file")
-    save_file({"weight": torch.zeros(3)}, file)
-    refuse(file, "is not a quantized network of format")
-    tensors, description = load_tensors(saved.file)
-    save_tensors(file, tensors, {**description, "format": "ompq-quantized/1"})
-    refuse(file, "is not a quantized network of format")
+@torch.inference_mode()
+def check_same(read: artifact.Artifact, converted: IntegerNetwork, images: Tensor) -> None:
+    """Compare logits, and all numbers of integer arithmetic, to the bit."""
+    found = cast(IntegerNetwork, read.network)
+    assert torch.equal(found.module(images), converted.module(images))
+    expected = export_integers(converted, mixed=True)
+    numbers = export_integers(found, mixed=True)
+    assert numbers.keys() == expected.keys()
+    for name, value in expected.items():
+        assert numbers[name].dtype == value.dtype and torch.equal(numbers[name], value), name
+    assert bool(read.integers) == found.runs_on_integers == converted.runs_on_integers
+    if read.integers:
+        assert read.integers.keys() == expected.keys()
+        logits = IntegerExecution(found, read.integers).logits(images)
+        assert torch.equal(logits, converted.module(images))
 
 
-def change_layer(tensors: dict[str, Any], description: dict[str, Any]) -> None:
-    description["layers"]["elsewhere"] = description["layers"]["classifier"]
-
-
-def change_activation(tensors: dict[str, Any], description: dict[str, Any]) -> None:
-    description["activations"]["elsewhere"] = {"bits": 4, "enabled": False}
-
-
-def change_network(tensors: dict[str, Any], description: dict[str, Any]) -> None:
-    description["architecture"]["name"] = "resnet18"
+@pytest.mark.parametrize("kind", KINDS)
+def test_integers_of_every_kind_of_network_are_read_back(kind: str, tmp_path: Path) -> None:
+    network, images = build_kind(kind), draw_images(4)
+    bits = 2 + list(KINDS).index(kind) % 7
+    converted = build(network, images, bits)
+    save_integers(tmp_path / "q.safetensors", converted, network, bits, entropy=bits % 2 == 0)
+    read = read_integers(tmp_path / "q.safetensors", network)
+    check_same(read, converted, images)
+    assert cast(IntegerNetwork, read.network).float_operations == converted.float_operations
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    "settings_",
+    [{"bias_bits": 0}, {"bias_bits": 8}, {"dyadic": False}, {"quantize_sums": False}],
+    ids=str,
+)
+def test_settings_of_the_conversion_are_kept(settings_: dict[str, Any], tmp_path: Path) -> None:
+    network, images = build_kind("convolutional"), draw_images(4)
+    converted = build(network, images, 5, **settings_)
+    save_integers(tmp_path / "q.safetensors", converted, network, 5)
+    read = read_integers(tmp_path / "q.safetensors", network).network
+    with torch.inference_mode():
+        assert torch.equal(read.module(images), converted.module(images))
+    assert cast(IntegerNetwork, read).runs_on_integers == converted.runs_on_integers
+
+
+def test_large_biases_are_held_as_integers(tmp_path: Path) -> None:
+    network, images = build_kind("convolutional"), draw_images(4)
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                layer.weight[0] *= 1e-7
+                layer.bias[0] = 1.2345678
+    converted = build(network, images, 4)
+    save_integers(tmp_path / "q.safetensors", converted, network, 4)
+    read = read_integers(tmp_path / "q.safetensors", network)
+    check_same(read, converted, images)
+    found = cast(IntegerNetwork, read.network)
+    beyond_float32 = []
+    for layer in found.layers().values():
+        bias = layer.compute_integers().bias
+        if bias is not None and int(bias.abs().max()) > 2**25:
+            beyond_float32.append(bias)
+            assert not torch.equal(bias.float().long(), bias)
+    assert beyond_float32
+    # A second file, of the network that was read, is the first one.
+    save_integers(tmp_path / "again.safetensors", found, network, 4)
+    assert (tmp_path / "again.safetensors").read_bytes() == (
+        tmp_path / "q.safetensors"
+    ).read_bytes()
+
+
+def find_bias(layer: QuantizedLayer) -> Tensor:
+    bias = layer.compute_integers().bias
+    assert bias is not None
+    return bias
+
+
+def test_biases_that_were_read_follow_training(tmp_path: Path) -> None:
+    network, images = build_kind("tied weights"), draw_images(4)
+    save_integers(tmp_path / "q.safetensors", build(network, images, 4), network, 4)
+    read = cast(IntegerNetwork, read_integers(tmp_path / "q.safetensors", network).network)
+    before = {name: find_bias(layer) for name, layer in read.layers().items()}
+    train(read, images)
+    changed = []
+    for name, layer in read.layers().items():
+        bias, held = layer.layer.bias, layer.compute_integers()
+        assert bias is not None
+        expected = torch.round(bias.detach().double() / held.scale.flatten()).long()
+        assert torch.equal(find_bias(layer), expected)
+        changed.append(not torch.equal(expected, before[name]))
+    assert any(changed)
+    save_integers(tmp_path / "again.safetensors", read, network, 4)
+    check_same(read_integers(tmp_path / "again.safetensors", network), read, images)
+
+
+def test_weights_take_the_bits_they_are_wide(tmp_path: Path) -> None:
+    network, images = build_kind("tied weights"), draw_images(4)
+    file = tmp_path / "q.safetensors"
+    assignment = save_integers(file, build(network, images, 3), network, 3)
+    bits, packed = assignment.layer_bits(), load_content(file).tensors
+    assert set(bits.values()) == {3, 8}
+    # The shared one is written once.
+    sizes = {name: p.numel() for name, p in network.named_parameters() if p.dim() > 1}
+    assert {name: len(packed[name]) for name in packed if name.endswith(".weight")} == {
+        name: -(-size * bits[name.removesuffix(".weight")] // 8) for name, size in sizes.items()
+    }
+    plain, _ = read_plain(file)
+    assert torch.equal(plain["a.weight"], plain["b.weight"])
+
+
+def convert(name: str, bits: list[int]) -> tuple[Network, Assignment, IntegerNetwork, Tensor]:
+    torch.manual_seed(0)
+    source = load_network(name, num_classes=10)
+    graph = trace(lively(source.module), (3, 32, 32))
+    count = len(graph.groups)
+    assignment = assign(graph.groups, "PTQ", (bits * count)[:count], 6)
+    widths = assignment.layer_bits(), assignment.layer_act_bits()
+    converted = convert_to_integers(graph, *widths, ConversionSettings())
+    images = torch.randn(2, 3, 32, 32)
+    calibrate(converted, [images], torch.device("cpu"))
+    return source, assignment, converted, images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "bits", "most", "most_coded"),
     [
-        (lambda tensors, _: tensors.pop("classifier.bias"), "does not hold classifier.bias"),
-        (lambda tensors, _: tensors.pop("classifier.weight_scale"), "is damaged: .*weight_scale"),
-        (lambda tensors, _: tensors["classifier.bias"].fill_(torch.nan), "values that cannot be"),
-        (lambda tensors, _: tensors["classifier.weight_scale"].neg_(), "values that cannot be"),
-        (lambda tensors, _: tensors.update({"classifier.weight": torch.zeros(2)}), "does not fit"),
-        (lambda _, description: description.pop("preprocess"), "does not hold 'preprocess'"),
-        (lambda _, description: description.update(input_shape=[3, 16]), "does not fit"),
-        (lambda _, description: description.update(layers=[]), "does not fit"),
-        (lambda _, description: description["architecture"].update(name=3), "does not fit"),
-        (change_layer, "layer elsewhere is not in the network"),
-        (change_activation, "activation elsewhere differs"),
-        (change_network, "of another network|does not fit"),
+        ("resnet18", [2, 3, 4, 5, 6, 7, 8], 1.01, 0.92),
+        ("mobilenet_v2", [5], 1.1, 1.02),
     ],
 )
-def test_what_does_not_fit_the_network_is_refused(
-    harm: Callable[[dict[str, Any], dict[str, Any]], Any],
-    message: str,
-    saved: Saved,
-    tmp_path: Path,
+def test_files_are_as_large_as_promised(
+    name: str, bits: list[int], most: float, most_coded: float, tmp_path: Path
 ) -> None:
-    tensors, description = load_tensors(saved.file)
-    harm(tensors, description)
-    file = tmp_path / artifact.FILE
-    save_tensors(file, tensors, description)
-    refuse(file, message)
+    source, assignment, converted, images = convert(name, bits)
+    file, promised = tmp_path / artifact.FILE, assignment.size_mb * 2**20
+    artifact.save_quantized(file, converted, assignment, source=source)
+    assert 0.95 < file.stat().st_size / promised < most
+    check_same(read_integers(file), converted, images)
+    artifact.save_quantized(file, converted, assignment, source=source, entropy=True)
+    assert 0.5 < file.stat().st_size / promised < most_coded
+    check_same(read_integers(file), converted, images)
+
+
+def write_unpacked(file: Path, target: Path) -> None:
+    """Write what a file stands for as format 2 did: biases in float, one byte for each weight."""
+    tensors, description = read_plain(file)
+    del description["checksum"]
+    save_tensors(target, tensors, {**description, "format": "ompq-quantized/2"})
+
+
+@torch.no_grad()
+def test_files_of_the_format_before_are_read(saved: Saved, tmp_path: Path) -> None:
+    write_unpacked(saved.file, tmp_path / artifact.FILE)
+    read = artifact.load_quantized(tmp_path)
+    assert torch.equal(read.network.module(IMAGES), saved.network.module(IMAGES))

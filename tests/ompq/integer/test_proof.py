@@ -9,6 +9,7 @@ import pytest
 import torch
 from converted import build, count_equal, measure_error, train
 from kinds import KINDS, Net, build_kind, conv, draw_images, pooled
+from rewritten import change_file
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.functional import avg_pool2d, dropout, relu, relu6
@@ -16,7 +17,6 @@ from torch.nn.functional import avg_pool2d, dropout, relu, relu6
 from ompq import artifact
 from ompq.assignment import uniform
 from ompq.errors import OmpqError
-from ompq.files import load_tensors, save_tensors
 from ompq.graph import trace
 from ompq.integer import (
     IntegerExecution,
@@ -151,9 +151,7 @@ def test_a_mixed_network_is_read_back_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(OmpqError, match=r"act \(gelu\)"):
         export_integers(read.network)
     # Earlier files tell what was in float, but not what was left so.
-    tensors, description = load_tensors(file)
-    del description["left_in_float"]
-    save_tensors(file, tensors, description)
+    change_file(file, lambda _, description: description.pop("left_in_float"))
     again = artifact.load_quantized(file, network)
     with torch.inference_mode():
         assert torch.equal(again.network.module(IMAGES), converted.module(IMAGES))
