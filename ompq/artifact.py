@@ -42,6 +42,10 @@ FORMAT = f"{_KIND}{_VERSION}"
 # One byte for each weight, and no checksum: still read.
 _UNPACKED_VERSION = 2
 FILE = "quantized.safetensors"
+# What a file tells of its network that the network itself does not.
+_ABOUT = (
+    "architecture preprocess class_names model_size_mb bits act_bits activation_bits groups weights"
+).split()
 # What rebuilding a network raises where entries of the file have wrong types or values.
 _UNFITTING = (
     ArithmeticError,
@@ -101,8 +105,8 @@ def save_quantized(
 
     Args:
         path: Path of the file.
-        quantized: Quantized network; those of its activation quantizers that are enabled are
-            written too.
+        quantized: Quantized network; its integers are written where it has some, else those of
+            its activation quantizers that are enabled.
         assignment: Widths of its groups.
         source: Float network that the quantized one was made from, if it is one of the zoo: the
             file can then be read without it. None for a module of one's own.
@@ -114,25 +118,54 @@ def save_quantized(
     Raises:
         OmpqError: The file cannot be written.
     """
-    if isinstance(quantized, IntegerNetwork):
-        tensors, described = convert_to_tensors(quantized)
-    else:
-        tensors, described = _describe_simulated(quantized)
-    description = {
-        "format": FORMAT,
-        "arithmetic": "integers" if isinstance(quantized, IntegerNetwork) else "float",
+    if isinstance(quantized, QuantizedNetwork):
+        quantized = quantized.deployed
+    about = {
         "architecture": _name_own(quantized) if source is None else source.architecture(),
-        "input_shape": list(quantized.input_shape),
         "preprocess": asdict(preprocess or _as_they_come(quantized.input_shape)),
         "class_names": list(class_names),
-        **described,
         "model_size_mb": assignment.size_mb,
         "bits": list(assignment.widths),
         "act_bits": assignment.act_bits,
         "activation_bits": list(assignment.activations),
         "groups": [list(group.layers) for group in assignment.groups],
-        "exclusions": quantized.exclusions.to_json(),
         "weights": "your own module" if source is None else source.source,
+    }
+    _write(path, quantized, about, entropy)
+
+
+def write_artifact(path: str | Path, read: Artifact, *, entropy: bool = False) -> None:
+    """Write a network that was read from a file to another one, in the newest format.
+
+    Args:
+        path: Path of the file.
+        read: Quantized network.
+        entropy: Whether weights are coded by their frequencies, where that is smaller still.
+
+    Raises:
+        OmpqError: The file cannot be written.
+    """
+    about = {key: read.description[key] for key in _ABOUT if key in read.description}
+    _write(path, read.network, about, entropy)
+
+
+def _write(
+    path: str | Path,
+    quantized: QuantizedNetwork | IntegerNetwork,
+    about: Mapping[str, Any],
+    entropy: bool,
+) -> None:
+    if isinstance(quantized, IntegerNetwork):
+        arithmetic, (tensors, described) = "integers", convert_to_tensors(quantized)
+    else:
+        arithmetic, (tensors, described) = "float", _describe_simulated(quantized)
+    description = {
+        "format": FORMAT,
+        "arithmetic": arithmetic,
+        "input_shape": list(quantized.input_shape),
+        **about,
+        **described,
+        "exclusions": quantized.exclusions.to_json(),
         "versions": versions(),
     }
     packed, description = pack(tensors, description, entropy=entropy)
@@ -298,6 +331,8 @@ def _check_numbers(
 
 def _add_quantizers(graph: NetworkGraph, described: Mapping[str, Any]) -> NetworkGraph:
     """Insert activation quantizers with the widths that the file describes."""
+    if not described:
+        return graph  # activations are in float
     sites = find_activation_sites(graph)
     if set(sites) != set(described):
         differing = sorted(set(sites) ^ set(described))

@@ -1,0 +1,86 @@
+"""Export a quantized network, or verify a file that was exported: `python -m ompq.export`."""
+
+from __future__ import annotations
+
+from ompq.script import interruptible_imports, run_script
+
+with interruptible_imports():
+    import argparse
+    from pathlib import Path
+
+    import torch
+
+    from ompq.artifact import Artifact
+    from ompq.errors import OmpqError
+    from ompq.export.checks import verify_file
+    from ompq.export.exporting import draw_images, export_network
+    from ompq.export.images import find_data, read_images
+    from ompq.export.options import build_parser, choose_targets
+    from ompq.export.report import print_table
+    from ompq.files import lock_folder
+    from ompq.stored import load_named
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Export the network of a folder, and print the table.
+
+    Args:
+        arguments: Arguments of `build_parser`.
+
+    Raises:
+        OmpqError: The network cannot be exported so, or computes something else then.
+    """
+    targets = choose_targets(arguments)
+    read = load_named("source", arguments.source)
+    source: Path = arguments.source
+    folder = arguments.output_dir or (source if source.is_dir() else source.parent)
+    images = _choose_images(arguments, read)
+    parser = arguments.parser
+    with lock_folder(folder, "folder"):
+        rows = export_network(read, targets, folder, images, say=parser.print_note)
+    parser.print_notes(note for row in rows for note in row.notes)
+    print_table(rows)
+    print(f"written to {folder}/: {' '.join(row.file.name for row in rows)}")
+
+
+def _choose_images(arguments: argparse.Namespace, read: Artifact) -> torch.Tensor:
+    """Return images of the data set that is named, or of the run that quantized, or random ones."""
+    given = arguments.dataset is not None
+    dataset, root = arguments.dataset, arguments.data
+    if not given:
+        dataset, root = find_data(arguments.source, root)
+    try:
+        if dataset is not None:
+            return read_images(dataset, root, read, arguments.num_images, arguments.workers)
+        reason = "no data set is named"
+    except OmpqError as error:
+        if given:
+            raise
+        reason = str(error)
+    arguments.parser.print_note(f"compared on random pixels, for {reason}; `dataset` names images")
+    return draw_images(read, arguments.num_images)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Export, or verify.
+
+    Args:
+        arguments: Arguments of `build_parser`.
+    """
+    if arguments.verify is None:
+        export(arguments)
+        return
+    if arguments.source is not None or arguments.to is not None:
+        raise OmpqError("--verify FILE stands alone: it writes nothing")
+    found = verify_file(arguments.verify)
+    arguments.parser.print_notes(found.notes)
+    print_table([found])
+
+
+def main() -> None:
+    """Run the console command."""
+    run_script(build_parser, run)
+
+
+if __name__ == "__main__":
+    main()

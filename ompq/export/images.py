@@ -1,0 +1,65 @@
+"""Images that an exported network is compared on: those of the run that quantized it, if it can."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ompq.artifact import Artifact
+from ompq.data import make_loader
+from ompq.errors import OmpqError
+
+_RESULTS = "results.json"
+_LARGEST_BATCH = 64
+
+
+def find_data(source: Path, root: Path | None) -> tuple[str | None, Path | None]:
+    """Find the data set of the run that quantized a network.
+
+    Args:
+        source: Folder that the run wrote, or its file.
+        root: Folder of the data set; None for that of the run.
+
+    Returns:
+        Name of the data set and its folder; no name where the run's results are not there.
+    """
+    folder = source if source.is_dir() else source.parent
+    try:
+        given = json.loads((folder / _RESULTS).read_text(encoding="utf-8"))["arguments"]
+        held = given["data"]
+        return str(given["dataset"]), root or (None if held is None else Path(held))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None, root
+
+
+def read_images(
+    dataset: str, root: Path | None, read: Artifact, count: int, workers: int
+) -> Tensor:
+    """Read the first test images of a data set, normalised as the network takes them.
+
+    Args:
+        dataset: Name of the data set.
+        root: Its folder; None for its usual place.
+        read: Network that gets the images.
+        count: Number of images; fewer where there are not so many.
+        workers: Threads that decode them.
+
+    Returns:
+        Images, float32, n × channels × height × width.
+
+    Raises:
+        OmpqError: There are none.
+    """
+    size = min(count, _LARGEST_BATCH)
+    loader = make_loader(dataset, root, "val", read.preprocess, size, workers=workers)
+    found: list[Tensor] = []
+    for images, _ in loader:
+        found.append(images.cpu())
+        if sum(map(len, found)) >= count:
+            break
+    if not found:
+        raise OmpqError(f"there are no images in {dataset}")
+    return torch.cat(found)[:count]
