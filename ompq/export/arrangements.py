@@ -7,12 +7,14 @@ numbered elements, each of them tells by itself which one went where.
 from __future__ import annotations
 
 from itertools import accumulate
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import GraphModule, Interpreter, Node
 
+from ompq.evaluation import find_device
 from ompq.graph.operations import carries_values, tensor_shape
 from ompq.integer.execution import IntegerExecution
 from ompq.integer.forms import Form, find_form, find_tensors, map_tensors
@@ -35,6 +37,49 @@ def trace_arrangements(network: IntegerNetwork) -> dict[str, tuple[Tensor, ...]]
     execution = _NumberedExecution(network)
     execution.logits(torch.zeros(1, *network.input_shape))
     return execution.places
+
+
+def trace_pixels(network: IntegerNetwork, node: Node) -> Tensor | None:
+    """Trace which pixel each element of a value is that the network makes of the images.
+
+    Args:
+        network: Network of integers, in evaluation mode.
+        node: Node of its module, one of `image_maps` or the images themselves.
+
+    Returns:
+        Places of the pixels in one image (row-major), -1 for zeros, int64, of the shape of the
+        node's value for one image; None where pixels are changed.
+    """
+    shape = (1, *network.input_shape)
+    found = []
+    for numbers in _number(prod(shape)):
+        images = numbers.view(shape).to(find_device(network.module), torch.float32)
+        # Numbers up to 2^24 are exact in float32.
+        value = _run_up_to(network.module, node, images).cpu()
+        whole = value.long()
+        if not torch.equal(whole.to(value.dtype), value) or len(numbers) >= 2**24:
+            return None
+        found.append(_look_up(numbers, [whole]))
+    first = found[0]
+    same = first is not None and all(_are_equal(first, other) for other in found[1:])
+    return first[0] if first is not None and same else None
+
+
+@torch.inference_mode()
+def _run_up_to(module: GraphModule, last: Node, images: Tensor) -> Tensor:
+    """Compute the value of a node, and nothing that it does not need."""
+    needed, waiting = set(), [last]
+    while waiting:
+        node = waiting.pop()
+        needed.add(node)
+        waiting += [source for source in node.all_input_nodes if source not in needed]
+    interpreter = Interpreter(module)
+    for node in module.graph.nodes:
+        if node in needed:
+            given = images if node.op == "placeholder" else interpreter.run_node(node)
+            interpreter.env[node] = given
+    value: Tensor = interpreter.env[last]
+    return value
 
 
 class _NumberedExecution(IntegerExecution):
@@ -109,6 +154,15 @@ def _number(count: int) -> list[Tensor]:
     upwards = torch.arange(1, count + 1)
     shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0)) + 1
     return [upwards, upwards.flip(0), shuffled]
+
+
+def _look_up(numbers: Tensor, results: list[Tensor]) -> tuple[Tensor, ...] | None:
+    """Look up which elements results are by their numbers; None where there are others."""
+    places = torch.full((len(numbers) + 1,), -1)
+    places[numbers] = torch.arange(len(numbers))
+    if any(bool(((result < 0) | (result > len(numbers))).any()) for result in results):
+        return None
+    return tuple(places[result] for result in results)
 
 
 def _fill(value: Any, numbers: Tensor) -> Any:

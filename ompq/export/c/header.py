@@ -14,9 +14,9 @@ _RUN = """\
    sums: {prefix}_OUTPUTS integers; logit i is sums[i] * {name}_scales[i]. */
 """
 _INPUT = """\
-   {pointer}: integers of an image, {shape} (channels, rows, columns), one after another:
-       each is the pixel, {what}, divided by {scale:.9g}, rounded to nearest (halves to
-       even), clamped to {low} … {high}, {less}. {quantize} computes it.
+   {pointer}: {shape} integers of an image (channels, rows, columns). Each is a pixel, {what},
+       divided by {scale:.9g}, rounded to nearest (halves to even), clamped to {low} .. {high},
+       {less}; {quantize} computes them.
 """
 _QUANTIZE = """\
 {prototype}
@@ -24,7 +24,7 @@ _QUANTIZE = """\
     int32_t i;
     for (i = 0; i < {count}; i++) {{
         const double value = clamp_value((double)pixels[i] / {scale}, {low}, {high});
-        {pointer}[i] = ({kind})(round_value(value) - ({less}));
+        {pointer}[i] = ({kind})({rounded});
     }}
 }}
 """
@@ -113,7 +113,7 @@ def write_quantizers(program: Program, name: str) -> str:
             high=f"{given.bounds[1]}.0",
             pointer=given.buffer.pointer,
             kind=_type(given),
-            less=given.buffer.low,
+            rounded=_write_rounding(given),
         )
         for given in program.inputs
     ]
@@ -128,10 +128,10 @@ def write_quantizers(program: Program, name: str) -> str:
 
 def _describe(given: Input, name: str) -> str:
     low = given.buffer.low
-    less = "less 0" if low == 0 else f"and then {low} subtracted (that is, {-low} added)"
-    what = "normalised as for training"
+    less = "and nothing else" if low == 0 else f"plus {-low}"
+    what = "normalised as in training"
     if given.normalised:
-        what += " and by the network's own first operations"
+        what += "\n       and then by the network's own first operations"
     return _INPUT.format(
         pointer=given.buffer.pointer,
         shape=" x ".join(map(str, given.shape[1:])),
@@ -142,6 +142,11 @@ def _describe(given: Input, name: str) -> str:
         less=less,
         quantize=f"{name_quantizer(given, name)}()",
     )
+
+
+def _write_rounding(given: Input) -> str:
+    low = given.buffer.low
+    return "round_value(value)" if low == 0 else f"round_value(value) + {-low}"
 
 
 def _type(given: Input) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ompq.errors import OmpqError
-from ompq.export.arrangements import trace_arrangements
+from ompq.export.arrangements import trace_arrangements, trace_pixels
 from ompq.export.c.copies import plan_copy
 from ompq.export.c.layers import Layer, lower_layer
 from ompq.export.c.memory import order_steps
@@ -119,7 +119,7 @@ class _Planner:
             if isinstance(module, QuantizedAdd):
                 return [self._add(node)]
             if isinstance(module, Requantizer):
-                return [self._requantize(node, module)]
+                return [self._requantize(node)]
             if isinstance(module, OutputRounding):
                 return self._read(node)
         return self._operate(node)
@@ -161,7 +161,7 @@ class _Planner:
             return value
         target = target or Region(Buffer(value.count, value.bounds))
         self.steps.append(Step(value, target))
-        return View.of(target.buffer, value.shape)
+        return View(target.buffer, value.places)
 
     def _lay(self, node: Node, value: Value) -> Region:
         """Let a value lie in memory, its elements neighbours."""
@@ -186,8 +186,7 @@ class _Planner:
         shape: tuple[int, ...],
         bounds: tuple[int, int],
     ) -> Computation:
-        number = self.numbering[node]
-        return Computation(task, source, shape, bounds, None, locate(node), number)
+        return Computation(task, source, shape, bounds, locate(node), self.numbering[node])
 
     def _extend(
         self, node: Node, value: Value, stage: Stage, channels: Channels | None
@@ -197,12 +196,27 @@ class _Planner:
             extended = add_stage(value, stage, channels)
             if extended is not None:
                 return extended
-        view = self._store(value)
-        region = self._lay(node, view)
-        fresh = self._begin(node, Map(), region, view.shape, region.buffer.bounds)
+        fresh = self._begin_map(node, self._store(value), channels is None and stage.keeps_zero)
         extended = add_stage(fresh, stage, channels)
         assert extended is not None
         return extended
+
+    def _begin_map(self, node: Node, view: View, anywhere: bool) -> Computation:
+        """Begin a computation value by value: of a view, or of the buffer it is an arrangement of.
+
+        Args:
+            node: Node for which it is.
+            view: The values.
+            anywhere: Whether what is done to a value depends neither on its place, nor would make
+                anything else of a zero that is put in.
+        """
+        buffer = view.buffer
+        smaller = buffer is not None and buffer.count <= view.places.numel()
+        if buffer is not None and anywhere and smaller and view.start is None:
+            fresh = self._begin(node, Map(), Region(buffer), (buffer.count,), buffer.bounds)
+            return replace(fresh, arranged=view.places)
+        region = self._lay(node, view)
+        return self._begin(node, Map(), region, view.shape, region.buffer.bounds)
 
     # Operations.
 
@@ -214,11 +228,11 @@ class _Planner:
         region = self._lay(node, lowered.view)
         return self._begin(node, lowered.task, region, lowered.shape, lowered.bounds)
 
-    def _requantize(self, node: Node, requantizer: Requantizer) -> Value:
+    def _requantize(self, node: Node) -> Value:
         path = str(node.target)
         low, high = self.numbers[f"{path}.bounds"].tolist()
         if f"{path}.scale" in self.numbers:
-            return self._take_images(node, requantizer)
+            return self._take_images(node)
         value = self._read_one(node)
         if f"{path}.clip" in self.numbers:
             least, largest = self.numbers[f"{path}.clip"]
@@ -228,17 +242,20 @@ class _Planner:
         stage = Stage(factor, torch.tensor(low), torch.tensor(high))
         return self._extend(node, value, stage, channels)
 
-    def _take_images(self, node: Node, requantizer: Requantizer) -> View:
+    def _take_images(self, node: Node) -> View:
+        """Take integers of the caller's: of the image, or of what the network makes of it."""
         path, source = str(node.target), node.all_input_nodes[0]
         shape = tensor_shape(node)
-        if source.name not in self.network.image_maps or shape is None:
+        known = source.op == "placeholder" or source.name in self.network.image_maps
+        if not known or shape is None:
             raise self._refuse(node)
+        pixels = trace_pixels(self.network, source)
+        shape = shape if pixels is None else (1, *self.network.input_shape)
         low, high = self.numbers[f"{path}.bounds"].tolist()
         buffer = Buffer(prod(shape), (low, high), "image")
         scale = float(self.numbers[f"{path}.scale"])
-        normalised = source.op != "placeholder"
-        self.inputs.append(Input(buffer, shape, scale, path, (low, high), normalised))
-        return View.of(buffer, shape)
+        self.inputs.append(Input(buffer, shape, scale, source, (low, high), pixels is None))
+        return View.of(buffer, shape) if pixels is None else View(buffer, pixels)
 
     def _add(self, node: Node) -> Computation:
         """Add a value to the results of another one, which is computed at last if it can be."""
@@ -251,7 +268,8 @@ class _Planner:
         low, high = self.numbers[f"{path}.bounds"]
         operand = self._lay(node, _broadcast(self._store(parts[second]), shape))
         base = parts[first]
-        base = base if base.shape == shape else _broadcast(self._store(base), shape)
+        if base.shape != shape:
+            base = _broadcast(self._store(base), shape)
         own, other = factors[first], factors[second]
         stage = Stage(own[0], low.long(), high.long(), Operand(operand, other[0]))
         return self._extend(node, base, stage, own[1] or other[1])
@@ -261,15 +279,17 @@ class _Planner:
         path = str(node.target)
         parts = self._read_parts(node)
         low, high = self.numbers[f"{path}.bounds"].tolist()
-        buffer = Buffer(sum(prod(part.shape) for part in parts), (low, high))
-        views, start = [], 0
+        scaled = []
         for number, part in enumerate(parts):
             factor, channels = read_factor(self.numbers, f"{path}.{number}", part.shape)
             stage = Stage(factor, torch.tensor(low), torch.tensor(high))
-            scaled = self._extend(node, part, stage, channels)
-            self._store(scaled, Region(buffer, start))
-            views.append(torch.arange(start, start + scaled.count).view(part.shape))
-            start += scaled.count
+            scaled.append(self._extend(node, part, stage, channels))
+        buffer = Buffer(sum(part.count for part in scaled), (low, high))
+        views, start = [], 0
+        for part in scaled:
+            self._store(part, Region(buffer, start))
+            views.append(torch.where(part.places < 0, -1, part.places + start))
+            start += part.count
         return View(buffer, module.combine(views))
 
     def _read_parts(self, node: Node) -> list[Value]:
@@ -290,9 +310,8 @@ class _Planner:
         values = self.values[source]
         results = self.arrangements[node.name]
         if len(values) == len(results) == 1 and isinstance(values[0], Computation):
-            count = values[0].count
-            if torch.equal(results[0].flatten(), torch.arange(count)):
-                return [replace(values[0], shape=tuple(results[0].shape))]
+            flat = torch.cat([values[0].places.flatten(), torch.tensor([-1])])
+            return [_rearrange(values[0], flat[results[0]])]
         views = [self._store(value) for value in values]
         self.values[source] = list(views)
         return [self._compose(node, views, places) for places in results]
@@ -323,7 +342,7 @@ class _Planner:
             results = self._begin(node, task, region, (_count(task),), bounds)
         assert results is not None
         if shape is not None:
-            return [replace(results, shape=shape)]
+            return [replace(results, results=shape)]
         # The largest values, and where they are, which nobody reads.
         return [self._store(results), View.of(None, (results.count,))]
 
@@ -351,9 +370,16 @@ def _rank_first(value: Value, shape: tuple[int, ...]) -> tuple[int, int]:
         value: The operand.
         shape: Shape of the sum.
     """
-    if isinstance(value, View) or value.shape != shape:
+    if isinstance(value, View) or value.arranged is not None or value.shape != shape:
         return 0, 0
     return (2 if isinstance(value.task, Layer) else 1), value.number
+
+
+def _rearrange(computation: Computation, places: Tensor) -> Computation:
+    """Return a computation as a tensor whose elements are its results at some places."""
+    if torch.equal(places.flatten(), torch.arange(computation.count)):
+        return replace(computation, results=tuple(places.shape), arranged=None)
+    return replace(computation, arranged=places)
 
 
 def _broadcast(view: View, shape: tuple[int, ...]) -> View:

@@ -7,6 +7,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 _TYPES = {"U8": 1, "I8": 1, "U16": 2, "I16": 2, "I32": 4}
 C_TYPES = {
@@ -157,6 +158,12 @@ class Stage:
     high: Tensor
     operand: Operand | None = None
 
+    @property
+    def keeps_zero(self) -> bool:
+        """Tell whether 0 stays 0, wherever it is."""
+        within = bool((self.low <= 0).all() and (self.high >= 0).all())
+        return within and self.operand is None
+
 
 @dataclass(frozen=True)
 class Channels:
@@ -187,27 +194,42 @@ class Computation:
     Attributes:
         task: What is computed.
         source: Integers that it is computed from.
-        shape: Shape of the results for one image.
+        results: Shape of the results for one image.
         bounds: The least and the largest result.
-        channels: Where channels are; None where no stage needs them.
-        stages: What is done to the results.
         place: Name of the place in the network, for comments and messages.
         number: Place in the order of the network's nodes.
+        channels: Where channels are; None where no stage needs them.
+        stages: What is done to the results.
+        arranged: Place of each element of the tensor in the results, int64, -1 for zero; None for
+            the results as they are.
     """
 
     task: Task
     source: Region
-    shape: tuple[int, ...]
+    results: tuple[int, ...]
     bounds: Bounds
-    channels: Channels | None
     place: str
     number: int
+    channels: Channels | None = None
     stages: list[Stage] = field(default_factory=list)
+    arranged: Tensor | None = None
 
     @property
     def count(self) -> int:
         """Return the number of results."""
-        return prod(self.shape)
+        return prod(self.results)
+
+    @property
+    def places(self) -> Tensor:
+        """Return the place of each element of the tensor in the results."""
+        if self.arranged is not None:
+            return self.arranged
+        return torch.arange(self.count).view(self.results)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the tensor's shape for one image."""
+        return self.results if self.arranged is None else tuple(self.arranged.shape)
 
 
 @dataclass(eq=False)
@@ -237,15 +259,16 @@ class Input:
         buffer: Where they lie.
         shape: Their shape for one image.
         scale: What an integer is multiplied by to give the value that it stands for.
-        path: Path of the requantizer that they come from.
+        node: Node of the network whose value they are, quantized.
         bounds: The least and the largest.
-        normalised: Whether the network computes something of the pixels before.
+        normalised: Whether the network computes something of the pixels before, rather than arrange
+            them.
     """
 
     buffer: Buffer
     shape: tuple[int, ...]
     scale: float
-    path: str
+    node: Node
     bounds: Bounds
     normalised: bool
 

@@ -68,9 +68,13 @@ def add_stage(
         channels: Where the channels are that the stage needs; None where it needs none.
 
     Returns:
-        The computation; None where other stages need other channels.
+        The computation; None where other stages need other channels, or where the results are
+        arranged anew and the stage depends on their places.
     """
     if None not in (channels, computation.channels) and channels != computation.channels:
+        return None
+    by_value = channels is None and stage.keeps_zero
+    if computation.arranged is not None and not by_value:
         return None
     stages = list(computation.stages)
     if stages and _is_clip(stage):

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from ompq.export.c.constants import write_numbers
 from ompq.export.c.program import C_TYPES, Program
+from ompq.graph.operations import image_layout
 from ompq.integer.execution import IntegerExecution, export_integers
 from ompq.integer.network import IntegerNetwork
 
@@ -27,10 +28,12 @@ def write_vectors(network: IntegerNetwork, program: Program, images: Tensor, nam
     execution.logits(images)
     arrays = []
     for given in program.inputs:
-        whole = execution.values[given.path] - given.buffer.low
+        pixels = execution.values[given.node] if given.normalised else images
+        whole = torch.round(pixels.double() / given.scale).clamp(*given.bounds).long()
         kind = C_TYPES[given.buffer.type]
-        arrays.append(_write_array(f"{name}_test_{given.buffer.pointer}", kind, whole))
-    arrays.append(_write_array(f"{name}_test_sums", "int32_t", execution.values[""]))
+        array = _write_array(f"{name}_test_{given.buffer.pointer}", kind, whole - given.buffer.low)
+        arrays.append(array)
+    arrays.append(_write_array(f"{name}_test_sums", "int32_t", execution.values[execution.last]))
     prefix = name.upper()
     return (
         f"/* Images as {name}_run() takes them, and the sums that it must give. */\n"
@@ -41,23 +44,25 @@ def write_vectors(network: IntegerNetwork, program: Program, images: Tensor, nam
 
 
 class _Recording(IntegerExecution):
-    """Runs integers and keeps those of the images and of the output.
+    """Runs integers and keeps what the images became in float, and what becomes logits.
 
     Attributes:
-        values: Path of a requantizer, "" for the output → integers, images along dimension 0.
+        last: Node whose integers become logits.
+        values: Node → its value for all images, which lie along dimension 0.
     """
 
     def __init__(self, network: IntegerNetwork) -> None:
         super().__init__(network, export_integers(network))
-        self.values: dict[str, Tensor] = {}
+        output = next(node for node in network.module.graph.nodes if node.op == "output")
+        self.last = output.all_input_nodes[0]
+        self.values: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
-        """Keep what images became, and what becomes logits."""
-        if n.op == "output":
-            self.values[""] = self.env[n.all_input_nodes[0]]
+        """Keep a value."""
         value = super().run_node(n)
-        if f"{n.target}.scale" in self.numbers and isinstance(value, torch.Tensor):
-            self.values[str(n.target)] = value
+        if n is self.last or n.name in self.network.image_maps:
+            layout = image_layout(n)
+            self.values[n] = value if layout is None else layout.split(value)
         return value
 
 

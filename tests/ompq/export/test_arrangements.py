@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.functional import interpolate, max_pool1d, pad, relu
 
-from ompq.export.arrangements import trace_arrangements
+from ompq.export.arrangements import trace_arrangements, trace_pixels
 from ompq.graph.operations import operation
 from ompq.integer import IntegerExecution, IntegerNetwork, export_integers
 from ompq.integer.forms import find_tensors
@@ -113,3 +113,28 @@ def test_choices_among_values_are_no_arrangements(choose: Callable[[Tensor], Ten
     assert len(chosen) == 1
     assert not trace_arrangements(network).keys() & chosen
     assert check(network) > 0
+
+
+def find_images(network: IntegerNetwork) -> Node:
+    """Find the node that the first layer reads, before it is quantized."""
+    nodes = [n for n in network.module.graph.nodes if n.op == "call_module"]
+    return nodes[0].all_input_nodes[0]
+
+
+def test_pixels_that_the_network_arranges_are_told() -> None:
+    network = Net(
+        lambda net, x: net.head(pooled(relu(net.a(pad(x[:, [2, 1, 0]], (0, 1, 0, 0)))))),
+        a=conv(3, 8),
+        head=nn.Linear(8, 5),
+    )
+    converted = build(network.eval(), draw_images(2))
+    places = trace_pixels(converted, find_images(converted))
+    pixels = torch.arange(3 * 16 * 16).view(1, 3, 16, 16)
+    assert places is not None
+    assert torch.equal(places[..., :16], pixels.flip(1))
+    assert (places[..., 16] == -1).all()
+
+
+def test_pixels_that_the_network_changes_have_no_places() -> None:
+    converted = build(build_kind("normalises itself"), draw_images(2))
+    assert trace_pixels(converted, find_images(converted)) is None

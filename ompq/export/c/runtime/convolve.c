@@ -1,33 +1,51 @@
 
-/* Add one weight times a line of inputs to a row of sums. */
-static void add_line_TYPE(int32_t *restrict sums, const TYPE_t *restrict line, int32_t count,
-                          int32_t stride, int32_t weight, int32_t offset)
+/* Add four lines of inputs, each times its weight, to a row of sums. */
+static void add_lines_TYPE(int32_t *restrict sums, const TYPE_t *const *lines,
+                           const int32_t *weights, int32_t count, int32_t stride, int32_t low)
 {
-    int32_t i;
+    const TYPE_t *restrict a = lines[0], *restrict b = lines[1];
+    const TYPE_t *restrict c = lines[2], *restrict d = lines[3];
+    const int32_t u = weights[0], v = weights[1], w = weights[2], x = weights[3];
+    const int32_t offset = (u + v + w + x) * low;
+    int32_t i, k;
     if (stride == 1)
-        for (i = 0; i < count; i++) sums[i] += weight * line[i] + offset;
+        for (i = 0; i < count; i++)
+            sums[i] += u * a[i] + v * b[i] + w * c[i] + x * d[i] + offset;
     else
-        for (i = 0; i < count; i++) sums[i] += weight * line[i * stride] + offset;
+        for (i = k = 0; i < count; i++, k += stride)
+            sums[i] += u * a[k] + v * b[k] + w * c[k] + x * d[k] + offset;
 }
 
 /* Add the filter's products with the inputs (maps of one group) to row `place` of its results. */
 static void add_products_TYPE(const convolution *c, const TYPE_t *x, int32_t low, int32_t place)
 {
     const int32_t across = c->across, width = c->width;
-    const WEIGHT *w = filter;
-    int32_t k, i, j;
-    for (k = 0; k < c->inputs; k++, x += c->height * width)
-        for (i = 0; i < c->kernel_height; i++, w += c->kernel_width) {
-            const int32_t y = place * c->down - c->above + i * c->reach_down;
-            if (y < 0 || y >= c->height) continue;
-            for (j = 0; j < c->kernel_width; j++) {
-                const int32_t weight = w[j], begin = begins[j];
-                const int32_t first = begin * across - c->before + j * c->reach_across;
-                if (weight && counts[j])
-                    add_line_TYPE(row + begin, x + y * width + first, counts[j], across, weight,
-                                  weight * low);
+    const int32_t map = c->height * width;
+    const TYPE_t *lines[4];
+    int32_t weights[4], j, k, i, n;
+    for (j = 0; j < c->kernel_width; j++) {
+        const int32_t begin = begins[j];
+        const int32_t first = begin * across - c->before + j * c->reach_across;
+        const WEIGHT *w = filter;
+        if (counts[j] == 0) continue;
+        for (k = n = 0; k < c->inputs; k++)
+            for (i = 0; i < c->kernel_height; i++, w += c->kernel_width) {
+                const int32_t y = place * c->down - c->above + i * c->reach_down;
+                if (w[j] == 0 || y < 0 || y >= c->height) continue;
+                weights[n] = w[j];
+                lines[n++] = x + k * map + y * width + first;
+                if (n == 4) {
+                    add_lines_TYPE(row + begin, lines, weights, counts[j], across, low);
+                    n = 0;
+                }
             }
+        if (n == 0) continue;
+        for (; n < 4; n++) {
+            weights[n] = 0;
+            lines[n] = lines[0];
         }
+        add_lines_TYPE(row + begin, lines, weights, counts[j], across, low);
+    }
 }
 
 static void convolve_TYPE(const convolution *c, const source *x, const source *operands,

@@ -1,0 +1,439 @@
+"""C that a compiler has made to run, against the integers that it must compute."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from converted import build
+from kinds import KINDS, Net, build_kind, conv, draw_images, pooled
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_max_pool2d, avg_pool2d, max_pool1d, max_pool2d, pad, relu
+
+from ompq.assignment import uniform
+from ompq.errors import OmpqError
+from ompq.export.c.source import CSource, write_c
+from ompq.graph import trace
+from ompq.integer import (
+    ConversionSettings,
+    IntegerExecution,
+    IntegerNetwork,
+    RangeRule,
+    calibrate,
+    convert_to_integers,
+    export_integers,
+)
+from ompq.integer.fake_quantizers import FixedWeightFakeQuantizer
+from ompq.quantizers import QuantParams
+
+COMPILER = shutil.which("cc")
+STRICT = "-std=c99 -Wall -Wextra -Werror -pedantic".split()
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler `cc`")
+
+
+def compile_c(source: CSource, folder: Path, *arguments: str) -> None:
+    """Write the files of a network and compile with them."""
+    (folder / "model.c").write_text(source.source, encoding="utf-8")
+    (folder / "model.h").write_text(source.header, encoding="utf-8")
+    (folder / "test_vectors.h").write_text(source.vectors, encoding="utf-8")
+    command = [str(COMPILER), *STRICT, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class Compiled:
+    """A network in C as a library."""
+
+    def __init__(self, source: CSource, folder: Path) -> None:
+        compile_c(source, folder, "-shared", "-fPIC", "-o", "model.so", "model.c")
+        self._library = ctypes.CDLL(str(folder / "model.so"))
+        self.source = source
+        self.images, (sums,) = read_vectors(source, "image"), read_vectors(source, "sums")
+        self.outputs = sums.shape[1]
+
+    def quantize(self, pixels: NDArray[np.float32]) -> NDArray[np.integer]:
+        image = np.zeros_like(self.images[0][0])
+        assert pixels.size == image.size
+        self._library.model_quantize(_point(np.ascontiguousarray(pixels)), _point(image))
+        return image
+
+    def run(self) -> Tensor:
+        """Compute the logits of the test images."""
+        rows = []
+        for number in range(len(self.images[0])):
+            sums = np.zeros(self.outputs, np.int32)
+            logits = np.zeros(self.outputs, np.float64)
+            given = [_point(images[number]) for images in self.images]
+            self._library.model_run(*given, _point(sums))
+            self._library.model_logits(_point(sums), _point(logits))
+            rows.append(logits)
+        return torch.from_numpy(np.stack(rows))
+
+
+def read_vectors(source: CSource, name: str) -> list[NDArray[np.integer]]:
+    """Read the arrays of the test vectors whose names begin so, n × …."""
+    found = re.findall(
+        rf"static const (\w+)_t model_test_{name}\w*\[(\d+)\]\[(\d+)\] = ([^;]*);", source.vectors
+    )
+    assert found
+    arrays = []
+    for kind, images, size, text in found:
+        numbers = [int(number) for number in re.findall(r"-?\d+", text)]
+        arrays.append(np.array(numbers, kind).reshape(int(images), int(size)))
+    return arrays
+
+
+def _point(array: NDArray[np.generic]) -> ctypes.c_void_p:
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+def expect(network: IntegerNetwork, images: Tensor) -> Tensor:
+    execution = IntegerExecution(network, export_integers(network))
+    return execution.logits(images).flatten(1)
+
+
+def check(network: IntegerNetwork, images: Tensor, folder: Path) -> CSource:
+    """Compare every logit of a network in C with its integers'."""
+    source = write_c(network, images)
+    found = Compiled(source, folder).run()
+    expected = expect(network, images)
+    assert expected.unique().numel() > 2
+    assert torch.equal(found, expected)
+    return source
+
+
+def quantize(
+    network: nn.Module, images: Tensor, bits: int, act_bits: int, rule: RangeRule | None = None
+) -> IntegerNetwork:
+    """Convert a network to one width of weights and one of activations."""
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.2)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+            module.weight.data.uniform_(0.5, 2)
+    graph = trace(network, tuple(images.shape[1:]))
+    assignment = uniform(graph.groups, bits, act_bits)
+    widths = assignment.layer_bits(), assignment.layer_act_bits()
+    settings = ConversionSettings(rule=rule or RangeRule())
+    converted = convert_to_integers(graph, *widths, settings)
+    calibrate(converted, [images], torch.device("cpu"))
+    converted.module.eval()
+    assert converted.runs_on_integers
+    return converted
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    images = torch.from_numpy(load_digits().images[:40]).float().unsqueeze(1)
+    return (images - 4.9) / 6
+
+
+def plain(bits: int) -> nn.Module:
+    torch.manual_seed(bits)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Flatten(), nn.Linear(192, 10),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_logits_of_digits(bits: int, digits: Tensor, tmp_path: Path) -> None:
+    network = quantize(plain(bits), digits, bits, 3)
+    source = check(network, digits, tmp_path)
+    weights = 9 * 8 + 9 * 8 * 12 + 192 * 10
+    # Ends have 8 bits, the middle has the bits given.
+    packed = 72 + 864 * bits // 8 + 1920
+    assert packed < source.flash_bytes < packed + 16 * (8 + 12 + 10) + 64
+    assert source.flash_bytes < weights or bits == 4
+
+
+class Residual(nn.Module):
+    """A sum with a shortcut as it is, and one with a shortcut of its own convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = conv(3, 8), conv(8, 8), conv(8, 8)
+        self.c, self.d, self.side = conv(8, 12, 2), conv(12, 12), nn.Conv2d(8, 12, 1, 2)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(k) for k in (8, 8, 12, 12))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.stem(x))
+        x = relu(x + self.norms[1](self.b(relu(self.norms[0](self.a(x))))))
+        y = self.norms[2](self.d(relu(self.c(x))))
+        return self.head(pooled(relu(y + self.norms[3](self.side(x)))))
+
+
+class Separable(nn.Module):
+    """Depthwise convolutions with padding that is the same on no two sides, and ReLU6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, bias=False)
+        self.deep = nn.Conv2d(8, 8, 5, 2, groups=8, bias=False)
+        self.point = nn.Conv2d(8, 16, 1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(k) for k in (8, 8, 16))
+        self.head = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.relu6(self.norms[0](self.stem(pad(x, (0, 1, 0, 1)))))
+        x = nn.functional.relu6(self.norms[1](self.deep(pad(x, (1, 2, 1, 2)))))
+        x = nn.functional.relu6(self.norms[2](self.point(x)))
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 1)).flatten(1)
+
+
+class Dense(nn.Module):
+    """Concatenations of concatenations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = conv(3, 8, 2), conv(8, 4), conv(12, 4)
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.stem(x))
+        x = torch.cat([x, relu(self.norm(self.a(x)))], 1)
+        x = torch.cat([x, relu(self.b(avg_pool2d(x, 3, 1, 1)))], 1)
+        return self.head(pooled(x))
+
+
+class Shuffled(nn.Module):
+    """Halves of channels that are shuffled, as in ShuffleNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = conv(3, 8, 2), conv(4, 4), conv(4, 4)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.stem(x))
+        for layer in (self.a, self.b):
+            left, right = x.chunk(2, dim=1)
+            x = torch.cat([left, relu(layer(right))], dim=1)
+            x = x.view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8)
+        return self.head(pooled(relu(self.grouped(x))))
+
+
+def choosing(net: nn.Module, x: Tensor) -> Tensor:
+    """Choose and average in all the ways that have windows."""
+    x = net.stem(x)
+    x = max_pool2d(x, 3, 2, 1, ceil_mode=True)
+    a = relu(net.a(x))
+    parts = [
+        adaptive_max_pool2d(a, (3, 2)),
+        max_pool2d(a, (2, 3), (1, 2), (1, 1), (2, 1))[:, :, :3, :2],
+        avg_pool2d(a, (3, 2), 2, (1, 0))[:, :, :3, :2],
+    ]
+    rows = [a.amax((2, 3)), a.amin(1).flatten(1), max_pool1d(a.flatten(2), 3, 2, 1).amax(2)]
+    return net.head(torch.cat([*(part.flatten(1) for part in parts), *rows], 1))
+
+
+def build_choosing() -> nn.Module:
+    pooled_size, side = 3 * 8 * 3 * 2, 5
+    return Net(
+        choosing, stem=conv(3, 8, 2), a=conv(8, 8), head=nn.Linear(pooled_size + 16 + side**2, 5)
+    )
+
+
+def interleaving(net: nn.Module, x: Tensor) -> Tensor:
+    """Take padded maps for maps of another width, which no loops of copies can follow."""
+    x = pad(relu(net.stem(x)), (0, 1, 0, 1)).reshape(-1, 8, 27, 3)
+    return net.head(pooled(relu(net.a(x))))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "residual": Residual,
+    "separable": Separable,
+    "dense": Dense,
+    "shuffled": Shuffled,
+    "choosing": build_choosing,
+    "interleaving": lambda: Net(
+        interleaving, stem=conv(3, 8, 2), a=conv(8, 8), head=nn.Linear(8, 5)
+    ),
+    "circular": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, (3, 4), padding="same", padding_mode="circular"), nn.ReLU(),
+        nn.Conv2d(4, 6, 3, (2, 1), padding=(0, 2), dilation=(1, 2)), nn.PixelShuffle(1),
+        nn.ReLU(), nn.Flatten(2), nn.Linear(112, 4), nn.Flatten(), nn.Linear(24, 5),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_of_networks(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    check(quantize(NETWORKS[name](), draw_images(8), 4, 6), draw_images(8), tmp_path)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_networks_of_kinds_are_exact_or_refused_by_what_stops_them(
+    name: str, tmp_path: Path
+) -> None:
+    network = build(build_kind(name), draw_images(4))
+    if network.runs_on_integers:
+        check(network, draw_images(4), tmp_path)
+        return
+    with pytest.raises(OmpqError) as refusal:
+        write_c(network, draw_images(1))
+    for what in set(network.float_operations.values()) - {"cat", "flatten", "getitem", "view"}:
+        assert f"({what})" in str(refusal.value) or f"× {what})" in str(refusal.value)
+
+
+def test_asymmetric_weights_and_activations_of_eight_bits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = draw_images(6) + 0.7
+    network = quantize(plain_of_three(), images, 8, 8, RangeRule(asymmetric=True))
+    for layer in network.layers().values():
+        least, largest = torch.aminmax(layer.layer.weight.detach().flatten(1) + 0.1, dim=1)
+        scale = (largest - least) / 255
+        zero_point = torch.randint(-128, 128, scale.shape, dtype=torch.int32)
+        params = QuantParams(scale, zero_point, -128, 127)
+        layer.fake_quantizer = FixedWeightFakeQuantizer(params)
+        layer.eval()
+    widest = max(int(layer.compute_integers().weight.max()) for layer in network.layers().values())
+    assert widest > 127
+    source = check(network, images, tmp_path)
+    assert "#define WEIGHT int16_t" in source.source
+
+
+def plain_of_three() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 8, 3, 2, 1), nn.Flatten(), nn.Linear(128, 5)
+    )
+
+
+def test_vectors_prove_what_a_device_computes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = quantize(Residual(), draw_images(4), 3, 5)
+    main = """
+        #include "model.h"
+        #include "test_vectors.h"
+        int main(void)
+        {
+            int32_t sums[MODEL_OUTPUTS], differing = 0;
+            for (int t = 0; t < MODEL_TESTS; t++) {
+                model_run(model_test_image[t], sums);
+                for (int i = 0; i < MODEL_OUTPUTS; i++)
+                    differing += sums[i] != model_test_sums[t][i];
+            }
+            return differing != 0;
+        }
+    """
+    (tmp_path / "main.c").write_text(main, encoding="utf-8")
+    source = write_c(network, draw_images(3))
+    assert "#define MODEL_TESTS 3" in source.vectors
+    sanitizer = ["-fsanitize=undefined,address", "-fno-sanitize-recover=all"]
+    plain_arguments = ["-DMODEL_INTEGERS_ONLY", "-o", "main", "model.c", "main.c"]
+    arguments = [*(sanitizer if _has_sanitizer(tmp_path) else []), *plain_arguments]
+    compile_c(source, tmp_path, *arguments)
+    assert subprocess.run([str(tmp_path / "main")], check=False).returncode == 0
+    wrong = re.sub(r"(model_test_sums.*\{\n    \{\n *)", r"\g<1>1", source.vectors)
+    (tmp_path / "test_vectors.h").write_text(wrong, encoding="utf-8")
+    subprocess.run([str(COMPILER), *plain_arguments], cwd=tmp_path, check=True)
+    assert subprocess.run([str(tmp_path / "main")], check=False).returncode == 1
+
+
+def _has_sanitizer(folder: Path) -> bool:
+    (folder / "empty.c").write_text("int main(void) { return 0; }", encoding="utf-8")
+    command = [str(COMPILER), "-fsanitize=undefined,address", "-o", "empty", "empty.c"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def test_pixels_become_the_integers_of_torch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = quantize(plain_of_three(), draw_images(4), 4, 8)
+    compiled = Compiled(write_c(network, draw_images(1)), tmp_path)
+    numbers = export_integers(network)
+    (path,) = (
+        name.removesuffix(".scale")
+        for name in numbers
+        if name.startswith("requ") and name.endswith(".scale")
+    )
+    scale, (low, high) = numbers[f"{path}.scale"], numbers[f"{path}.bounds"].tolist()
+    # Halves, their neighbours in float32, and what lies far out.
+    halves = ((torch.arange(768) - 384) / 2 * scale).float()
+    for pixels in (halves, torch.nextafter(halves, torch.tensor(9e9)), torch.randn(768) * 1e6):
+        expected = torch.round(pixels.double() / scale).clamp(low, high)
+        assert np.array_equal(compiled.quantize(pixels.numpy()), expected.numpy())
+
+
+def test_memory_is_that_of_the_values_needed_at_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, 1, 1), nn.ReLU()]
+    network = nn.Sequential(
+        *layers, nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(384, 5)
+    )
+    source = check(quantize(network, draw_images(4), 4, 8), draw_images(4), tmp_path)
+    # 8 and 4 maps of bytes at the first step that reads and writes; no sums of 32 bits are kept.
+    values = (8 + 4) * 16 * 16
+    # Two rows of sums, the largest filter (the linear layer's), two spans per kernel column.
+    scratch = 2 * 4 * 64 + 384 + 2 * 4 * 3
+    assert source.ram_bytes == values + scratch
+    found = subprocess.run(
+        ["size", "model.so"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    if found.returncode == 0:
+        static = int(found.stdout.splitlines()[1].split()[2])
+        assert source.ram_bytes <= static < source.ram_bytes + 200
+
+
+def test_tables_are_as_large_as_promised(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = check(quantize(Dense(), draw_images(4), 4, 8), draw_images(4), tmp_path)
+    found = re.findall(r"^static const u?int(\d+)_t \w+\[(\d+)\] = ", source.source, re.M)
+    tables = sum(int(bits) // 8 * int(length) for bits, length in found)
+    assert source.flash_bytes == tables + 8 * 5
+
+
+def test_a_name_that_is_none_in_c_is_refused() -> None:
+    network = build(build_kind("convolutional"), draw_images(2))
+    with pytest.raises(OmpqError, match="`name`"):
+        write_c(network, draw_images(1), "my-model")
+
+
+def test_all_names_begin_with_the_given_one() -> None:
+    network = build(build_kind("convolutional"), draw_images(2))
+    source = write_c(network, draw_images(1), "digits")
+    assert "void digits_run(const int8_t *image, int32_t *sums);" in source.header
+    assert source.source.startswith('#include "digits.h"')
+    exported = re.findall(r"^(?!static|#|typedef|enum)[a-z].*?(\w+)[\[(]", source.source, re.M)
+    assert exported
+    assert all(name.startswith("digits_") for name in exported)
+
+
+def test_layers_that_read_images_normalised_and_not_have_two_inputs(tmp_path: Path) -> None:
+    network = Net(
+        lambda net, x: net.head(pooled(relu(net.a(x)) + relu(net.b(x * 0.5 + 0.1)))),
+        a=conv(3, 4),
+        b=conv(3, 4),
+        head=nn.Linear(4, 5),
+    )
+    torch.manual_seed(0)
+    source = check(quantize(network, draw_images(4), 4, 8), draw_images(4), tmp_path)
+    assert re.findall(r"const \w+ \*(image_\d)", source.header) == ["image_0", "image_1"]
+
+
+def test_images_that_the_network_arranges_are_handed_in_as_they_are(tmp_path: Path) -> None:
+    network = Net(
+        lambda net, x: net.head(pooled(relu(net.a(pad(x[:, [2, 1, 0]], (1, 2, 0, 1)))))),
+        a=conv(3, 4),
+        head=nn.Linear(4, 5),
+    )
+    torch.manual_seed(0)
+    images = draw_images(4)
+    source = check(quantize(network, images, 4, 8), images, tmp_path)
+    compiled = Compiled(source, tmp_path)
+    for pixels, image in zip(images.numpy(), compiled.images[0], strict=True):
+        assert np.array_equal(compiled.quantize(pixels), image)
