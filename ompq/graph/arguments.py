@@ -37,6 +37,7 @@ _BY_POSITION = {
     "prelu": "weight",
     "pow ipow": "exponent",
     "matmul bmm mm maximum minimum": "other",
+    "gt greater ge greater_equal lt less le less_equal eq": "other",
     "linear": "weight bias",
     "conv2d": "weight bias stride padding dilation groups",
     "masked_fill": "mask value",
