@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -261,7 +262,7 @@ class _Planner:
         """Add a value to the results of another one, which is computed at last if it can be."""
         path = str(node.target)
         parts = self._read_parts(node)
-        shape = tuple(torch.broadcast_shapes(*(part.shape for part in parts)))
+        shape = np.broadcast_shapes(*(part.shape for part in parts))
         first = max(range(2), key=lambda k: _rank_first(parts[k], shape))
         factors = [read_factor(self.numbers, f"{path}.{k}", shape) for k in range(2)]
         second = 1 - first
