@@ -116,7 +116,8 @@ def test_a_module_of_ones_own_is_saved_and_read_back(
 ) -> None:
     bits = uniform(trace(network, (1, 8, 8)).groups, 4)
     if stage == "PTQ":
-        quantized, _ = quantize_network(network, bits, images, STEPS, say=lambda _: None)
+        simulated, _ = quantize_network(network, bits, images, STEPS, say=lambda _: None)
+        quantized = simulated.deployed
     else:
         quantized = prepare(network, bits, images)
     file = tmp_path / "own.safetensors"

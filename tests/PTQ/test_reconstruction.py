@@ -16,6 +16,7 @@ from ompq.assignment import uniform
 from ompq.data import calibration_images, preprocess_for
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, run_with_taps, trace
+from ompq.integer import IntegerNetwork
 from ompq.preprocess import Preprocess
 from ompq.quantized import QuantizedNetwork
 from ompq.quantizers import enabled
@@ -200,11 +201,14 @@ def test_the_file_gives_the_same_logits(name: str, tmp_path: Path) -> None:
         preprocess=Preprocess(32, 32),
     )
     read = artifact.load_quantized(tmp_path / "q.safetensors")
+    assert isinstance(read.network, IntegerNetwork)
     with torch.no_grad():
-        assert torch.equal(read.network.module(images(size=32)), network.module(images(size=32)))
-    for layer, weight in network.weights.items():
-        assert torch.equal(read.network.weights[layer].integers, weight.integers)
-        assert read.network.weights[layer].bits == weight.bits
+        expected = network.deployed.module(images(size=32))
+        assert torch.equal(read.network.module(images(size=32)), expected)
+    for name, layer in read.network.layers().items():
+        weight = network.weights[name]
+        assert torch.equal(layer.quantize_weight()[0], weight.integers.int())
+        assert layer.fake_quantizer.bits == weight.bits
     assert read.preprocess == Preprocess(32, 32)
 
 

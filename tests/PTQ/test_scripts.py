@@ -126,7 +126,7 @@ def test_an_earlier_result_is_moved_and_not_lost(
     for number in (1, 2):
         aside = folder / f"earlier-{number}"
         assert (aside / "results.json").read_text() == kept[number - 1]
-        assert artifact.load_quantized(aside).network.weights
+        assert artifact.load_quantized(aside).description["layers"]
     assert (folder / "results.json").read_text() == kept[2]
 
 
