@@ -17,7 +17,7 @@ from rewritten import read_plain
 from support import ROOT
 
 from mixed_bit import model_cost
-from ompq.artifact import load_quantized
+from ompq.artifact import FILE, load_quantized, write_artifact
 from ompq.assignment import load
 from ompq.files import load_tensors
 from PTQ import main_imagenet
@@ -75,6 +75,29 @@ def test_quantized_networks(stage: str, folder: Path) -> None:
     zero_point = tensors["conv1.weight_zero_point"].view(-1, 1, 1, 1)
     expected = (tensors["conv1.weight"].int() - zero_point) * scale
     assert torch.equal(module.get_submodule(named).weight.detach(), expected)
+
+
+@torch.inference_mode()
+def test_quantized_networks_give_the_logits_that_they_gave(folder: Path) -> None:
+    logits = json.loads((folder / "logits.json").read_text(encoding="utf-8"))
+    images = torch.arange(2 * 3 * 8 * 8).view(2, 3, 8, 8) * 37 % 101 / 50 - 1
+    found = load_quantized("qat").network.module(images)
+    assert torch.equal(found, torch.tensor(logits["qat"], dtype=torch.float64))
+    # In float, another processor may round otherwise.
+    found = load_quantized("ptq").network.module(images)
+    torch.testing.assert_close(found, torch.tensor(logits["ptq"]), rtol=1e-3, atol=0.1)
+
+
+@pytest.mark.parametrize("stage", ["ptq", "qat"])
+def test_quantized_networks_are_written_anew(stage: str, folder: Path) -> None:
+    read = load_quantized(stage)
+    write_artifact("new.safetensors", read)
+    again = load_quantized("new.safetensors")
+    images = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(again.network.module(images), read.network.module(images))
+    assert bool(again.integers) == bool(read.integers)
+    assert Path("new.safetensors").stat().st_size < (folder / stage / FILE).stat().st_size
 
 
 def test_quantized_networks_evaluate_as_they_did(call, folder: Path) -> None:
