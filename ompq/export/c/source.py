@@ -17,6 +17,8 @@ from ompq.export.c.text import Writer
 from ompq.export.c.vectors import write_vectors
 from ompq.integer.network import IntegerNetwork
 
+_ARENA = "/* Values between the steps; those that are never needed at once share their place. */\n"
+
 
 @dataclass(frozen=True)
 class CSource:
@@ -70,16 +72,17 @@ def write_c(network: IntegerNetwork, images: Tensor, name: str = "model") -> CSo
 
 
 def _write_source(program: Program, writer: Writer, memory: int, name: str) -> str:
-    words = max(1, memory // 4)
     scales = write_numbers([float(scale).hex() for scale in program.output_scale])
+    arena, pointer = "", ""
+    if memory:
+        arena = f"{_ARENA}static int32_t arena[{memory // 4}];\n"
+        pointer = "    uint8_t *const memory = (uint8_t *)arena;\n"
     parts = [
         f'#include "{name}.h"\n\n#include <string.h>\n',
         writer.write_definitions(),
-        f"/* Values between the steps; those that are never needed at once share their place. */\n"
-        f"static int32_t arena[{words}];\n",
+        arena,
         f"const double {name}_scales[{len(program.output_scale)}] = {{\n{scales}\n}};\n",
-        f"{write_prototypes(program, name)['run']}\n{{\n"
-        f"    uint8_t *const memory = (uint8_t *)arena;\n{writer.write_body()}\n}}\n",
+        f"{write_prototypes(program, name)['run']}\n{{\n{pointer}{writer.write_body()}\n}}\n",
         write_quantizers(program, name),
     ]
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)

@@ -258,6 +258,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "separable": Separable,
     "dense": Dense,
     "shuffled": Shuffled,
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 5)),
     "choosing": build_choosing,
     "interleaving": lambda: Net(
         interleaving, stem=conv(3, 8, 2), a=conv(8, 8), head=nn.Linear(8, 5)
