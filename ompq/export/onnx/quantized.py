@@ -24,7 +24,9 @@ from ompq.export.onnx.orders import find_border
 from ompq.export.onnx.survey import survey
 from ompq.export.onnx.walker import Levels, Value, Walker
 from ompq.export.onnx.weights import AddedWeight, add_weight, fits_int8
-from ompq.graph.operations import tensor_shape
+from ompq.graph.arguments import read_clip_bounds
+from ompq.graph.operations import CLIPS, operation, tensor_shape
+from ompq.integer.forms import Form, find_form
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.network import IntegerNetwork
 from ompq.integer.requantization import (
@@ -109,6 +111,7 @@ class _QuantizedWalker(Walker):
         self.network, self.packed = network, packed
         self._weights: dict[int, tuple[torch.Tensor, AddedWeight]] = {}
         self._pads: dict[Node, Pads] = {}
+        self._clips: dict[Node, tuple[float, float]] = {}
 
     def write(self, node: Node) -> Value:
         """Write a node whose value depends on the images."""
@@ -120,12 +123,21 @@ class _QuantizedWalker(Walker):
                 return self.values[node.all_input_nodes[0]]
             if isinstance(module, Requantizer):
                 return self._write_requantizer(node, module)
-        pads = self._find_zero_pads(node)
-        if pads is not None and all(map(self._takes_pads, node.users)):
-            # The convolutions that read it add the zeros.
-            self._pads[node] = pads
+        if self._is_put_off(node):
             return self.values[self.find_source(node)]
         return super().write(node)
+
+    def _is_put_off(self, node: Node) -> bool:
+        """Tell whether those who read a node's value do what it does; note it for them."""
+        pads = self._find_zero_pads(node)
+        if pads is not None and all(map(self._takes_pads, node.users)):
+            self._pads[node] = pads
+        elif operation(node, self.module) in CLIPS and all(map(self._takes_clip, node.users)):
+            bounds = read_clip_bounds(node, self.module)
+            if bounds is None or not bounds[0] <= 0 <= bounds[1]:
+                return False
+            self._clips[node] = bounds
+        return node in self._pads or node in self._clips
 
     def _write_requantizer(self, node: Node, requantizer: Requantizer) -> Value:
         """Write a quantization, or the sum or concatenation that it is of."""
@@ -152,7 +164,7 @@ class _QuantizedWalker(Walker):
         """Quantize a value to integers from 0 on."""
         lowest, highest = requantizer.reach
         scale = np.float32(requantizer.get_scale().item())
-        bounds = requantizer.clip or (-inf, inf)
+        bounds = requantizer.clip or self._find_clip(node)
         # Rounding is monotone: to clip the integers is to clip what they are rounded from.
         least, most = (
             limit if abs(bound) == inf else choose(limit, round(bound / float(scale)))
@@ -226,7 +238,7 @@ class _QuantizedWalker(Walker):
             mode = _PAD_MODES[layer.padding_mode]
             inputs[0] = self.builder.add("Pad", [inputs[0], sides], node.name, mode=mode)
             pads = [0] * 4
-        zeros = self._pads.get(node.all_input_nodes[0], (0, 0, 0, 0))
+        zeros = self._find_pads(node)
         return self.builder.add(
             "Conv",
             inputs,
@@ -255,9 +267,49 @@ class _QuantizedWalker(Walker):
         return above, left, below, right
 
     def _takes_pads(self, user: Node) -> bool:
-        """Tell whether a node is a convolution that can add zeros itself."""
-        if user.op != "call_module":
-            return False
-        found = self.module.get_submodule(str(user.target))
+        """Tell whether a node is a convolution that can add zeros itself, or quantizes for such."""
+        found = self._find_called(user)
+        if self._is_quantization(found):
+            return bool(user.users) and all(map(self._takes_pads, user.users))
         layer = found.layer if isinstance(found, QuantizedLayer) else None
         return isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros"
+
+    def _find_pads(self, node: Node) -> Pads:
+        """Find the zeros that a convolution adds for an operation before it."""
+        source = node.all_input_nodes[0]
+        while self._is_quantization(self._find_called(source)):
+            source = source.all_input_nodes[0]
+        return self._pads.get(source, (0, 0, 0, 0))
+
+    def _takes_clip(self, user: Node) -> bool:
+        """Tell whether a node quantizes to 8 bits at most, or hands on in order to what does."""
+        if self._is_quantization(self._find_called(user)):
+            return True
+        return (
+            self._keeps_order(user) and bool(user.users) and all(map(self._takes_clip, user.users))
+        )
+
+    def _find_clip(self, node: Node) -> tuple[float, float]:
+        """Find the bounds that a quantization clips at for an operation before it."""
+        source = node.all_input_nodes[0]
+        while source not in self._clips and self._keeps_order(source):
+            source = source.all_input_nodes[0]
+        return self._clips.get(source, (-inf, inf))
+
+    def _keeps_order(self, node: Node) -> bool:
+        """Tell whether to clip what a node reads is to clip what it gives."""
+        if isinstance(self._find_called(node), OutputRounding):
+            return True
+        if not node.op.startswith("call_") or tensor_shape(node) is None:
+            return False
+        return find_form(node, self.module) in (Form.POOL, Form.KEEP, Form.ARRANGE)
+
+    def _find_called(self, node: Node) -> nn.Module | None:
+        """Return the module that a node calls; None where it calls none."""
+        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def _is_quantization(self, module: nn.Module | None) -> bool:
+        """Tell whether a module quantizes one value to at most 8 bits."""
+        if not isinstance(module, Requantizer) or isinstance(module, QuantizedAdd):
+            return False
+        return module.fake_quantizer.bits <= _LEVEL_BITS

@@ -167,7 +167,7 @@ def add_weight(
     whole = layer.compute_integers().weight.numpy()
     steps = layer.quantize_weight()[1].scale.detach().float().numpy()
     scale = builder.constant(steps, f"{name}.scale")
-    zero_point = choose_zero_point(whole)
+    zero_point = choose_zero_point(whole, per_channel=steps.ndim > 0)
     add = _add_packed if packed else _add_stored
     integers = add(builder, name, whole, zero_point)
     zeros = _add_zero_point(builder, name, zero_point, steps.shape, packed)
@@ -181,7 +181,7 @@ def fits_int8(whole: NDArray[np.int64]) -> bool:
     return bool(whole.min() >= _INT8.min and whole.max() <= _INT8.max)
 
 
-def choose_zero_point(whole: NDArray[np.int64]) -> StoredInteger:
+def choose_zero_point(whole: NDArray[np.int64], per_channel: bool = True) -> StoredInteger:
     """Choose the zero point that integers are stored with, and so their type.
 
     Small ones are int8 with zero point 0. Larger ones are uint8: x86 processors without VNNI add
@@ -191,6 +191,7 @@ def choose_zero_point(whole: NDArray[np.int64]) -> StoredInteger:
 
     Args:
         whole: Integers, their zero point subtracted, outputs × ….
+        per_channel: Whether every output may have a zero point of its own.
 
     Returns:
         Zero point, int8 or uint8: a scalar, or one per output (outputs × 1 × …).
@@ -203,7 +204,8 @@ def choose_zero_point(whole: NDArray[np.int64]) -> StoredInteger:
     if fits_int8(whole):
         return np.uint8(-_INT8.min)
     # Zero lies within the span of every channel, so that its place is uint8 too.
-    least = whole.min(axis=tuple(range(1, whole.ndim)), keepdims=True)
+    over = tuple(range(1, whole.ndim)) if per_channel else None
+    least = whole.min(axis=over, keepdims=per_channel)
     return (-np.minimum(least, 0)).astype(np.uint8)
 
 
@@ -216,7 +218,7 @@ def _add_zero_point(
 ) -> str:
     """Add a zero point of the shape of its scale; one for all takes no room in a packed file."""
     if zero_point.ndim or not packed or not shape:
-        filled = np.broadcast_to(np.ravel(zero_point) if shape else zero_point.min(), shape)
+        filled = np.broadcast_to(np.ravel(zero_point) if shape else zero_point, shape)
         return builder.constant(filled, f"{name}.zero")
     value = numpy_helper.from_array(np.reshape(zero_point, 1))
     size = builder.constant(np.array(shape))
