@@ -12,7 +12,8 @@ layers stand one after another in one tensor each, since names cost more than sm
 - `*.scale`: scales of activations, float32; their zero points stand in the description.
 
 Layers and activations become tables in the description: one column for each property, a single
-value where it is that of all rows. Tensors of equal content are held once; `same` names the others.
+value where it is that of all rows; ranges of integers go by their names. Tensors of equal content
+are held once; `same` names the others.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def pack(
     reads = packed.pop("reads", {})
     rows, joined = {}, _Joined()
     for name, entry in description["layers"].items():
-        rows[name] = entry | _pack_layer(name, entry, left, joined, entropy)
+        rows[name] = name_range(entry) | _pack_layer(name, entry, left, joined, entropy)
         rows[name] |= {"reads": reads[name]} if name in reads else {}
     packed["layers"] = to_table(rows)
     prefix = find_activation_prefix(description)
@@ -68,7 +69,7 @@ def pack(
         if zero_point is not None:
             joined.add(_SCALES, left.pop(f"{prefix}{name}.scale"))
             entry = entry | {"zero_point": int(zero_point)}
-        activations[name] = entry
+        activations[name] = name_range(entry)
     packed["activations"] = to_table(activations)
     numbers = {name: number for number, name in enumerate(rows)}
     packed["groups"] = [
@@ -95,14 +96,16 @@ def unpack(
     plain |= {name: plain[holder] for name, holder in unpacked.pop("same").items()}
     joined = _Split(plain)
     layers, reads = {}, {}
-    for name, row in from_table(unpacked["layers"]).items():
+    for name, named in from_table(unpacked["layers"]).items():
+        row = resolve_range(named)
         _unpack_layer(name, row, plain, joined)
         layers[name] = {key: row[key] for key in ("bits", "low", "high")}
         if "reads" in row:
             reads[name] = row["reads"]
     prefix = find_activation_prefix(description)
-    activations = from_table(unpacked["activations"])
-    for name, row in activations.items():
+    activations = {}
+    for name, named in from_table(unpacked["activations"]).items():
+        row = activations[name] = resolve_range(named)
         zero_point = row.pop("zero_point", None)
         if zero_point is not None:
             plain[f"{prefix}{name}.scale"] = joined.take(_SCALES, ())
@@ -153,6 +156,42 @@ def from_table(table: Mapping[str, Any]) -> dict[str, Row]:
             if value is not None:
                 rows[name][key] = value
     return rows
+
+
+def name_range(entry: Mapping[str, Any]) -> Row:
+    """Replace the bounds of integers by the name of their range, where it has one.
+
+    >>> name_range({"bits": 4, "low": -8, "high": 7}), name_range({"bits": 4, "low": 1, "high": 7})
+    ({'bits': 4, 'range': 'signed'}, {'bits': 4, 'low': 1, 'high': 7})
+    """
+    row = dict(entry)
+    if "low" in row:
+        for name, bounds in _list_ranges(row["bits"]).items():
+            if bounds == (row["low"], row["high"]):
+                del row["low"], row["high"]
+                return row | {"range": name}
+    return row
+
+
+def resolve_range(row: Mapping[str, Any]) -> Row:
+    """Replace the name of a range by its bounds.
+
+    >>> resolve_range({"bits": 3, "range": "narrow"})
+    {'bits': 3, 'low': -3, 'high': 3}
+    """
+    entry = dict(row)
+    if "range" in entry:
+        entry["low"], entry["high"] = _list_ranges(entry["bits"])[entry.pop("range")]
+    return entry
+
+
+def _list_ranges(bits: int) -> dict[str, tuple[int, int]]:
+    half = 2 ** (bits - 1)
+    return {
+        "unsigned": (0, 2 * half - 1),
+        "signed": (-half, half - 1),
+        "narrow": (1 - half, half - 1),
+    }
 
 
 def find_activation_prefix(description: Mapping[str, Any]) -> str:
