@@ -59,13 +59,13 @@ class Writer:
         self.filter = max([layer.filter_size for layer in layers], default=0)
         narrow = all(layer.weights.is_narrow for layer in layers)
         self.weight = "int8_t" if narrow else "int16_t"
-        kernels = [layer.kernel[1] for layer in layers if isinstance(layer, Convolution)]
+        kernels = [max(layer.kernel) for layer in layers if isinstance(layer, Convolution)]
         self.kernel = max(kernels, default=0)
 
     def count_scratch(self) -> int:
         """Count the bytes of what steps work in, besides the values."""
         item = 1 if self.weight == "int8_t" else 2
-        return 2 * 4 * self.row + item * self.filter + 2 * 4 * self.kernel
+        return 2 * 4 * self.row + item * self.filter + 2 * 2 * 4 * self.kernel
 
     def write_definitions(self) -> str:
         """Write sizes, the runtime's functions, tables and descriptions."""

@@ -7,18 +7,19 @@ typedef struct {
     chain chain;
 } convolution;
 
-/* Per kernel column: the first result that it has an input for, and how many. */
-static int32_t begins[KERNEL], counts[KERNEL];
+/* The results that a row or column of the kernel has an input for: from `begin` on, below `end`. */
+typedef struct { int32_t begin, end; } span;
 
-static void find_spans(const convolution *c)
+static span vertical[KERNEL], horizontal[KERNEL];
+
+static void find_spans(span *spans, int32_t kernel, int32_t reach, int32_t padding, int32_t stride,
+                       int32_t size, int32_t results)
 {
-    int32_t j;
-    for (j = 0; j < c->kernel_width; j++) {
-        const int32_t shift = j * c->reach_across - c->before;
-        const int32_t begin = shift < 0 ? (c->across - 1 - shift) / c->across : 0;
-        int32_t end = shift < c->width ? (c->width - 1 - shift) / c->across + 1 : 0;
-        end = end < c->columns ? end : c->columns;
-        begins[j] = begin;
-        counts[j] = end > begin ? end - begin : 0;
+    int32_t k;
+    for (k = 0; k < kernel; k++) {
+        const int32_t shift = k * reach - padding;
+        const int32_t end = shift < size ? (size - 1 - shift) / stride + 1 : 0;
+        spans[k].begin = shift < 0 ? (stride - 1 - shift) / stride : 0;
+        spans[k].end = end < results ? end : results;
     }
 }

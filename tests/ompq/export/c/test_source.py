@@ -379,8 +379,8 @@ def test_memory_is_that_of_the_values_needed_at_once(tmp_path: Path) -> None:
     source = check(quantize(network, draw_images(4), 4, 8), draw_images(4), tmp_path)
     # 8 and 4 maps of bytes at the first step that reads and writes; no sums of 32 bits are kept.
     values = (8 + 4) * 16 * 16
-    # Two rows of sums, the largest filter (the linear layer's), two spans per kernel column.
-    scratch = 2 * 4 * 64 + 384 + 2 * 4 * 3
+    # Two rows of sums, the largest filter (the linear layer's), two ends per row and column of it.
+    scratch = 2 * 4 * 64 + 384 + 2 * 2 * 4 * 3
     assert source.ram_bytes == values + scratch
     found = subprocess.run(
         ["size", "model.so"], cwd=tmp_path, capture_output=True, text=True, check=False
