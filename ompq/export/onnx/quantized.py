@@ -19,6 +19,7 @@ from torch import nn
 from torch.fx import Node
 
 from ompq.export.onnx.builder import BATCH, INPUT_NAME, OUTPUT_NAME, GraphBuilder, image_shape
+from ompq.export.onnx.compaction import compact_model
 from ompq.export.onnx.floats import add_clip, add_concatenation
 from ompq.export.onnx.orders import find_border
 from ompq.export.onnx.survey import survey
@@ -70,12 +71,15 @@ def build_quantized_model(
         builder.expose(writer.run([INPUT_NAME]))
     output = next(node for node in network.module.graph.nodes if node.op == "output")
     shape = tensor_shape(output.all_input_nodes[0]) or ()
-    return builder.build(
+    model = builder.build(
         "ompq",
         [(INPUT_NAME, TensorProto.FLOAT, image_shape(network.input_shape))],
         [(OUTPUT_NAME, TensorProto.FLOAT, (BATCH, *shape[1:]))],
         metadata or {},
     )
+    if packed:
+        compact_model(model)
+    return model
 
 
 def find_uint8_weights(network: IntegerNetwork) -> list[str]:
