@@ -75,6 +75,11 @@ class FinishedBlocks:
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    if now.keys() - before.keys():
+        raise OmpqError(
+            f"`resume`: {folder.parent} was begun by an earlier version, which quantized other "
+            "values; give another `folder`"
+        )
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if changed:
         key = changed[0]

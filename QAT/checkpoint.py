@@ -67,7 +67,7 @@ def load_checkpoint(path: Path, fingerprint: dict[str, Any] | None) -> dict[str,
 
 
 def _check_same_run(path: Path, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    known = {**_FORMER_OPTIONS, **known}
+    known, asked = {**_FORMER_OPTIONS, **known}, {**_FORMER_OPTIONS, **asked}
     begun, given = known.get(WEIGHTS), asked.get(WEIGHTS)
     # The weights themselves count; the file that held them may have been moved.
     if begun and given and begun["checksum"] != given["checksum"]:

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
         export(arguments)
         return
     if arguments.source is not None or arguments.to is not None:
-        raise OmpqError("--verify FILE stands alone: it writes nothing")
+        raise OmpqError("`verify` FILE stands alone: it writes nothing")
     found = verify_file(arguments.verify)
     arguments.parser.print_notes(found.notes)
     print_table([found])
