@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,88 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compiled import COMPILER, Compiled, compile_c, quantize
 from converted import build
 from kinds import KINDS, Net, build_kind, conv, draw_images, pooled
-from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d, avg_pool2d, max_pool1d, max_pool2d, pad, relu
 
-from ompq.assignment import uniform
 from ompq.errors import OmpqError
 from ompq.export.c.source import CSource, write_c
-from ompq.graph import trace
 from ompq.integer import (
-    ConversionSettings,
     IntegerExecution,
     IntegerNetwork,
     RangeRule,
-    calibrate,
-    convert_to_integers,
     export_integers,
 )
 from ompq.integer.fake_quantizers import FixedWeightFakeQuantizer
 from ompq.quantizers import QuantParams
 
-COMPILER = shutil.which("cc")
-STRICT = "-std=c99 -Wall -Wextra -Werror -pedantic".split()
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler `cc`")
-
-
-def compile_c(source: CSource, folder: Path, *arguments: str) -> None:
-    """Write the files of a network and compile with them."""
-    (folder / "model.c").write_text(source.source, encoding="utf-8")
-    (folder / "model.h").write_text(source.header, encoding="utf-8")
-    (folder / "test_vectors.h").write_text(source.vectors, encoding="utf-8")
-    command = [str(COMPILER), *STRICT, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-class Compiled:
-    """A network in C as a library."""
-
-    def __init__(self, source: CSource, folder: Path) -> None:
-        compile_c(source, folder, "-shared", "-fPIC", "-o", "model.so", "model.c")
-        self._library = ctypes.CDLL(str(folder / "model.so"))
-        self.source = source
-        self.images, (sums,) = read_vectors(source, "image"), read_vectors(source, "sums")
-        self.outputs = sums.shape[1]
-
-    def quantize(self, pixels: NDArray[np.float32]) -> NDArray[np.integer]:
-        image = np.zeros_like(self.images[0][0])
-        assert pixels.size == image.size
-        self._library.model_quantize(_point(np.ascontiguousarray(pixels)), _point(image))
-        return image
-
-    def run(self) -> Tensor:
-        """Compute the logits of the test images."""
-        rows = []
-        for number in range(len(self.images[0])):
-            sums = np.zeros(self.outputs, np.int32)
-            logits = np.zeros(self.outputs, np.float64)
-            given = [_point(images[number]) for images in self.images]
-            self._library.model_run(*given, _point(sums))
-            self._library.model_logits(_point(sums), _point(logits))
-            rows.append(logits)
-        return torch.from_numpy(np.stack(rows))
-
-
-def read_vectors(source: CSource, name: str) -> list[NDArray[np.integer]]:
-    """Read the arrays of the test vectors whose names begin so, n × …."""
-    found = re.findall(
-        rf"static const (\w+)_t model_test_{name}\w*\[(\d+)\]\[(\d+)\] = ([^;]*);", source.vectors
-    )
-    assert found
-    arrays = []
-    for kind, images, size, text in found:
-        numbers = [int(number) for number in re.findall(r"-?\d+", text)]
-        arrays.append(np.array(numbers, kind).reshape(int(images), int(size)))
-    return arrays
-
-
-def _point(array: NDArray[np.generic]) -> ctypes.c_void_p:
-    return array.ctypes.data_as(ctypes.c_void_p)
 
 
 def expect(network: IntegerNetwork, images: Tensor) -> Tensor:
@@ -109,27 +44,6 @@ def check(network: IntegerNetwork, images: Tensor, folder: Path) -> CSource:
     assert expected.unique().numel() > 2
     assert torch.equal(found, expected)
     return source
-
-
-def quantize(
-    network: nn.Module, images: Tensor, bits: int, act_bits: int, rule: RangeRule | None = None
-) -> IntegerNetwork:
-    """Convert a network to one width of weights and one of activations."""
-    network.eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.2)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-            module.weight.data.uniform_(0.5, 2)
-    graph = trace(network, tuple(images.shape[1:]))
-    assignment = uniform(graph.groups, bits, act_bits)
-    widths = assignment.layer_bits(), assignment.layer_act_bits()
-    settings = ConversionSettings(rule=rule or RangeRule())
-    converted = convert_to_integers(graph, *widths, settings)
-    calibrate(converted, [images], torch.device("cpu"))
-    converted.module.eval()
-    assert converted.runs_on_integers
-    return converted
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +205,12 @@ def test_networks_of_kinds_are_exact_or_refused_by_what_stops_them(
         assert f"({what})" in str(refusal.value) or f"× {what})" in str(refusal.value)
 
 
+def plain_of_three() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 8, 3, 2, 1), nn.Flatten(), nn.Linear(128, 5)
+    )
+
+
 def test_asymmetric_weights_and_activations_of_eight_bits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     images = draw_images(6) + 0.7
@@ -306,12 +226,6 @@ def test_asymmetric_weights_and_activations_of_eight_bits(tmp_path: Path) -> Non
     assert widest > 127
     source = check(network, images, tmp_path)
     assert "#define WEIGHT int16_t" in source.source
-
-
-def plain_of_three() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 8, 3, 2, 1), nn.Flatten(), nn.Linear(128, 5)
-    )
 
 
 def test_vectors_prove_what_a_device_computes(tmp_path: Path) -> None:
@@ -352,24 +266,6 @@ def _has_sanitizer(folder: Path) -> bool:
     return done.returncode == 0
 
 
-def test_pixels_become_the_integers_of_torch(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network = quantize(plain_of_three(), draw_images(4), 4, 8)
-    compiled = Compiled(write_c(network, draw_images(1)), tmp_path)
-    numbers = export_integers(network)
-    (path,) = (
-        name.removesuffix(".scale")
-        for name in numbers
-        if name.startswith("requ") and name.endswith(".scale")
-    )
-    scale, (low, high) = numbers[f"{path}.scale"], numbers[f"{path}.bounds"].tolist()
-    # Halves, their neighbours in float32, and what lies far out.
-    halves = ((torch.arange(768) - 384) / 2 * scale).float()
-    for pixels in (halves, torch.nextafter(halves, torch.tensor(9e9)), torch.randn(768) * 1e6):
-        expected = torch.round(pixels.double() / scale).clamp(low, high)
-        assert np.array_equal(compiled.quantize(pixels.numpy()), expected.numpy())
-
-
 def test_memory_is_that_of_the_values_needed_at_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 4, 3, 1, 1), nn.ReLU()]
@@ -396,22 +292,6 @@ def test_tables_are_as_large_as_promised(tmp_path: Path) -> None:
     found = re.findall(r"^static const u?int(\d+)_t \w+\[(\d+)\] = ", source.source, re.M)
     tables = sum(int(bits) // 8 * int(length) for bits, length in found)
     assert source.flash_bytes == tables + 8 * 5
-
-
-def test_a_name_that_is_none_in_c_is_refused() -> None:
-    network = build(build_kind("convolutional"), draw_images(2))
-    with pytest.raises(OmpqError, match="`name`"):
-        write_c(network, draw_images(1), "my-model")
-
-
-def test_all_names_begin_with_the_given_one() -> None:
-    network = build(build_kind("convolutional"), draw_images(2))
-    source = write_c(network, draw_images(1), "digits")
-    assert "void digits_run(const int8_t *image, int32_t *sums);" in source.header
-    assert source.source.startswith('#include "digits.h"')
-    exported = re.findall(r"^(?!static|#|typedef|enum)[a-z].*?(\w+)[\[(]", source.source, re.M)
-    assert exported
-    assert all(name.startswith("digits_") for name in exported)
 
 
 def test_layers_that_read_images_normalised_and_not_have_two_inputs(tmp_path: Path) -> None:
