@@ -6,6 +6,7 @@ numbered elements, each of them tells by itself which one went where.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -112,38 +113,58 @@ class _NumberedExecution(IntegerExecution):
         return torch.zeros(x.shape, device=self.device)
 
     def _note_places(self, n: Node) -> None:
-        """Run an operation on several numberings; equal places are an arrangement's."""
         sources = [source for source in n.all_input_nodes if carries_values(source)]
         if len(sources) != 1:
             return
         (source,) = sources
         kept = self.env[source]
-        count = sum(part.numel() for part in find_tensors(kept))
+        integers = self.network.scale_sources.get(n.name) is not None
+
+        def run(filled: Any) -> Any:
+            if integers:
+                self.env[source] = filled
+                return self._run_operation(n)
+            # Float64 holds these numbers exactly.
+            self.env[source] = map_tensors(filled, lambda x: x.double().to(self.device))
+            return super(_NumberedExecution, self).run_node(n)
+
         try:
-            found = [self._find_places(n, source, kept, numbers) for numbers in _number(count)]
+            places = find_places(kept, run)
         finally:
             self.env[source] = kept
-        first = found[0]
-        if first is not None and all(_are_equal(first, other) for other in found[1:]):
-            self.places[n.name] = first
+        if places is not None:
+            self.places[n.name] = places
 
-    def _find_places(
-        self, n: Node, source: Node, kept: Any, numbers: Tensor
-    ) -> tuple[Tensor, ...] | None:
-        """Return where elements, numbered from 1 on, went; None where others than they came out."""
-        if self.network.scale_sources.get(n.name) is not None:
-            self.env[source] = _fill(kept, numbers)
-            results = find_tensors(self._run_operation(n))
-        else:
-            # Float64 holds these numbers exactly.
-            self.env[source] = _fill(kept, numbers.double().to(self.device))
-            values = find_tensors(super().run_node(n))
-            results = [value.round().long().cpu() for value in values]
-        places = torch.full((len(numbers) + 1,), -1)
-        places[numbers] = torch.arange(len(numbers))
-        if any(((result < 0) | (result > len(numbers))).any() for result in results):
-            return None
-        return tuple(places[result] for result in results)
+
+def find_places(value: Any, run: Callable[[Any], Any]) -> tuple[Tensor, ...] | None:
+    """Find where an operation takes elements from, by what it makes of several numberings of them.
+
+    Args:
+        value: What the operation reads: a tensor, or a tuple of several; only shapes count.
+        run: Function that runs the operation on such a value, whose elements are int64 numbers.
+
+    Returns:
+        One tensor of places per tensor of its result, as `trace_arrangements` gives them; None
+        where the operation does not just arrange.
+
+    >>> find_places(torch.zeros(1, 3), lambda x: x.flip(1))
+    (tensor([[2, 1, 0]]),)
+    """
+    count = sum(part.numel() for part in find_tensors(value))
+    found = [_follow(run(_fill(value, numbers)), numbers) for numbers in _number(count)]
+    first = found[0]
+    agree = first is not None and all(_are_equal(first, other) for other in found[1:])
+    return first if agree else None
+
+
+def _follow(result: Any, numbers: Tensor) -> tuple[Tensor, ...] | None:
+    """Return where elements, numbered from 1 on, went; None where others than they came out."""
+    places = torch.full((len(numbers) + 1,), -1)
+    places[numbers] = torch.arange(len(numbers))
+    results = [part.round().long().cpu() for part in find_tensors(result)]
+    if any(((part < 0) | (part > len(numbers))).any() for part in results):
+        return None
+    return tuple(places[part] for part in results)
 
 
 def _number(count: int) -> list[Tensor]:

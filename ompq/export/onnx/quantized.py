@@ -85,8 +85,8 @@ def build_quantized_model(
 def find_uint8_weights(network: IntegerNetwork) -> list[str]:
     """Find the layers whose weights are asymmetric integers of 8 bits.
 
-    They are uint8 with a zero point per channel, which ONNX Runtime computes by int8 kernels from
-    version 1.24 on; older ones fail when they run (onnxruntime#28447).
+    They are uint8 with a zero point per channel, which ONNX Runtime 1.32 computes; 1.20 and 1.23
+    load the file, but fail when they run it (onnxruntime#28447).
 
     Args:
         network: Network of integers, in evaluation mode.

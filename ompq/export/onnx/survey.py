@@ -6,7 +6,7 @@ tokens), and tells, by numbered elements, where operations that arrange values t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from ompq.errors import OmpqError
+from ompq.export.arrangements import find_places
 from ompq.graph.layout import ImageLayout
 from ompq.graph.operations import carries_values, tensor_shape
 from ompq.integer.forms import Form, find_form, find_tensors, map_tensors, run_on_copies
@@ -55,24 +56,26 @@ def survey(module: GraphModule) -> Survey:
     for node in module.graph.nodes:
         if node.name in found.constants:
             one, two = found.constants[node.name], of_two.constants[node.name]
-            if not _are_equal(find_tensors(one), find_tensors(two)) or _differ(one, two):
+            if not _are_equal(one, two):
                 found.growing.add(node.name)
                 _check_repeats(node, one, two)
     return found
 
 
-def _differ(one: Any, two: Any) -> bool:
-    """Tell whether values that are no tensors differ."""
-    holds_tensors = bool(find_tensors(one))
-    return not holds_tensors and bool(one != two)
+def _are_equal(one: Any, two: Any) -> bool:
+    """Tell whether constants, tensors or others, are the same."""
+    tensors, others = find_tensors(one), find_tensors(two)
+    if tensors or others:
+        return len(tensors) == len(others) and all(map(torch.equal, tensors, others))
+    return bool(one == two)
 
 
 def _check_repeats(node: Node, of_one: Any, of_two: Any) -> None:
-    """Refuse a tensor for two images that is not two times that for one."""
-    layout: ImageLayout | None = node.meta.get("layout")
-    if not isinstance(of_one, Tensor):
+    """Refuse tensors for two images that are not two times those for one; numbers may differ."""
+    if not find_tensors(of_one):
         return
-    if layout is not None:
+    layout: ImageLayout | None = node.meta.get("layout")
+    if isinstance(of_one, Tensor) and layout is not None:
         alone, both = layout.split(of_one)[0], layout.split(of_two)
         if torch.equal(both[0], alone) and torch.equal(both[1], alone):
             return
@@ -118,59 +121,22 @@ class _Run(Interpreter):
         return torch.zeros(shape, dtype=n.meta.get("dtype"))
 
     def _note_places(self, n: Node) -> None:
-        """Run an operation on several numberings; what they agree on is an arrangement."""
         sources = [source for source in n.all_input_nodes if carries_values(source)]
         if len(sources) != 1:
             return
-        kept = self.env[sources[0]]
-        count = sum(part.numel() for part in find_tensors(kept))
+        (source,) = sources
+        kept = self.env[source]
+
+        def run_on(filled: Any) -> Any:
+            def run(change: Callable[[Tensor], Tensor]) -> Any:
+                self.env[source] = map_tensors(filled, change)
+                return super(_Run, self).run_node(n)
+
+            return run_on_copies(run)
+
         try:
-            found = [self._find_places(n, sources[0], kept, numbers) for numbers in _number(count)]
+            places = find_places(kept, run_on)
         finally:
-            self.env[sources[0]] = kept
-        first = found[0]
-        if first is not None and all(_are_equal(first, other) for other in found[1:]):
-            self.found.places[n.name] = first
-
-    def _find_places(
-        self, n: Node, source: Node, kept: Any, numbers: Tensor
-    ) -> tuple[Tensor, ...] | None:
-        """Return where elements, numbered from 1 on, went; None where others than they came out."""
-        filled = _fill(kept, numbers)
-
-        def run(change: Any) -> Any:
-            self.env[source] = map_tensors(filled, change)
-            return super(_Run, self).run_node(n)
-
-        results = find_tensors(run_on_copies(run))
-        places = torch.full((len(numbers) + 1,), -1)
-        places[numbers] = torch.arange(len(numbers))
-        if any(((result < 0) | (result > len(numbers))).any() for result in results):
-            return None
-        return tuple(places[result.long()] for result in results)
-
-
-def _number(count: int) -> list[Tensor]:
-    """Number elements upwards, downwards and at random.
-
-    What chooses the largest or the least of several takes another one each time.
-    """
-    upwards = torch.arange(1, count + 1)
-    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0)) + 1
-    return [upwards, upwards.flip(0), shuffled]
-
-
-def _fill(value: Any, numbers: Tensor) -> Any:
-    """Return a value of the same tensors, filled with numbers one after the other."""
-    rest = numbers
-
-    def fill(part: Tensor) -> Tensor:
-        nonlocal rest
-        taken, rest = rest[: part.numel()], rest[part.numel() :]
-        return taken.view(part.shape)
-
-    return map_tensors(value, fill)
-
-
-def _are_equal(first: Sequence[Tensor], other: Sequence[Tensor] | None) -> bool:
-    return other is not None and all(map(torch.equal, first, other))
+            self.env[source] = kept
+        if places is not None:
+            self.found.places[n.name] = places
