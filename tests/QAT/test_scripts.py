@@ -16,17 +16,15 @@ import torch
 from support import ENVIRONMENT, ROOT, lively, run_command
 
 from ompq import artifact
-from ompq.artifact import Artifact
+from ompq.adoption import adopt
 from ompq.assignment import uniform
 from ompq.errors import OmpqError
 from ompq.graph import fold_batch_norm, trace
 from ompq.integer import ConversionSettings, IntegerNetwork, convert_to_integers
-from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks, seed_everything
 from ompq.zoo import load_network
 from PTQ.quantize import round_to_nearest
 from PTQ.settings import Settings
-from QAT.initialise import adopt_ptq_network
 from QAT.options import build_parser, read_settings, torchrun_command
 from QAT.quant_train import run, train
 from QAT.training import distillation_loss
@@ -232,7 +230,7 @@ def test_scales_of_ptq_go_where_the_network_is() -> None:
         fold_batch_norm(graph), widths.layer_bits(), widths.layer_act_bits(), ConversionSettings()
     )
     network.module.to("meta")
-    adopt_ptq_network(network, Artifact(rounded_network, Preprocess(16, 16), {}, {}))
+    adopt(network, rounded_network)
     assert {buffer.device.type for buffer in network.module.buffers()} == {"meta"}
 
 
