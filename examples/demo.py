@@ -2,7 +2,7 @@
 
 Trains a small float network (kept for the next run), allocates bits in every way at the sizes of
 uniform widths, and shows the size at which the allocation matters most; then makes the smallest
-network good again, by block reconstruction and by fine-tuning to pure integers.
+network good again, by block reconstruction and by fine-tuning to pure integers, and exports it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ with interruptible_imports():
     import argparse
     import hashlib
     from collections.abc import Sequence
+    from importlib.util import find_spec
 
     import torch
     from torch import Tensor
@@ -48,6 +49,7 @@ with interruptible_imports():
         choose_preprocess,
         evaluate,
         load_network,
+        load_quantized,
         make_loader,
         resolve_device,
         save_quantized,
@@ -56,6 +58,7 @@ with interruptible_imports():
         trace,
         uniform,
     )
+    from ompq.export import export_network
     from PTQ import Settings, quantize_network, round_to_nearest
     from QAT import TrainingSettings, fine_tune, prepare, verify
 
@@ -240,7 +243,24 @@ def repair(arguments: argparse.Namespace, network: Network, graph: NetworkGraph)
     found = verify(integers, test)
     equal = f"; on {found.equal} of them every logit is equal to the bit"
     _print_step("its integers alone", found.accuracy, equal)
-    save_quantized(arguments.output_dir / "qat.safetensors", integers, smallest, source=network)
+    file = arguments.output_dir / "qat.safetensors"
+    save_quantized(file, integers, smallest, source=network, preprocess=test.preprocess)
+    export(file, torch.cat([batch for batch, _ in test]))
+
+
+def export(file: Path, images: Tensor) -> None:
+    """Write the network for elsewhere: packed bits, and ONNX that computes its very logits."""
+    targets = ["packed"]
+    if find_spec("onnx") and find_spec("onnxruntime"):
+        targets.append("onnx-integer")
+    else:
+        print("  for ONNX too: pip install onnx onnxruntime")
+    for row in export_network(load_quantized(file), targets, file.parent, images):
+        what = f"exported: {row.file.name}"
+        print(
+            f"  {what:<44} {row.size} bytes, {row.of_promised:.2f} × promised; {row.differing} of "
+            f"{row.logits} logits differ in {row.runtime}"
+        )
 
 
 def _print_step(what: str, accuracy: Accuracy, more: str = "") -> None:

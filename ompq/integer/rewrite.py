@@ -293,6 +293,8 @@ class Rewriter:
             in_float = any(self.scale_sources[other] is None for other in others)
             return of_convolution or not in_float
         arranges = form is Form.ARRANGE and not _flattens_pixels(user, node)
+        # A pool of what layers read as well would read the convolution beside its quantization.
+        arranges |= form is Form.POOL and node in self._read
         return form in (Form.SUM, Form.AVERAGE) or (of_convolution and (arranges or form is None))
 
     def _requantize_for_all(self, node: Node) -> Node:
