@@ -6,6 +6,7 @@ from ompq.script import interruptible_imports, run_script
 
 with interruptible_imports():
     import argparse
+    import shlex
     from pathlib import Path
 
     import torch
@@ -17,6 +18,7 @@ with interruptible_imports():
     from ompq.export.images import find_data, read_images
     from ompq.export.options import build_parser, choose_targets
     from ompq.export.report import print_table
+    from ompq.export.targets import WEB_FOLDER
     from ompq.files import lock_folder
     from ompq.stored import load_named
 
@@ -40,7 +42,10 @@ def export(arguments: argparse.Namespace) -> None:
         rows = export_network(read, targets, folder, images, say=parser.print_note)
     parser.print_notes(note for row in rows for note in row.notes)
     print_table(rows)
-    print(f"written to {folder}/: {' '.join(row.file.name for row in rows)}")
+    print(f"written to {folder}/: {' '.join(row.title for row in rows)}")
+    if "web" in targets:
+        quoted = shlex.quote(str(folder / WEB_FOLDER))
+        print(f"to open it: python -m http.server -d {quoted}, then http://localhost:8000")
 
 
 def _choose_images(arguments: argparse.Namespace, read: Artifact) -> torch.Tensor:

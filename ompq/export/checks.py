@@ -36,6 +36,7 @@ class Exported:
         differing: Number of those that differ.
         agreement: Percentage of images with the same class.
         notes: What a user should know of it, one line each.
+        name: Name of the file within the folder of the export; empty for that of the file alone.
     """
 
     file: Path
@@ -48,6 +49,12 @@ class Exported:
     differing: int = 0
     agreement: float | None = None
     notes: tuple[str, ...] = ()
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """Return what the file is called in the table."""
+        return self.name or self.file.name
 
     @property
     def of_promised(self) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from ompq.export.checks import (
     insist,
     open_file,
 )
+from ompq.export.places import put_into_place
 from ompq.export.runtimes import NoRuntime
 from ompq.export.targets import TARGETS, Target, Written
 from ompq.export.test_images import TestImages, find_test_images
@@ -118,17 +118,17 @@ def _export(
             found = Exported(file, written.size, promised, notes=written.notes)
             try:
                 found = _check(target, written, file, tests, found)
-                if name == "onnx-packed":
+                if target.is_packed:
                     _compare_with_plain(read, file, tests, beside)
             except NoRuntime as missing:
                 say(str(missing))
             for made in sorted(beside.iterdir()):
-                os.replace(made, folder / made.name)
+                put_into_place(made, folder / made.name)
     except OSError as error:
         raise OmpqError(
             f"cannot write to {folder}: {error.strerror or error}; nothing was changed there"
         ) from error
-    return replace(found, file=folder / written.file)
+    return replace(found, file=folder / written.file, name=written.file)
 
 
 def _check(

@@ -10,15 +10,15 @@ from ompq.errors import OmpqError
 from ompq.options import Parser
 from ompq.values import natural, positive
 
-FORMATS = ("packed", "onnx", "c")
+FORMATS = ("packed", "onnx", "c", "web")
 
 
 def build_parser() -> Parser:
     """Build the parser with all options of the script."""
     parser = Parser(
         prog="ompq-export",
-        description="Export a quantized network: packed bits, ONNX, C. What is written is run "
-        "first, and compared with the network of integers.",
+        description="Export a quantized network: packed bits, ONNX, C, a web page. What is written "
+        "is run first, and compared with the network of integers.",
         fields={"folder": "output_dir"},
     )
     parser.add_argument(

@@ -9,7 +9,7 @@ from ompq.export.checks import Exported
 
 def print_table(rows: Sequence[Exported]) -> None:
     """Print a line for every file, and what was compared."""
-    width = max(24, *(len(row.file.name) for row in rows))
+    width = max(24, *(len(row.title) for row in rows))
     print(
         f"\n{'file':<{width}} {'bytes':>11} {'× promised':>10} {'load s':>7} {'ms/image':>9} "
         f"{'logits that differ':>19} {'agrees %':>9}  run by"
@@ -17,7 +17,7 @@ def print_table(rows: Sequence[Exported]) -> None:
     for row in rows:
         differing = f"{row.differing} of {row.logits}" if row.logits else "not run"
         print(
-            f"{row.file.name:<{width}} {row.size:>11} {_format(row.of_promised, 3):>10} "
+            f"{row.title:<{width}} {row.size:>11} {_format(row.of_promised, 3):>10} "
             f"{_format(row.load_seconds, 2):>7} {_format(row.image_seconds, 2, 1000):>9} "
             f"{differing:>19} {_format(row.agreement, 2):>9}  {row.runtime}"
         )

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ompq.artifact import Artifact, write_artifact
 from ompq.errors import OmpqError
-from ompq.export.test_images import TestImages
+from ompq.export.test_images import TestImages, find_test_images
 from ompq.integer import IntegerNetwork
 from ompq.runtime import versions
 
 if TYPE_CHECKING:
     import onnx
 
+WEB_FOLDER = "web"
 _NEEDS_ONNX = "writing ONNX needs the package onnx; pip install onnx"
 _INTEGERS_ONLY = "the integers of the network are what is exported"
 
@@ -26,7 +27,7 @@ class Written:
     """What a target has written into a folder.
 
     Attributes:
-        file: Name of the file that a runtime reads.
+        file: Name of the file that a runtime reads, within the folder.
         size: Bytes that the network takes: of that file, or of the tables of a program.
         notes: What a user should know of it, one line each.
     """
@@ -44,11 +45,13 @@ class Target:
         write: Function that writes it into a folder.
         is_exact: Whether it computes the logits of the network of integers to the bit.
         has_images: Whether test images are written beside it.
+        is_packed: Whether it is ONNX with packed weights, and so computes what the plain form does.
     """
 
     write: Callable[[Artifact, TestImages, Path], Written]
     is_exact: bool = True
     has_images: bool = True
+    is_packed: bool = False
 
 
 def _write_packed(read: Artifact, tests: TestImages, folder: Path) -> Written:
@@ -109,13 +112,26 @@ def _write_c(read: Artifact, tests: TestImages, folder: Path) -> Written:
     return Written("model.c", made.flash_bytes, (f"model.c: {memory}, and its code",))
 
 
+def _write_web(read: Artifact, tests: TestImages, folder: Path) -> Written:
+    from ompq.export.web.page import write_page
+
+    web = folder / WEB_FOLDER
+    web.mkdir()
+    write_page(read, find_integers(read), web)
+    written = _save_quantized_onnx(read, web / "model.onnx", packed=True)
+    # The page needs them; where the model is run here, its logits are written too.
+    tests.save(find_test_images(web / written.file))
+    return replace(written, file=f"{WEB_FOLDER}/{written.file}")
+
+
 TARGETS = {
     "packed": Target(_write_packed),
     "packed-entropy": Target(_write_coded),
     "onnx": Target(_write_onnx, is_exact=False),
-    "onnx-packed": Target(_write_packed_onnx, is_exact=False),
+    "onnx-packed": Target(_write_packed_onnx, is_exact=False, is_packed=True),
     "onnx-integer": Target(_write_integer_onnx),
     "c": Target(_write_c, has_images=False),
+    "web": Target(_write_web, is_exact=False, is_packed=True),
 }
 
 
