@@ -1,0 +1,221 @@
+"""What is exported computes the network of integers, or is not there."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kinds import build_kind, draw_images
+from torch import Tensor
+
+from ompq.artifact import Artifact, load_quantized, save_quantized
+from ompq.assignment import uniform
+from ompq.data import make_loader
+from ompq.errors import OmpqError
+from ompq.export import TARGETS, TestImages, export_network, verify_file
+from ompq.export.test_images import find_test_images
+from ompq.graph import trace
+from ompq.preprocess import Preprocess
+from ompq.zoo import load_network
+from PTQ import Settings, quantize_network
+
+STEPS = Settings(weight_iterations=20, act_iterations=10)
+
+
+def needs_runtime(name: str) -> None:
+    if name.startswith("onnx"):
+        pytest.importorskip("onnxruntime")
+    if name == "c" and shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    """Test images of the digits, normalised."""
+    preprocess = load_network("small_resnet").preprocess
+    loader = make_loader("digits", None, "val", preprocess, 512)
+    return torch.cat([images for images, _ in loader])
+
+
+@pytest.fixture(scope="module")
+def source(trained: Path, digits: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a trained network of 3 bits."""
+    network = load_network("small_resnet", path=trained)
+    widths = uniform(trace(network.module, tuple(digits.shape[1:])).groups, 3, 8)
+    quantized, _ = quantize_network(network.module, widths, digits[:64], STEPS, say=str)
+    file = tmp_path_factory.mktemp("result") / "quantized.safetensors"
+    save_quantized(file, quantized, widths, source=network, preprocess=network.preprocess)
+    return file
+
+
+@pytest.fixture(scope="module")
+def read(source: Path) -> Artifact:
+    return load_quantized(source)
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if name != "web"])
+def test_every_target_computes_the_network_of_integers(
+    name: str, read: Artifact, digits: Tensor, tmp_path: Path
+) -> None:
+    needs_runtime(name)
+    (found,) = export_network(read, [name], tmp_path, digits)
+    assert found.file.is_file() and found.size > 0 and found.runtime
+    assert not list(tmp_path.glob(".*"))
+    if TARGETS[name].is_exact:
+        assert found.differing == 0 and found.agreement == 100
+    else:
+        assert found.agreement is not None and found.agreement >= 99
+    expected = 8 if name == "c" else len(digits)
+    assert found.logits == expected * 10
+    again = verify_file(found.file)
+    assert again.logits == 80
+    assert again.differing == 0 or not TARGETS[name].is_exact
+
+
+def test_packed_is_as_small_as_promised_and_codes_are_smaller(
+    read: Artifact, source: Path, tmp_path: Path
+) -> None:
+    plain, coded = export_network(read, ["packed", "packed-entropy"], tmp_path)
+    # Both have one name: the second has replaced the first.
+    assert plain.file == coded.file and coded.size == coded.file.stat().st_size
+    assert coded.size < plain.size < 1.2 * read.description["model_size_mb"] * 2**20
+    assert plain.size == pytest.approx(source.stat().st_size, rel=0.01)
+
+
+def test_a_device_finds_pixels_and_logits_beside_a_file(
+    read: Artifact, digits: Tensor, tmp_path: Path
+) -> None:
+    (found,) = export_network(read, ["packed"], tmp_path, digits)
+    tests = TestImages.load(find_test_images(found.file))
+    assert tests.pixels.shape == (8, *digits.shape[1:]) and tests.pixels.dtype == torch.uint8
+    # The digits were 8-bit pixels: these are they.
+    assert torch.allclose(tests.images, digits[:8], atol=1e-2)
+    with torch.inference_mode():
+        logits = load_quantized(found.file).network.module(tests.images)
+    assert torch.equal(logits, tests.logits)
+    assert torch.equal(tests.computed, tests.logits)
+
+
+def test_images_that_came_normalised_by_others_keep_their_range() -> None:
+    images = 50 * torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 20
+    tests = TestImages.of(images, Preprocess(8, 8))
+    steps = (images.amax((0, 2, 3)) - images.amin((0, 2, 3))) / 255
+    assert ((tests.images - images).abs() <= 0.51 * steps.view(-1, 1, 1)).all()
+
+
+def save_kind(kind: str, folder: Path) -> Artifact:
+    network, images = build_kind(kind), draw_images(8)
+    widths = uniform(trace(network, tuple(images.shape[1:])).groups, 8, 8)
+    quantized, _ = quantize_network(network, widths, images, STEPS, say=str)
+    file = folder / "quantized.safetensors"
+    save_quantized(file, quantized, widths)
+    return load_quantized(file, network)
+
+
+def test_what_a_target_has_no_form_of_is_named_and_leaves_no_file(tmp_path: Path) -> None:
+    read = save_kind("unused", tmp_path / "result")
+    pytest.importorskip("onnx")
+    for name in ("c", "onnx-integer"):
+        with pytest.raises(OmpqError, match="mul"):
+            export_network(read, [name], tmp_path / "out")
+        assert not list((tmp_path / "out").iterdir())
+    needs_runtime("onnx")
+    (found,) = export_network(read, ["onnx"], tmp_path / "out")
+    assert found.logits
+
+
+def test_activations_in_float_are_packed_but_not_exported(
+    read: Artifact, digits: Tensor, tmp_path: Path
+) -> None:
+    network = load_network("small_resnet", num_classes=10)
+    widths = uniform(trace(network.module, tuple(digits.shape[1:])).groups, 2, 8)
+    settings = Settings(weight_iterations=2, act_quant=False)
+    quantized, _ = quantize_network(network.module, widths, digits[:8], settings, say=str)
+    save_quantized(tmp_path / "plain.safetensors", quantized, widths, source=network)
+    read = load_quantized(tmp_path / "plain.safetensors")
+    (found,) = export_network(read, ["packed"], tmp_path)
+    assert found.differing == 0
+    with torch.inference_mode():
+        assert torch.equal(
+            load_quantized(found.file).network.module(digits[:4]), quantized.module(digits[:4])
+        )
+    for name in ("c", "onnx"):
+        with pytest.raises(OmpqError, match="`act_quant`"):
+            export_network(read, [name], tmp_path)
+
+
+def test_without_a_runtime_a_file_is_written_and_that_is_said(
+    read: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told: list[str] = []
+    onnx, c = export_network(read, ["onnx", "c"], tmp_path, say=told.append)
+    assert onnx.file.is_file() and c.file.is_file() and not onnx.logits and not c.logits
+    assert len(told) == 2 and "pip install onnxruntime" in told[0] and "`cc`" in told[1]
+
+
+def test_a_file_that_was_changed_is_found(read: Artifact, digits: Tensor, tmp_path: Path) -> None:
+    needs_runtime("c")
+    packed, c = export_network(read, ["packed", "c"], tmp_path, digits)
+    content = bytearray(packed.file.read_bytes())
+    content[len(content) // 2] ^= 4
+    packed.file.write_bytes(content)
+    with pytest.raises(OmpqError, match="damaged"):
+        verify_file(packed.file)
+    text = c.file.read_text()
+    begin = text.index("{", text.index("static const int32_t")) + 1
+    c.file.write_text(f"{text[:begin]}1 + {text[begin:].lstrip()}")
+    with pytest.raises(OmpqError, match="logits differ"):
+        verify_file(c.file)
+
+
+def test_a_changed_model_is_found(read: Artifact, digits: Tensor, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    needs_runtime("onnx")
+    (found,) = export_network(read, ["onnx-integer"], tmp_path, digits)
+    model = onnx.load(found.file)
+    largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    largest.raw_data = bytes(value ^ 1 for value in largest.raw_data)
+    onnx.save(model, found.file)
+    with pytest.raises(OmpqError, match="computes something else"):
+        verify_file(found.file)
+
+
+def test_what_cannot_be_verified_is_said(read: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(OmpqError, match="does not exist"):
+        verify_file(tmp_path / "model.onnx")
+    (found,) = export_network(read, ["packed"], tmp_path)
+    find_test_images(found.file).unlink()
+    with pytest.raises(OmpqError, match=r"test\.safetensors does not exist"):
+        verify_file(found.file)
+    other = tmp_path / "notes.txt"
+    other.write_text("")
+    with pytest.raises(OmpqError, match="does not exist"):
+        verify_file(other)
+
+
+@pytest.mark.parametrize(
+    ("targets", "images", "message"),
+    [
+        (["tflite"], None, "no target 'tflite'"),
+        (["packed"], torch.zeros(2, 1, 16, 16), "the network takes"),
+        (["packed"], torch.zeros(0, 3, 16, 16), "the network takes"),
+    ],
+)
+def test_wrong_wishes_are_refused(
+    targets: list[str], images: Tensor | None, message: str, read: Artifact, tmp_path: Path
+) -> None:
+    with pytest.raises(OmpqError, match=message):
+        export_network(read, targets, tmp_path / "out", images)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_said(read: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OmpqError, match="file"):
+        export_network(read, ["packed"], tmp_path / "file" / "out")
