@@ -48,6 +48,7 @@ with interruptible_imports():
         calibration_images,
         choose_preprocess,
         evaluate,
+        export_network,
         load_network,
         load_quantized,
         make_loader,
@@ -58,7 +59,6 @@ with interruptible_imports():
         trace,
         uniform,
     )
-    from ompq.export import export_network
     from PTQ import Settings, quantize_network, round_to_nearest
     from QAT import TrainingSettings, fine_tune, prepare, verify
 
@@ -256,11 +256,7 @@ def export(file: Path, images: Tensor) -> None:
     else:
         print("  for ONNX too: pip install onnx onnxruntime")
     for row in export_network(load_quantized(file), targets, file.parent, images):
-        what = f"exported: {row.file.name}"
-        print(
-            f"  {what:<44} {row.size} bytes, {row.of_promised:.2f} × promised; {row.differing} of "
-            f"{row.logits} logits differ in {row.runtime}"
-        )
+        print(f"  exported: {row}")
 
 
 def _print_step(what: str, accuracy: Accuracy, more: str = "") -> None:

@@ -5,7 +5,7 @@ Networks:   load_network (by name, with weights)    trace (layers, groups, block
 Images:     DATASETS    make_loader    Loader    calibration_images    Preprocess    preprocess_for
             choose_preprocess
 Bits:       Assignment    uniform    assign    resolve (a list, a file, a published scheme)
-Results:    evaluate    Accuracy    save_quantized    load_quantized
+Results:    evaluate    Accuracy    save_quantized    load_quantized    export_network
 Scripts:    Parser    add_run_options    run_script    interruptible_imports    resolve_device
             seed_everything    save_state
 Errors:     OmpqError, one line that says what was wrong, where, and what to do
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from ompq.errors import OmpqError
     from ompq.evaluation import Accuracy, evaluate
+    from ompq.export import export_network
     from ompq.files import save_state
     from ompq.graph import NetworkGraph, trace
     from ompq.options import Parser, add_run_options
@@ -53,6 +54,7 @@ __all__ = [
     "calibration_images",
     "choose_preprocess",
     "evaluate",
+    "export_network",
     "interruptible_imports",
     "load_network",
     "load_quantized",
@@ -77,6 +79,7 @@ __getattr__, __dir__ = attach(
         "preprocess_for",
         "ompq.errors": "OmpqError",
         "ompq.evaluation": "Accuracy evaluate",
+        "ompq.export": "export_network",
         "ompq.files": "save_state",
         "ompq.graph": "NetworkGraph trace",
         "ompq.options": "Parser add_run_options",

@@ -35,10 +35,9 @@ def test_the_demonstration_fits_one_screen_and_keeps_its_network(
     assert reconstructed > rounded
     assert tuned == integers > rounded
     assert "on 359 of them every logit is equal to the bit" in first.stdout
-    assert re.search(
-        r"model\.ompq\.safetensors +\d+ bytes, 1\.\d+ × promised; 0 of 3590", first.stdout
-    )
-    exact = r"model\.integer\.onnx .*; 0 of 3590 logits differ in ONNX Runtime"
+    packed = r"exported: model\.ompq\.safetensors: \d+ bytes, 1\.\d+ × promised; 0 of 3590"
+    assert re.search(packed, first.stdout)
+    exact = r"model\.integer\.onnx: .*; 0 of 3590 logits differ in ONNX Runtime"
     assert re.search(exact, first.stdout) or "pip install onnx" in first.stdout
     for name in ("digits.png", "digits-compared.png", "ptq.safetensors", "qat.safetensors"):
         assert (tmp_path / "demo_output" / name).is_file()

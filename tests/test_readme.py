@@ -112,6 +112,7 @@ def python_lines() -> str:
 
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
     """On a module and loaders of the user's own, in a folder of their own."""
     source = f"""
 import torch
@@ -145,7 +146,7 @@ for _ in range(6):
 images = images[:256]
 {python_lines().replace("500", "100").replace("200", "40")}
 with torch.no_grad():
-    assert torch.equal(again.module(images), integers.module(images))
+    assert torch.equal(read.network.module(images), integers.module(images))
 """
     run = run_command([sys.executable, "-c", source], tmp_path, PYTHONPATH=str(ROOT))
     assert run.returncode == 0, run.stderr
@@ -156,7 +157,9 @@ with torch.no_grad():
     assert reconstructed > 85
     assert tuned == integers == again > 85
     assert "397 of 397" in run.stdout
-    assert {"ptq.safetensors", "qat.safetensors"} == {file.name for file in tmp_path.iterdir()}
+    assert "model.integer.onnx" in run.stdout and "0 of 80 logits differ" in run.stdout
+    written = {"ptq.safetensors", "qat.safetensors", "exported"}
+    assert {file.name for file in tmp_path.iterdir()} == written
 
 
 def test_the_options_page_is_current() -> None:

@@ -61,6 +61,11 @@ class Exported:
         """Return the size in relation to the promised one."""
         return self.size / self.promised if self.promised else None
 
+    def __str__(self) -> str:
+        promise = "" if self.of_promised is None else f", {self.of_promised:.2f} × promised"
+        ran = f"{self.differing} of {self.logits} logits differ in {self.runtime}"
+        return f"{self.title}: {self.size} bytes{promise}; {ran if self.logits else 'not run'}"
+
 
 def open_file(file: Path) -> OpenFile:
     """Open an exported file by what runs its kind.

@@ -117,7 +117,7 @@ def _export(
             promised = read.description["model_size_mb"] * _MIB
             found = Exported(file, written.size, promised, notes=written.notes)
             try:
-                found = _check(target, written, file, tests, found)
+                found = _check(read, target, written, file, tests, found)
                 if target.is_packed:
                     _compare_with_plain(read, file, tests, beside)
             except NoRuntime as missing:
@@ -132,9 +132,14 @@ def _export(
 
 
 def _check(
-    target: Target, written: Written, file: Path, tests: TestImages, found: Exported
+    read: Artifact, target: Target, written: Written, file: Path, tests: TestImages, found: Exported
 ) -> Exported:
     """Run what was written, and let its test images lie beside it."""
+    if file.suffix == ".safetensors" and read.description["architecture"].get("own"):
+        raise NoRuntime(
+            f"{file.name} is of a module of your own, read by load_quantized(path, network); it was "
+            "not run"
+        )
     if not target.has_images:
         checked = check_c(file, written.size)
     else:
