@@ -137,8 +137,8 @@ def _check(
     """Run what was written, and let its test images lie beside it."""
     if file.suffix == ".safetensors" and read.description["architecture"].get("own"):
         raise NoRuntime(
-            f"{file.name} is of a module of your own, read by load_quantized(path, network); it was "
-            "not run"
+            f"{file.name} is of a module of your own, read by load_quantized(path, network); it "
+            "was not run"
         )
     if not target.has_images:
         checked = check_c(file, written.size)
