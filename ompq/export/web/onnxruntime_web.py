@@ -140,7 +140,7 @@ def _read_files(package: NpmPackage, archive: Path) -> dict[str, bytes]:
     """Read the files that are needed out of an archive; nothing is unpacked to the disk."""
     contents = {}
     try:
-        with tarfile.open(archive) as opened:
+        with tarfile.open(archive, "r:gz") as opened:
             for path, digest in package.digests.items():
                 member = opened.extractfile(f"package/{path}")
                 content = b"" if member is None else member.read()

@@ -109,7 +109,7 @@ def measure_float_bytes(network: IntegerNetwork) -> int:
     for node in graph_module.graph.nodes:
         if node.op == "get_attr":
             value = _read_attribute(graph_module, str(node.target))
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
+            if isinstance(value, torch.nn.Parameter):
                 held[id(value)] = value.numel()
     return sum(held.values()) * FLOAT_BITS // _BYTE
 

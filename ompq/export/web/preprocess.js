@@ -1,9 +1,10 @@
 // An image to the network's input: the shorter side resized, the centre cropped, normalised.
 //
 // A canvas resamples a little otherwise in every browser, and never as Pillow does, with which this
-// toolkit evaluates. So images are resampled here, in Pillow's fixed-point arithmetic: of the same
-// pixels comes the same input, to the bit. What differs still is how a browser decodes (JPEG by
-// another decoder, colours under full transparency, 16 bits a channel), and that it turns a
+// toolkit evaluates. So images are resampled here, in Pillow's fixed-point arithmetic: rows first,
+// then columns. (From version 13 on Pillow begins with columns where it finds that cheaper, which
+// now and then rounds to the value beside, of 255.) What differs beyond that is how a browser decodes
+// (JPEG by another decoder, colours under full transparency, 16 bits a channel), and that it turns a
 // photograph upright where the file says how.
 
 const WHITE = 255;
