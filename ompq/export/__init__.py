@@ -1,14 +1,15 @@
 """Files that run a quantized network elsewhere, each proven to compute the same.
 
-export_network   an artifact → model.ompq.safetensors, model.onnx, model.c …, and what they weigh
+export_network   an artifact → model.ompq.safetensors, model.onnx, model.c, web/ …, and what they weigh
 verify_file      such a file and the test images beside it, run here again
 TestImages       images with their logits, by which a device proves what it computes
 
     targets.py       what is written for every target
     runtimes.py      how every file is run: ONNX Runtime, a C compiler, this toolkit
     checks.py        a file beside the network of integers: logits, seconds, bytes
+    places.py        what was written put into its place
     arrangements.py  operations that only move values
-    c/, onnx/        the writers
+    c/, onnx/, web/  the writers
 """
 
 from typing import TYPE_CHECKING
