@@ -1,6 +1,6 @@
 """Files that run a quantized network elsewhere, each proven to compute the same.
 
-export_network   an artifact → model.ompq.safetensors, model.onnx, model.c, web/ …, and what they weigh
+export_network   an artifact → model.ompq.safetensors, model.onnx, web/ …, and what they weigh
 verify_file      such a file and the test images beside it, run here again
 TestImages       images with their logits, by which a device proves what it computes
 
