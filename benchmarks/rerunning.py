@@ -12,10 +12,18 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ompq.assignment import Assignment
-from ompq.graph import NetworkGraph, Subgraph, extract_subgraph, split_into_subgraphs
-from ompq.quantized import QuantizedWeight, make_quantizable
+from ompq.graph import (
+    NetworkGraph,
+    Subgraph,
+    extract_subgraph,
+    fold_batch_norm,
+    split_into_subgraphs,
+)
+from ompq.quantized import QuantizedWeight, simulate
 from ompq.quantizers import activation_quantizers
+from ompq.runtime import say
 from PTQ.examples import Examples
+from PTQ.integers import prepare_integers
 from PTQ.reconstruct import reconstruct_activations, reconstruct_weights
 from PTQ.settings import Settings
 
@@ -62,7 +70,9 @@ def quantize_rerunning(
     Returns:
         The quantized network, with its activation quantizers enabled.
     """
-    teacher = make_quantizable(graph, assignment)
+    folded = fold_batch_norm(graph)
+    prepared = prepare_integers(folded, assignment, images, settings, say)
+    teacher = simulate(folded, prepared.sites)
     student = teacher.copy()
     blocks = split_into_subgraphs(teacher.graph, settings.granularity)
     widths = assignment.layer_bits()
@@ -82,4 +92,6 @@ def quantize_rerunning(
             student.set_weight(layer, QuantizedWeight.of(integers, weights.params[layer]))
         if activation_quantizers(target):
             reconstruct_activations(target, make_examples(number), settings, block.name)
+        for layer in block.layers:
+            student.round_bias(layer)
     return student.module

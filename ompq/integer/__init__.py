@@ -2,7 +2,8 @@
 
 convert            a traced network rewritten: layers, and by rewrite.py requantizers, sums,
                    concatenations and casts; network.py holds the result
-readers            which values layers read, and where they are quantized for whom
+readers            which values layers read, and where they are quantized for whom; sharing.py:
+                   which of them once for all
 forms              which operations integers have a form of, and how it is run
 layers             what it is made of then: fake-quantized in training, exact in evaluation
 fake_quantizers    scales and zero points from ranges, or learned

@@ -42,10 +42,14 @@ from ompq.integer.requantization import (
     Requantizer,
     ScaleSource,
 )
+from ompq.integer.sharing import (
+    CONCATENATIONS,
+    VALUE_BITS,
+    ValueReaders,
+    flattens_pixels,
+    has_channels_second,
+)
 
-_CONCATENATIONS = frozenset("cat concat concatenate stack".split())
-# Width of values that sums, concatenations and averages read.
-VALUE_BITS = 8
 # Sums of averages stay below 32 bits.
 _LARGEST_SUM = 2**31
 
@@ -129,7 +133,8 @@ class Rewriter:
             return
         node = self._quantize_combination(node)
         self.scale_sources[node] = self._find_scale_source(node)
-        if self._is_quantized_for_all(node):
+        values = ValueReaders(self.readers, self.scale_sources, self._read)
+        if self.settings.quantize_sums and values.need_one_quantization(node):
             node = self._requantize_for_all(node)
         elif node in self._read and self._requantize_for_layers(node):
             return
@@ -161,7 +166,7 @@ class Rewriter:
     def _quantize_combination(self, node: Node) -> Node:
         """Replace a sum or concatenation of integers by its quantized form; return its node."""
         name = operation(node, self.module)
-        known = name in ADDITIONS | _CONCATENATIONS
+        known = name in ADDITIONS | CONCATENATIONS
         if not known or node.op not in ("call_function", "call_method"):
             return node
         if node.name in self.left_in_float or "out" in node.kwargs:
@@ -234,9 +239,9 @@ class Rewriter:
             factor = read_factor(node, self.module)
             return replace(scale_source, factor=scale_source.factor * (factor or 1.0))
         shares = scale_source.per_channel
-        if shares and form is Form.POOL and _has_channels_second(scale_source, source):
+        if shares and form is Form.POOL and has_channels_second(scale_source, source):
             return scale_source
-        if shares and form is Form.ARRANGE and _flattens_pixels(node, source):
+        if shares and form is Form.ARRANGE and flattens_pixels(node, source):
             return replace(scale_source, flat=True)
         count = count_summed(node, self.module) if form in (Form.SUM, Form.AVERAGE) else 1
         bits = SUM_BITS if shares else scale_source.module.fake_quantizer.bits  # type: ignore[attr-defined]
@@ -265,37 +270,8 @@ class Rewriter:
         assert found is not None
         return found
 
-    def _is_quantized_for_all(self, node: Node) -> bool:
-        """Tell whether a value is quantized once for all who read it, layers or not.
-
-        Sums, concatenations and averages read 8 bits, and so does what computes in float behind a
-        convolution: a runtime that fuses a convolution with the quantization behind it would
-        compute it in float otherwise.
-        """
-        if not self.settings.quantize_sums or self.scale_sources[node] is None:
-            return False
-        others = [user for user in node.users if not self.readers.is_or_leads_to_layer(user)]
-        return any(self._needs_integers(user, node) for user in others)
-
     def _is_requantized_for_all(self, node: Node) -> bool:
         return node.op == "call_module" and str(node.target).startswith(f"{VALUE_PATH}.")
-
-    def _needs_integers(self, user: Node, node: Node) -> bool:
-        if user.op == "output":
-            return False
-        found = self.scale_sources[node]
-        of_convolution = found is not None and _has_channels_second(found, node)
-        left = user.name in self.left_in_float
-        form = None if left else find_form(user, self.module)
-        joins = operation(user, self.module) in ADDITIONS | _CONCATENATIONS and not left
-        if joins and form is None:
-            others = [other for other in user.all_input_nodes if other in self.scale_sources]
-            in_float = any(self.scale_sources[other] is None for other in others)
-            return of_convolution or not in_float
-        arranges = form is Form.ARRANGE and not _flattens_pixels(user, node)
-        # A pool of what layers read as well would read the convolution beside its quantization.
-        arranges |= form is Form.POOL and node in self._read
-        return form in (Form.SUM, Form.AVERAGE) or (of_convolution and (arranges or form is None))
 
     def _requantize_for_all(self, node: Node) -> Node:
         """Quantize a value for all who read it, layers of narrower widths anew behind that."""
@@ -383,16 +359,3 @@ def _holds_floats(node: Node) -> bool:
     if tensor_shape(node) is None:
         return bool(node.meta.get("holds_tensors", False))
     return kind is None or kind.is_floating_point
-
-
-def _has_channels_second(scale_source: ScaleSource, source: Node) -> bool:
-    """Tell whether channels with scales of their own lie along dimension 1 of images."""
-    layer = scale_source.module
-    of_convolution = isinstance(layer, QuantizedLayer) and not isinstance(layer.layer, nn.Linear)
-    return of_convolution and not scale_source.flat and len(tensor_shape(source) or ()) == 4
-
-
-def _flattens_pixels(node: Node, source: Node) -> bool:
-    """Tell whether images of 1 × 1 become rows of channels, which changes no value's place."""
-    before, after = tensor_shape(source) or (), tensor_shape(node) or ()
-    return len(before) == 4 and before[2:] == (1, 1) and after == before[:2]

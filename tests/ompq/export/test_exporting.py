@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from converted import build
 from kinds import build_kind, draw_images
+from saved import IMAGES, save
 from torch import Tensor
 
 from ompq.artifact import Artifact, load_quantized, save_quantized
@@ -18,11 +20,9 @@ from ompq.errors import OmpqError
 from ompq.export import TARGETS, TestImages, export_network, verify_file
 from ompq.export.test_images import find_test_images
 from ompq.graph import trace
+from ompq.integer import ConversionSettings, calibrate, convert_to_integers
 from ompq.preprocess import Preprocess
 from ompq.zoo import load_network
-from PTQ import Settings, quantize_network
-
-STEPS = Settings(weight_iterations=20, act_iterations=10)
 
 
 def needs_runtime(name: str) -> None:
@@ -42,12 +42,15 @@ def digits() -> Tensor:
 
 @pytest.fixture(scope="module")
 def source(trained: Path, digits: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a trained network of 3 bits."""
+    """The file of a trained network of integers."""
     network = load_network("small_resnet", path=trained)
-    widths = uniform(trace(network.module, tuple(digits.shape[1:])).groups, 3, 8)
-    quantized, _ = quantize_network(network.module, widths, digits[:64], STEPS, say=str)
+    graph = trace(network.module, tuple(digits.shape[1:]))
+    widths = uniform(graph.groups, 4, 8)
+    chosen = widths.layer_bits(), widths.layer_act_bits()
+    integers = convert_to_integers(graph, *chosen, ConversionSettings())
+    calibrate(integers, [digits[:64]], torch.device("cpu"))
     file = tmp_path_factory.mktemp("result") / "quantized.safetensors"
-    save_quantized(file, quantized, widths, source=network, preprocess=network.preprocess)
+    save_quantized(file, integers, widths, source=network, preprocess=network.preprocess)
     return file
 
 
@@ -109,9 +112,8 @@ def test_images_that_came_normalised_by_others_keep_their_range() -> None:
 def save_kind(kind: str, folder: Path) -> Artifact:
     network, images = build_kind(kind), draw_images(8)
     widths = uniform(trace(network, tuple(images.shape[1:])).groups, 8, 8)
-    quantized, _ = quantize_network(network, widths, images, STEPS, say=str)
     file = folder / "quantized.safetensors"
-    save_quantized(file, quantized, widths)
+    save_quantized(file, build(network, images), widths)
     return load_quantized(file, network)
 
 
@@ -127,21 +129,14 @@ def test_what_a_target_has_no_form_of_is_named_and_leaves_no_file(tmp_path: Path
     assert found.logits
 
 
-def test_activations_in_float_are_packed_but_not_exported(
-    read: Artifact, digits: Tensor, tmp_path: Path
-) -> None:
-    network = load_network("small_resnet", num_classes=10)
-    widths = uniform(trace(network.module, tuple(digits.shape[1:])).groups, 2, 8)
-    settings = Settings(weight_iterations=2, act_quant=False)
-    quantized, _ = quantize_network(network.module, widths, digits[:8], settings, say=str)
-    save_quantized(tmp_path / "plain.safetensors", quantized, widths, source=network)
-    read = load_quantized(tmp_path / "plain.safetensors")
+def test_activations_in_float_are_packed_but_not_exported(tmp_path: Path) -> None:
+    saved = save(tmp_path / "made", symmetric=True, per_channel=True, activations=False)
+    read = load_quantized(saved.file)
     (found,) = export_network(read, ["packed"], tmp_path)
     assert found.differing == 0
     with torch.inference_mode():
-        assert torch.equal(
-            load_quantized(found.file).network.module(digits[:4]), quantized.module(digits[:4])
-        )
+        again = load_quantized(found.file).network.module(IMAGES)
+        assert torch.equal(again, saved.network.module(IMAGES))
     for name in ("c", "onnx"):
         with pytest.raises(OmpqError, match="`act_quant`"):
             export_network(read, [name], tmp_path)
@@ -169,7 +164,7 @@ def test_a_file_that_was_changed_is_found(read: Artifact, digits: Tensor, tmp_pa
         verify_file(packed.file)
     text = c.file.read_text()
     begin = text.index("{", text.index("static const int32_t")) + 1
-    c.file.write_text(f"{text[:begin]}1 + {text[begin:].lstrip()}")
+    c.file.write_text(f"{text[:begin]}1000000 + {text[begin:].lstrip()}")
     with pytest.raises(OmpqError, match="logits differ"):
         verify_file(c.file)
 
