@@ -63,10 +63,11 @@ format: $(FULL) ## put the sources into their format
 docs: $(BASE) ## docs/options.md from the parsers of the scripts
 	$(BIN)/python docs/build_options.py
 
-bench: $(BASE) ## measure the bit search, the reconstruction and the fine-tuning (minutes)
+bench: $(FULL) ## measure bit search, reconstruction, fine-tuning and what is exported (minutes)
 	$(BIN)/python benchmarks/bit_search.py $(ARGS)
 	$(BIN)/python benchmarks/ptq.py
 	$(BIN)/python benchmarks/qat.py
+	$(BIN)/python benchmarks/deploy.py
 
 clean: ## remove the environment and everything made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
