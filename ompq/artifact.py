@@ -42,6 +42,8 @@ FORMAT = f"{_KIND}{_VERSION}"
 # One byte for each weight, and no checksum: still read.
 _UNPACKED_VERSION = 2
 FILE = "quantized.safetensors"
+# Width of the widest integers that a zero point belongs to: those of sums.
+_MOST_BITS = 24
 # What a file tells of its network that the network itself does not.
 _ABOUT = (
     "architecture preprocess class_names model_size_mb bits act_bits activation_bits groups weights"
@@ -324,7 +326,7 @@ def _check_numbers(
     for name, value in tensors.items():
         bad = value.is_floating_point() and not bool(value.isfinite().all())
         bad |= name in scales and not bool((value > 0).all())
-        bad |= name in zero_points and bool((value.abs() > 2**16).any())
+        bad |= name in zero_points and bool((value.abs() > 2**_MOST_BITS).any())
         if bad:
             raise OmpqError(f"{file} is damaged: {name} holds values that cannot be")
 

@@ -50,6 +50,8 @@ from ompq.integer.sharing import (
     has_channels_second,
 )
 
+# Width of sums of 8-bit values, of which none of a sum's bits is lost before it is quantized again.
+FINE_SUM_BITS = 24
 # Sums of averages stay below 32 bits.
 _LARGEST_SUM = 2**31
 
@@ -184,7 +186,8 @@ class Rewriter:
         scale_sources = tuple(source for source in found if source is not None)
         if len(scale_sources) < len(given) or tensor_shape(node) is None:
             return node
-        common = self._build_fake_quantizer(SUM_BITS), self.settings.dyadic, scale_sources
+        bits = FINE_SUM_BITS if self.settings.quantize_sums else SUM_BITS
+        common = self._build_fake_quantizer(bits), self.settings.dyadic, scale_sources
         if adds:
             combination = QuantizedAdd(*common)
         else:
