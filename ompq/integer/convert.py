@@ -31,9 +31,9 @@ def convert_to_integers(
 
     Every layer reads integers of its activation width; a value that several layers read gets the
     widest of theirs, and the images, normalised by the network or not, keep the 8 bits of their
-    pixels. Sums and concatenations are taken on 24 bits of 8-bit values, or on 16 bits where they read
-    the sums of layers (`quantize_sums` off). Values that layers do not read (a
-    shortcut) keep their scale. What has no exact form on integers is computed in float32.
+    pixels. Sums, concatenations and averages read 8 bits, and are taken on 24; with `quantize_sums`
+    off they read what layers give, a shortcut keeps its scale, and sums are taken on 16 bits. What
+    has no exact form on integers is computed in float32.
 
     Args:
         graph: The float network.
