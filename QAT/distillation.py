@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, kl_div, log_softmax, softmax
 
 from ompq.data import preprocess_for
-from ompq.errors import OmpqError
+from ompq.errors import UNSUITED_ERRORS, OmpqError
 from ompq.preprocess import Preprocess
 from ompq.zoo import Network, load_network
 from QAT.options import NO_TEACHER
 
 # Shares of red, green and blue in a grey value (ITU-R BT.601), as Pillow's mode "L" takes them.
 _LUMINANCE = (0.299, 0.587, 0.114)
-_UNSUITED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -161,7 +160,7 @@ def _count_classes(teacher: Teacher, name: str, device: torch.device) -> int:
     image = torch.zeros(1, student.channels, side, side, device=device)
     try:
         return int(teacher(image).shape[1])
-    except _UNSUITED as error:
+    except UNSUITED_ERRORS as error:
         size, reason = teacher.own.input_size, str(error).split("\n")[0][:160]
         raise OmpqError(
             f"the teacher {name} (`teacher_arch`) cannot run on images of {teacher.own.channels}×"

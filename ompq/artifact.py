@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ompq.assignment import Assignment
-from ompq.errors import OmpqError
+from ompq.errors import UNSUITED_ERRORS, OmpqError
 from ompq.graph import Exclusions, NetworkGraph, find_activation_sites, fold_batch_norm, trace
 from ompq.integer import (
     IntegerNetwork,
@@ -35,7 +35,7 @@ from ompq.quantized import QUANTIZER_PATH, QuantizedNetwork, QuantizedWeight, in
 from ompq.quantizers import QuantParams
 from ompq.runtime import versions
 from ompq.sealed_file import CHECKSUM, FileContent, is_sealed, load_content, save_sealed
-from ompq.zoo import Network, rebuild
+from ompq.zoo import Network, rebuild, relocate
 
 _KIND, _VERSION = "ompq-quantized/", 3
 FORMAT = f"{_KIND}{_VERSION}"
@@ -48,15 +48,6 @@ _MOST_BITS = 24
 _ABOUT = (
     "architecture preprocess class_names model_size_mb bits act_bits activation_bits groups weights"
 ).split()
-# What rebuilding a network raises where entries of the file have wrong types or values.
-_UNFITTING = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -233,7 +224,7 @@ def load_quantized(path: str | Path, network: nn.Module | None = None) -> Artifa
         return _build(description, tensors, file, network)
     except KeyError as error:
         raise OmpqError(f"{file} is damaged: it does not hold {error}") from error
-    except _UNFITTING as error:
+    except UNSUITED_ERRORS as error:
         reason = str(error).split("\n")[0]
         raise OmpqError(f"{file} does not fit the network that it names: {reason}") from error
 
@@ -251,7 +242,10 @@ def _build(
             f"{file} is of a module of your own, {architecture['name']}; read it in Python by "
             "load_quantized(path, network)"
         )
-    module = module or rebuild(architecture, tensors, file.parent)
+    if module is None:
+        # Where a user's file is found now is what a copy of this file in another folder is to tell.
+        description["architecture"] = architecture = relocate(architecture, file.parent)
+        module = rebuild(architecture, tensors, file.parent)
     channels, height, width = description["input_shape"]
     # Files of earlier versions name none.
     exclusions = Exclusions.from_json(description.get("exclusions", {}))

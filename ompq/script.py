@@ -27,21 +27,20 @@ if TYPE_CHECKING:
 
 # A disk, a quota or a limit that leaves no room to write.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_INTERRUPTED = 130
 _STORE_TIMEOUT = timedelta(seconds=5)
 
 
 @contextmanager
 def interruptible_imports() -> Iterator[None]:
-    """End the process as Ctrl-C does later on, if it comes while the body imports.
-
-    Some libraries swallow what is raised while they are imported: then it ends after the body.
-    """
+    """End the process as Ctrl-C does later on, if it comes while the body imports."""
     before = signal.getsignal(signal.SIGINT)
-    noticed: list[int] = []
 
-    def interrupt(number: int, _frame: object) -> NoReturn:
-        noticed.append(number)
-        raise KeyboardInterrupt
+    def interrupt(_number: int, _frame: object) -> NoReturn:
+        # Nothing is raised: some libraries swallow that while they are imported, others abort.
+        _print_interrupted()
+        sys.stderr.flush()
+        os._exit(_INTERRUPTED)
 
     # Whoever has a handler of their own, or imports in another thread, keeps what they have.
     ours = before is signal.default_int_handler and current_thread() is main_thread()
@@ -49,16 +48,9 @@ def interruptible_imports() -> Iterator[None]:
         signal.signal(signal.SIGINT, interrupt)
     try:
         yield
-    except BaseException as error:
-        # A library that was interrupted half-way may fail with an error of any other kind.
-        if not noticed and not isinstance(error, KeyboardInterrupt):
-            raise
-        _end_interrupted()
     finally:
         if ours:
             signal.signal(signal.SIGINT, before)
-    if noticed:
-        _end_interrupted()
 
 
 def run_script(
@@ -129,11 +121,15 @@ def is_main_process() -> bool:
 
 
 def _end_interrupted() -> NoReturn:
+    _print_interrupted()
+    sys.exit(_INTERRUPTED)
+
+
+def _print_interrupted() -> None:
     # A second Ctrl-C, while threads are waited for, ends the process without a word.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if is_main_process():
         print("interrupted", file=sys.stderr)
-    sys.exit(130)
 
 
 def _is_first_to_print(text: str) -> bool:

@@ -11,16 +11,15 @@ with interruptible_imports():
 
     import torch
 
-    from ompq.artifact import Artifact
+    from ompq.artifact import Artifact, load_quantized
     from ompq.errors import OmpqError
     from ompq.export.checks import verify_file
     from ompq.export.exporting import draw_images, export_network
     from ompq.export.images import find_data, read_images
-    from ompq.export.options import build_parser, choose_targets
+    from ompq.export.options import build_parser, check_verification, choose_targets
     from ompq.export.report import print_table
-    from ompq.export.targets import WEB_FOLDER
-    from ompq.files import lock_folder
-    from ompq.stored import load_named
+    from ompq.export.targets import WEB_FOLDER, list_files
+    from ompq.files import check_writable, lock_folder
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -33,8 +32,10 @@ def export(arguments: argparse.Namespace) -> None:
         OmpqError: The network cannot be exported so, or computes something else then.
     """
     targets = choose_targets(arguments)
-    read = load_named("source", arguments.source)
     source: Path = arguments.source
+    if arguments.output_dir is not None:
+        check_writable(arguments.output_dir, "folder")
+    read = load_quantized(source)
     folder = arguments.output_dir or (source if source.is_dir() else source.parent)
     images = _choose_images(arguments, read)
     parser = arguments.parser
@@ -42,7 +43,8 @@ def export(arguments: argparse.Namespace) -> None:
         rows = export_network(read, targets, folder, images, say=parser.print_note)
     parser.print_notes(note for row in rows for note in row.notes)
     print_table(rows)
-    print(f"written to {folder}/: {' '.join(row.title for row in rows)}")
+    names = (name for row in rows for name in list_files(row.title))
+    print(f"written to {folder}/: {' '.join(names)}")
     if "web" in targets:
         quoted = shlex.quote(str(folder / WEB_FOLDER))
         print(f"to open it: python -m http.server -d {quoted}, then http://localhost:8000")
@@ -52,11 +54,15 @@ def _choose_images(arguments: argparse.Namespace, read: Artifact) -> torch.Tenso
     """Return images of the data set that is named, or of the run that quantized, or random ones."""
     given = arguments.dataset is not None
     dataset, root = arguments.dataset, arguments.data
-    if not given:
-        dataset, root = find_data(arguments.source, root)
     try:
+        if not given:
+            dataset, root = find_data(arguments.source, root)
         if dataset is not None:
-            return read_images(dataset, root, read, arguments.num_images, arguments.workers)
+            count = arguments.num_images
+            images = read_images(dataset, root, read, count, arguments.workers)
+            if len(images) < count:
+                arguments.parser.print_note(f"{dataset} holds {len(images)} of {count} images")
+            return images
         reason = "no data set is named"
     except OmpqError as error:
         if given:
@@ -75,8 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.verify is None:
         export(arguments)
         return
-    if arguments.source is not None or arguments.to is not None:
-        raise OmpqError("`verify` FILE stands alone: it writes nothing")
+    check_verification(arguments)
     found = verify_file(arguments.verify)
     arguments.parser.print_notes(found.notes)
     print_table([found])

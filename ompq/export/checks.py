@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ompq.errors import OmpqError
 from ompq.export.runtimes import OpenFile, open_onnx, open_packed, run_c
+from ompq.export.seals import check_model, check_program
 from ompq.export.test_images import TestImages, find_test_images
 
 # Runs that the time for an image is the median of.
@@ -34,6 +35,8 @@ class Exported:
         image_seconds: Seconds for one image at a time, the median.
         logits: Number of logits that were compared with those of the network of integers.
         differing: Number of those that differ.
+        largest: Largest difference between two logits, as a multiple of the logits' standard
+            deviation; None where nothing was compared.
         agreement: Percentage of images with the same class.
         notes: What a user should know of it, one line each.
         name: Name of the file within the folder of the export; empty for that of the file alone.
@@ -47,6 +50,7 @@ class Exported:
     image_seconds: float | None = None
     logits: int = 0
     differing: int = 0
+    largest: float | None = None
     agreement: float | None = None
     notes: tuple[str, ...] = ()
     name: str = ""
@@ -73,8 +77,6 @@ def open_file(file: Path) -> OpenFile:
     Raises:
         OmpqError: It is of no kind that can be run, its runtime is missing, or it is damaged.
     """
-    if not file.is_file():
-        raise OmpqError(f"{file} does not exist; give a file that was exported")
     if file.suffix == ".onnx":
         return open_onnx(file)
     if file.suffix == ".safetensors":
@@ -110,6 +112,7 @@ def check_file(file: Path, size: int, tests: TestImages) -> tuple[Exported, Tens
         image_seconds=_time_images(opened, images),
         logits=computed.numel(),
         differing=count_differing(computed, tests.logits),
+        largest=measure_largest_difference(computed, tests.logits),
         agreement=measure_agreement(computed, tests.logits),
     )
     return found, computed
@@ -148,20 +151,34 @@ def verify_file(file: str | Path) -> Exported:
         OmpqError: The file, its images or its runtime is missing, or a form that is exact computes
             something else than the network of integers.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise OmpqError(f"{file} does not exist; give a file that was exported")
-    size = file.stat().st_size
+    file = _find_file(Path(file))
     if file.suffix == ".c":
-        return insist(check_c(file, size), is_exact=True)
-    tests = TestImages.load(find_test_images(file))
-    if tests.logits is None or tests.computed is None:
+        return insist(check_c(file, check_program(file).size), is_exact=True)
+    tests = check_model(file)
+    if tests.logits is None:
         raise OmpqError(f"{find_test_images(file)} holds no logits; export the network again")
-    found, computed = check_file(file, size, tests)
-    changed = count_differing(computed, tests.computed)
-    note = f"{changed} of {found.logits} logits differ from those of the run that wrote it"
-    is_exact = count_differing(tests.computed, tests.logits) == 0
-    return insist(replace(found, notes=(note,)), is_exact)
+    found, computed = check_file(file, file.stat().st_size, tests)
+    note = "it was not run where it was written"
+    if tests.computed is not None:
+        changed = count_differing(computed, tests.computed)
+        note = f"{changed} of {found.logits} logits differ from those of the run that wrote it"
+    return insist(replace(found, notes=(note,)), tests.exact)
+
+
+def _find_file(path: Path) -> Path:
+    """Return the model that a path means; a page's is the one beside it."""
+    if path.is_dir():
+        models = sorted(f.name for f in path.iterdir() if find_test_images(f).is_file())
+        models += [f.name for f in path.glob("*.c")]
+        hint = f", such as {path / models[0]}" if models else "; none lies in it"
+        raise OmpqError(f"{path} is a folder; give a file that was exported{hint}")
+    if not path.is_file():
+        raise OmpqError(f"{path} does not exist; give a file that was exported")
+    if path.suffix == ".html":
+        return path.with_name("model.onnx")
+    if path.suffix == ".h":
+        raise OmpqError(f"{path} goes with a network in C; give its .c file")
+    return path
 
 
 def insist(found: Exported, is_exact: bool) -> Exported:
@@ -176,8 +193,8 @@ def insist(found: Exported, is_exact: bool) -> Exported:
     """
     if is_exact and found.differing:
         raise OmpqError(
-            f"{found.file} computes something else: {found.differing} of {found.logits} logits "
-            "differ from the network of integers; please report this network"
+            f"{found.file} computes something else in {found.runtime}: {found.differing} of "
+            f"{found.logits} logits differ from the network of integers; please report this network"
         )
     if found.agreement is not None and found.agreement < _EXPECTED_AGREEMENT:
         note = (
@@ -191,6 +208,18 @@ def insist(found: Exported, is_exact: bool) -> Exported:
 def count_differing(logits: Tensor, expected: Tensor) -> int:
     """Count the logits that differ; expected ones are rounded to the type of the others."""
     return int((logits != expected.to(logits.dtype)).sum())
+
+
+def measure_largest_difference(logits: Tensor, expected: Tensor) -> float:
+    """Measure the largest difference of two logits, as a multiple of their standard deviation.
+
+    >>> expected = torch.tensor([[1.0, 3.0], [1.0, 3.0]])
+    >>> measure_largest_difference(expected + torch.tensor([0.0, 0.5]), expected)
+    0.5
+    """
+    difference = float((logits.double() - expected.double()).abs().max())
+    spread = float(expected.double().std(correction=0))
+    return difference / spread if difference and spread else difference
 
 
 def measure_agreement(logits: Tensor, expected: Tensor) -> float:

@@ -22,9 +22,10 @@ from ompq.export.checks import (
     insist,
     open_file,
 )
-from ompq.export.places import put_into_place
+from ompq.export.places import put_all_into_place
 from ompq.export.runtimes import NoRuntime
-from ompq.export.targets import TARGETS, Target, Written
+from ompq.export.seals import compute_checksum
+from ompq.export.targets import TARGETS, Target
 from ompq.export.test_images import TestImages, find_test_images
 from ompq.files import check_writable
 from ompq.runtime import say
@@ -115,39 +116,49 @@ def _export(
             written = target.write(read, tests.first(TEST_IMAGES), beside)
             file = beside / written.file
             promised = read.description["model_size_mb"] * _MIB
-            found = Exported(file, written.size, promised, notes=written.notes)
+            found, computed = Exported(file, written.size, promised, notes=written.notes), None
             try:
-                found = _check(read, target, written, file, tests, found)
+                found, computed = _check(read, target, file, tests, found)
                 if target.is_packed:
                     _compare_with_plain(read, file, tests, beside)
             except NoRuntime as missing:
                 say(str(missing))
-            for made in sorted(beside.iterdir()):
-                put_into_place(made, folder / made.name)
+            if target.has_images:
+                _leave_test_images(file, target, tests, computed)
+            put_all_into_place(beside, folder)
     except OSError as error:
-        raise OmpqError(
-            f"cannot write to {folder}: {error.strerror or error}; nothing was changed there"
-        ) from error
+        raise OmpqError(f"cannot write to {folder}: {error.strerror or error}") from error
     return replace(found, file=folder / written.file, name=written.file)
 
 
 def _check(
-    read: Artifact, target: Target, written: Written, file: Path, tests: TestImages, found: Exported
-) -> Exported:
-    """Run what was written, and let its test images lie beside it."""
+    read: Artifact, target: Target, file: Path, tests: TestImages, found: Exported
+) -> tuple[Exported, Tensor | None]:
+    """Run what was written; its logits are given where it has test images."""
     if file.suffix == ".safetensors" and read.description["architecture"].get("own"):
         raise NoRuntime(
             f"{file.name} is of a module of your own, read by load_quantized(path, network); it "
             "was not run"
         )
-    if not target.has_images:
-        checked = check_c(file, written.size)
+    computed = None
+    if target.has_images:
+        checked, computed = check_file(file, found.size, tests)
     else:
-        checked, computed = check_file(file, written.size, tests)
-        few = tests.first(TEST_IMAGES)
-        replace(few, computed=computed[:TEST_IMAGES]).save(find_test_images(file))
-    notes = (*found.notes, *checked.notes)
-    return insist(replace(checked, promised=found.promised, notes=notes), target.is_exact)
+        checked = check_c(file, found.size)
+    checked = replace(checked, promised=found.promised, notes=(*found.notes, *checked.notes))
+    return insist(checked, target.is_exact), computed
+
+
+def _leave_test_images(
+    file: Path, target: Target, tests: TestImages, computed: Tensor | None
+) -> None:
+    """Write a few test images beside a file, with its checksum and its logits, if it was run."""
+    replace(
+        tests.first(TEST_IMAGES),
+        computed=None if computed is None else computed[:TEST_IMAGES],
+        checksum=compute_checksum(file.read_bytes()),
+        exact=target.is_exact,
+    ).save(find_test_images(file))
 
 
 def _compare_with_plain(read: Artifact, file: Path, tests: TestImages, room: Path) -> None:

@@ -25,14 +25,20 @@ def find_data(source: Path, root: Path | None) -> tuple[str | None, Path | None]
 
     Returns:
         Name of the data set and its folder; no name where the run's results are not there.
+
+    Raises:
+        OmpqError: The results cannot be read.
     """
     folder = source if source.is_dir() else source.parent
+    file = folder / _RESULTS
+    if not file.is_file():
+        return None, root
     try:
-        given = json.loads((folder / _RESULTS).read_text(encoding="utf-8"))["arguments"]
+        given = json.loads(file.read_text(encoding="utf-8"))["arguments"]
         held = given["data"]
         return str(given["dataset"]), root or (None if held is None else Path(held))
-    except (OSError, ValueError, LookupError, TypeError):
-        return None, root
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise OmpqError(f"{file} cannot be read or names no data set") from error
 
 
 def read_images(

@@ -67,6 +67,22 @@ def build_parser() -> Parser:
     return parser
 
 
+def check_verification(arguments: argparse.Namespace) -> None:
+    """Refuse options that go with writing, beside the file to verify.
+
+    Raises:
+        OmpqError: There is one; names it.
+    """
+    parser: Parser = arguments.parser
+    for name, value in vars(arguments).items():
+        if name not in ("parser", "verify") and value != parser.get_default(name):
+            given = "DIR" if name == "source" else f"--{name}"
+            raise OmpqError(
+                f"--verify FILE stands alone: it takes the images beside the file and writes "
+                f"nothing; leave out {given}"
+            )
+
+
 def choose_targets(arguments: argparse.Namespace) -> list[str]:
     """Return the names of the targets that the command line asks for.
 

@@ -6,28 +6,36 @@ import os
 from pathlib import Path
 
 from ompq.errors import OmpqError
+from ompq.export.seals import is_exported
 
 # What file managers leave everywhere.
 _LITTER = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))
 
 
-def put_into_place(made: Path, place: Path) -> None:
-    """Rename what was made to its place; a folder takes that of an earlier one, as a whole.
-
-    An earlier folder ends up beside what was made, in the room that is removed after an export.
+def put_all_into_place(room: Path, folder: Path) -> None:
+    """Rename all that was made in a room into a folder, if nothing else stands in its places.
 
     Args:
-        made: File or folder, on the file system of its place.
-        place: Path that it is to have.
+        room: Folder of what was made, on the file system of the other one.
+        folder: Folder that it is to be in.
 
     Raises:
-        OmpqError: There stands something that no export has written; nothing was changed.
-        OSError: It cannot be renamed; what stood there stands there still.
+        OmpqError: In one of the places stands something that no export has written, or that was
+            changed since; nothing was changed.
+        OSError: Something cannot be renamed.
     """
+    made = sorted(room.iterdir())
+    for new in made:
+        _check_replaceable(new, folder / new.name)
+    for new in made:
+        _put_into_place(new, folder / new.name)
+
+
+def _put_into_place(made: Path, place: Path) -> None:
+    """Rename what was made to its place; an earlier folder ends up in the room."""
     if not made.is_dir() or not os.path.lexists(place):
         os.replace(made, place)
         return
-    _check_replaceable(made, place)
     earlier = made.with_name(f"{made.name}.earlier")
     place.rename(earlier)
     try:
@@ -38,7 +46,21 @@ def put_into_place(made: Path, place: Path) -> None:
 
 
 def _check_replaceable(made: Path, place: Path) -> None:
+    """Refuse to replace what no export wrote."""
+    if made.is_dir():
+        _check_replaceable_folder(made, place)
+    elif place.is_dir():
+        raise OmpqError(f"{place} is a folder, and a file is to be there; move it away")
+    elif os.path.lexists(place) and not is_exported(place):
+        raise OmpqError(
+            f"{place} is no file that an export wrote, or was changed since; move it away"
+        )
+
+
+def _check_replaceable_folder(made: Path, place: Path) -> None:
     """Refuse to replace what is no folder, or holds other files than an export writes."""
+    if not os.path.lexists(place):
+        return
     if place.is_symlink() or not place.is_dir():
         raise OmpqError(f"{place} is no folder, and one is to be there; move it away")
     expected, found = _list_files(made), _list_files(place) - _LITTER

@@ -99,16 +99,29 @@ def open_onnx(file: Path) -> OpenFile:
         session = onnxruntime.InferenceSession(
             str(file), options, providers=["CPUExecutionProvider"]
         )
-    except (OSError, RuntimeError) as error:
+    except _runtime_errors() as error:
         reason = str(error).splitlines()[0]
-        raise OmpqError(f"ONNX Runtime cannot read {file}: {reason}; write it again") from error
+        raise OmpqError(f"ONNX Runtime cannot read {file}: {reason}; export it again") from error
     seconds = time.perf_counter() - begin
     name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+        try:
+            (logits, *_) = session.run(None, {name: images.numpy()})
+        except _runtime_errors() as error:
+            reason = str(error).splitlines()[0]
+            raise OmpqError(f"ONNX Runtime cannot run {file}: {reason}") from error
+        return torch.from_numpy(logits)
 
     return OpenFile(run, seconds, f"ONNX Runtime {onnxruntime.__version__}")
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises; it has no common base class of its own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = (kind for kind in vars(state).values() if isinstance(kind, type))
+    return (OSError, RuntimeError, *(kind for kind in own if issubclass(kind, Exception)))
 
 
 def open_packed(file: Path) -> OpenFile:
@@ -143,7 +156,7 @@ def run_c(source: Path) -> CRun:
     if compiler is None:
         raise NoRuntime("there is no C compiler `cc`, and nothing was compiled; install one")
     name = source.stem
-    header = source.with_suffix(".h").read_text()
+    header = source.with_suffix(".h").read_text(encoding="utf-8")
     pointers = re.findall(rf"#define {name.upper()}_(IMAGE\w*)_SIZE", header)
     inputs = ", ".join(f"{name}_test_{pointer.lower()}[i]" for pointer in pointers)
     with tempfile.TemporaryDirectory() as folder:
@@ -152,15 +165,22 @@ def run_c(source: Path) -> CRun:
             _COMPARISON.format(name=name, prefix=name.upper(), inputs=inputs), encoding="utf-8"
         )
         files = [str(source), str(comparison), "-I", str(source.parent), "-o", str(program)]
-        _call([compiler, *_C_FLAGS, *files])
-        images, outputs, differing, seconds = _call([str(program)]).split()
+        _call([compiler, *_C_FLAGS, *files], f"compiling {source}")
+        found = _call([str(program)], f"running the program of {source}")
+    images, outputs, differing, seconds = found.split()
     return CRun(int(images) * int(outputs), int(differing), float(seconds) / int(images))
 
 
-def _call(command: list[str]) -> str:
-    """Run a program and return what it prints."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_C_TIMEOUT, check=False)
+def _call(command: list[str], doing: str) -> str:
+    """Run a program and return what it prints; an error names what was done by it."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_C_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OmpqError(f"{doing} takes more than {_C_TIMEOUT} s, and was ended") from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-        raise OmpqError(f"{command[0]} ended with {done.returncode}: {said[0]}")
+        reason = next((line for line in said if "error" in line.lower()), said[0])
+        raise OmpqError(f"{doing} ended with {done.returncode}: {reason}")
     return done.stdout

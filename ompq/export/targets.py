@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ompq.artifact import Artifact, write_artifact
 from ompq.errors import OmpqError
+from ompq.export.seals import VECTORS_FILE, seal_vectors
 from ompq.export.test_images import TestImages, find_test_images
 from ompq.integer import IntegerNetwork
 from ompq.runtime import versions
@@ -105,9 +106,11 @@ def _write_c(read: Artifact, tests: TestImages, folder: Path) -> Written:
     from ompq.export.c.source import write_c
 
     made = write_c(find_integers(read), tests.images)
-    (folder / "model.c").write_text(made.source, encoding="utf-8")
-    (folder / "model.h").write_text(made.header, encoding="utf-8")
-    (folder / "test_vectors.h").write_text(made.vectors, encoding="utf-8")
+    source, header = folder / "model.c", folder / "model.h"
+    source.write_text(made.source, encoding="utf-8")
+    header.write_text(made.header, encoding="utf-8")
+    vectors = seal_vectors(made.vectors, source, header, made.flash_bytes)
+    (folder / VECTORS_FILE).write_text(vectors, encoding="utf-8")
     memory = f"{made.flash_bytes} bytes of tables (flash), {made.ram_bytes} of static memory (RAM)"
     return Written("model.c", made.flash_bytes, (f"model.c: {memory}, and its code",))
 
@@ -119,8 +122,6 @@ def _write_web(read: Artifact, tests: TestImages, folder: Path) -> Written:
     web.mkdir()
     write_page(read, find_integers(read), web)
     written = _save_quantized_onnx(read, web / "model.onnx", packed=True)
-    # The page needs them; where the model is run here, its logits are written too.
-    tests.save(find_test_images(web / written.file))
     return replace(written, file=f"{WEB_FOLDER}/{written.file}")
 
 
@@ -133,6 +134,17 @@ TARGETS = {
     "c": Target(_write_c, has_images=False),
     "web": Target(_write_web, is_exact=False, is_packed=True),
 }
+
+
+def list_files(file: str) -> tuple[str, ...]:
+    """List the files that belong to an exported one, itself first.
+
+    >>> list_files("model.c"), list_files("model.onnx")
+    (('model.c', 'model.h', 'test_vectors.h'), ('model.onnx', 'model.test.safetensors'))
+    """
+    if file.endswith(".c"):
+        return file, f"{file.removesuffix('.c')}.h", VECTORS_FILE
+    return file, str(find_test_images(Path(file)))
 
 
 def find_integers(read: Artifact) -> IntegerNetwork:

@@ -3,7 +3,8 @@
 `model.test.safetensors` holds `pixels` (uint8, n × channels × height × width) and, per channel,
 `scale` and `offset` (float32): an image is pixels · scale + offset, computed in float32. `logits`
 (float64, n × classes) are those of the network of integers; `computed` are those that the file gave
-where it was written, float32 or float64.
+where it was written, float32 or float64; they are missing where nothing ran it there. The
+description holds the `file_checksum` of that file (CRC-32, hexadecimal) and whether it is `exact`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from ompq.errors import OmpqError
-from ompq.files import load_tensors, save_tensors
 from ompq.preprocess import Preprocess
+from ompq.sealed_file import is_sealed, load_content, save_sealed
 
 FORMAT = "ompq-test-images/1"
-_SUFFIX = ".test.safetensors"
+SUFFIX = ".test.safetensors"
 _LARGEST_PIXEL = 255
+_TENSORS = ("pixels", "scale", "offset", "logits", "computed")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class TestImages:
         scale: Factor of the pixels of each channel, float32.
         offset: What is added to each channel, float32.
         logits: Logits of the network of integers, float64, n × …; None before they are known.
-        computed: Logits that an exported file gave where it was written; None before.
+        computed: Logits that an exported file gave where it was written; None before, and where
+            nothing ran it.
+        checksum: CRC-32 of that file as eight hexadecimal digits.
+        exact: Whether it is to give the logits of the network of integers to the bit.
     """
 
     # It is no test, whatever its name says to pytest.
@@ -43,6 +48,8 @@ class TestImages:
     offset: Tensor
     logits: Tensor | None = None
     computed: Tensor | None = None
+    checksum: str = ""
+    exact: bool = False
 
     @classmethod
     def of(cls, images: Tensor, preprocess: Preprocess) -> TestImages:
@@ -76,28 +83,29 @@ class TestImages:
         return replace(self, pixels=self.pixels[:count], logits=logits, computed=computed)
 
     def save(self, path: Path) -> None:
-        """Write images and logits to a file."""
-        tensors = {"pixels": self.pixels, "scale": self.scale, "offset": self.offset}
-        for name in ("logits", "computed"):
-            value = getattr(self, name)
-            if value is not None:
-                tensors[name] = value
-        save_tensors(path, tensors, {"format": FORMAT})
+        """Write images and logits to a file, with its own checksum."""
+        tensors = {name: value for name in _TENSORS if (value := getattr(self, name)) is not None}
+        description = {"format": FORMAT, "file_checksum": self.checksum, "exact": self.exact}
+        save_sealed(path, tensors, description)
 
     @classmethod
     def load(cls, path: Path) -> TestImages:
         """Read the test images from a file.
 
         Raises:
-            OmpqError: The file is missing, or holds something else.
+            OmpqError: The file is missing, damaged, or holds something else.
         """
         if not path.is_file():
             raise OmpqError(f"{path} does not exist; it is written beside an exported file")
-        tensors, description = load_tensors(path)
-        known = isinstance(description, dict) and description.get("format") == FORMAT
+        found = load_content(path)
+        described, tensors = found.description, found.tensors
+        known = isinstance(described, dict) and described.get("format") == FORMAT
         if not known or not {"pixels", "scale", "offset"} <= tensors.keys():
             raise OmpqError(f"{path} holds no test images of format {FORMAT}")
-        return cls(**{name: tensors[name] for name in cls.__dataclass_fields__ if name in tensors})
+        if not is_sealed(found.content):
+            raise OmpqError(f"{path} is damaged: its checksum is wrong; export the network again")
+        held = {name: tensors[name] for name in _TENSORS if name in tensors}
+        return cls(**held, checksum=described["file_checksum"], exact=described["exact"])
 
 
 def find_test_images(file: Path) -> Path:
@@ -106,4 +114,4 @@ def find_test_images(file: Path) -> Path:
     >>> find_test_images(Path("out/model.packed.onnx")).name
     'model.packed.test.safetensors'
     """
-    return file.with_name(file.stem.removesuffix(".safetensors") + _SUFFIX)
+    return file.with_name(file.stem.removesuffix(".safetensors") + SUFFIX)

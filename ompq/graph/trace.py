@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from ompq.errors import OmpqError
+from ompq.errors import UNSUITED_ERRORS, OmpqError
 from ompq.graph.canonicalize import (
     canonicalize_modules,
     flatten_logits,
@@ -31,17 +31,6 @@ from ompq.graph.training_mode import TrainingOnly, compare_with_training, keep_t
 _OWN_FOLDER = str(Path(__file__).parent)
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
 _LAYERS = (nn.Conv2d, nn.Linear)
-# What a network's own code raises where tracing, or an image of this size, does not suit it.
-_UNSUITED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NameError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 def trace(
@@ -106,7 +95,7 @@ def _trace(root: nn.Module) -> fx.Graph:
     for tracer in _make_tracers():
         try:
             graph = tracer.trace(root, concrete_args=arguments)
-        except _UNSUITED as error:
+        except UNSUITED_ERRORS as error:
             errors.append(error)
         else:
             _drop_fixed_arguments(graph)
@@ -180,7 +169,7 @@ def _drop_fixed_arguments(graph: fx.Graph) -> None:
 def _record_shapes(traced: fx.GraphModule, input_shape: tuple[int, int, int]) -> None:
     try:
         record_shapes(traced, input_shape)
-    except _UNSUITED as error:
+    except UNSUITED_ERRORS as error:
         shape = "×".join(map(str, input_shape))
         reason = str(error).split("\n")[0][:200]
         raise OmpqError(

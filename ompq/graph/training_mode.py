@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
-from ompq.errors import OmpqError
+from ompq.errors import UNSUITED_ERRORS, OmpqError
 
 # Path of the modules that take the place of functions; they hold no tensors.
 TRAINING_PATH = "training_only"
@@ -25,15 +25,6 @@ _SWITCH_PATH = "training_arguments"
 _ARGUMENTS = "in_training"
 _NOTES = "training_notes"
 _SHOWN = 6
-# What tracing raises on modules, and functions on values, that they were not made for.
-_UNSUITED = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class TrainingOnly(nn.Module):
@@ -162,7 +153,7 @@ def _is_training_step(module: nn.Module) -> bool:
 def _hands_on(module: nn.Module, training: bool) -> bool:
     try:
         graph = Tracer().trace(copy.deepcopy(module).train(training))
-    except _UNSUITED:
+    except UNSUITED_ERRORS:
         return False
     nodes = list(graph.nodes)
     return nodes[0].op == "placeholder" and nodes[-1].args[:1] == (nodes[0],)
@@ -217,7 +208,7 @@ def _hands_on_its_input(node: Node) -> bool:
     function: Any = node.target
     try:
         found = function(values.clone(), *node.args[1:], **node.kwargs)
-    except _UNSUITED:
+    except UNSUITED_ERRORS:
         return False
     return isinstance(found, Tensor) and torch.equal(found, values)
 

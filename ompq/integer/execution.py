@@ -28,7 +28,7 @@ from ompq.integer.forms import (
 )
 from ompq.integer.inserted import is_inserted
 from ompq.integer.layers import QuantizedLayer
-from ompq.integer.network import IntegerNetwork, describe_operations
+from ompq.integer.network import IntegerNetwork, summarise_operations
 from ompq.integer.requantization import (
     Dequantizer,
     OutputRounding,
@@ -75,10 +75,10 @@ def _check_integers_suffice(network: IntegerNetwork, mixed: bool) -> None:
             "network with the default of `dyadic`"
         )
     if network.float_operations and not mixed:
-        shown = describe_operations(network.module, network.float_operations)[:3]
+        found = summarise_operations(network.module, network.float_operations)
         raise OmpqError(
-            f"{len(network.float_operations)} operations of this network have no integer form: "
-            f"{', '.join(shown)}; evaluate its `module`, which computes them in float"
+            f"operations of this network have no integer form: {found}; evaluate its `module`, "
+            "which computes them in float"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -146,6 +146,25 @@ def describe_operations(module: GraphModule, operations: Mapping[str, str]) -> l
         f"{place} ({what})" if count == 1 else f"{place} ({count} × {what})"
         for (place, what), count in places.items()
     ]
+
+
+def summarise_operations(module: GraphModule, operations: Mapping[str, str]) -> str:
+    """Summarise operations by kind in one line: `12 × gelu (first at blocks.0.act), mul (head)`.
+
+    Args:
+        module: Traced network that the operations' nodes belong to.
+        operations: Node name → operation, or class of a layer.
+    """
+    nodes = {node.name: node for node in module.graph.nodes}
+    places: dict[str, list[str]] = defaultdict(list)
+    for name, what in (select_computing(operations) or operations).items():
+        places[what].append(locate(nodes[name]) if name in nodes else name)
+    return ", ".join(
+        f"{what} ({found[0]})"
+        if len(found) == 1
+        else f"{len(found)} × {what} (first at {found[0]})"
+        for what, found in places.items()
+    )
 
 
 def select_computing(operations: Mapping[str, str]) -> dict[str, str]:

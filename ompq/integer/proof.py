@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from ompq.errors import UNSUITED_ERRORS
 from ompq.evaluation import find_device
 from ompq.graph import NetworkGraph
 from ompq.graph.operations import carries_values, operation
@@ -34,16 +35,6 @@ _INTEGER_TOLERANCE = 1e-3
 _ROUNDING = 0.5
 _DIFFERS = "its integers are not what is simulated"
 _MOST_CONVERSIONS = 20
-# What an operation raises on integers that it was not made for.
-_UNSUITED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 def prove(
@@ -187,7 +178,7 @@ class _Comparison(IntegerExecution):
         try:
             self.numbers = export_node(self.network, n)
             value = super().run_node(n)
-        except _UNSUITED as error:
+        except UNSUITED_ERRORS as error:
             value, why = None, f"it has no run on integers ({shorten(str(error), 80)})"
         else:
             why = "" if _agree(value, simulated, scale, tolerance) else _DIFFERS
@@ -253,7 +244,7 @@ class _Values(Interpreter):
             return None
         try:
             value = super().run_node(n)
-        except _UNSUITED:
+        except UNSUITED_ERRORS:
             self.failed = n
             return None
         if self._keep:

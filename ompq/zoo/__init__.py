@@ -10,6 +10,14 @@ from ompq.zoo._load import (
     Network,
     load_network,
     rebuild,
+    relocate,
 )
 
-__all__ = ["RANDOM_WEIGHTS", "RANDOM_WEIGHTS_NOTE", "Network", "load_network", "rebuild"]
+__all__ = [
+    "RANDOM_WEIGHTS",
+    "RANDOM_WEIGHTS_NOTE",
+    "Network",
+    "load_network",
+    "rebuild",
+    "relocate",
+]

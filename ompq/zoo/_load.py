@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,23 @@ def _load_file(name: str, source: Source, file: Path, num_classes: int | None) -
     if fit.left_out:
         network.notes = (f"left out of {file}: {', '.join(fit.left_out)}",)
     return network
+
+
+def relocate(architecture: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return an architecture with the place where the user's FILE.py is found now, if it has one.
+
+    Args:
+        architecture: Values that `Network.architecture` returned.
+        folder: Folder of the file that they come from; looked in as `rebuild` does.
+
+    Raises:
+        OmpqError: The user's file is not found.
+    """
+    name, recorded = architecture["name"], architecture.get("file")
+    file, _, _ = locate_user_file(name, recorded, folder).rpartition(":")
+    if find_user_file(name) is None:
+        return dict(architecture)
+    return {**architecture, "file": os.path.abspath(file)}
 
 
 def rebuild(

@@ -36,7 +36,7 @@ from ompq.graph.operations import operation, tensor_shape
 from ompq.integer.execution import export_integers
 from ompq.integer.forms import Form, find_form
 from ompq.integer.layers import QuantizedLayer
-from ompq.integer.network import IntegerNetwork, describe_operations, locate
+from ompq.integer.network import IntegerNetwork, locate, summarise_operations
 from ompq.integer.requantization import OutputRounding, QuantizedAdd, QuantizedCat, Requantizer
 
 # A tensor: where it lies, or how it will be computed.
@@ -53,11 +53,10 @@ def plan(network: IntegerNetwork) -> Program:
         OmpqError: The network does not run on integers alone, or an operation has no form in C.
     """
     if network.float_operations:
-        found = describe_operations(network.module, network.float_operations)
-        names = found or list(network.float_operations)
+        found = summarise_operations(network.module, network.float_operations)
         raise OmpqError(
-            f"C computes with integers alone, but these have no integer form: {', '.join(names)}; "
-            "export this network to ONNX"
+            f"C computes with integers alone, but these have no integer form: {found}; export "
+            "this network to ONNX"
         )
     return _Planner(network, export_integers(network)).run()
 

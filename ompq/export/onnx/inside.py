@@ -13,25 +13,13 @@ from torch.fx import GraphModule, Node, Tracer
 from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _NormBase
 
+from ompq.errors import UNSUITED_ERRORS
 from ompq.export.onnx.survey import Survey
 from ompq.graph.canonicalize import follow_in_place_changes, gather_pieces
 from ompq.graph.layout import ImageLayout
 from ompq.graph.operations import carries_values, tensor_shape
 from ompq.graph.shapes import record_values
 from ompq.integer.forms import find_tensors
-
-# What code that does not suit tracing raises.
-_UNSUITED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NameError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class Untraceable(Exception):
@@ -177,7 +165,7 @@ def trace_inside(node: Node, module: GraphModule, survey: Survey) -> TracedInsid
         follow_in_place_changes(traced)
         with torch.inference_mode():
             found, expected = find_tensors(traced(*of_two)), find_tensors(opened.module(of_two))
-    except _UNSUITED as error:
+    except UNSUITED_ERRORS as error:
         raise Untraceable(str(error).split("\n")[0][:160]) from error
     if len(expected) != 1 or not torch.allclose(found[0], expected[0], 1e-3, 1e-4):
         raise Untraceable("it gives several tensors, or computes otherwise when it is traced")

@@ -28,10 +28,8 @@ from ompq.graph.operations import carries_values, operation, tensor_shape
 from ompq.integer.execution import export_integers
 from ompq.integer.forms import Form, find_form
 from ompq.integer.layers import QuantizedLayer
-from ompq.integer.network import IntegerNetwork, describe_operations, locate
+from ompq.integer.network import IntegerNetwork, locate, summarise_operations
 from ompq.integer.requantization import OutputRounding, QuantizedAdd, QuantizedCat, Requantizer
-
-_SHOWN = 3
 
 
 def build_integer_model(
@@ -51,11 +49,10 @@ def build_integer_model(
             an operation has no form in ONNX; names it.
     """
     if network.float_operations:
-        described = describe_operations(network.module, network.float_operations)
-        names = ", ".join(described[:_SHOWN]) or "what hands values on"
+        found = summarise_operations(network.module, network.float_operations)
         raise OmpqError(
-            f"{len(network.float_operations)} operations of this network are in float: {names}; a "
-            "model of integers alone cannot hold them, one that quantizes and dequantizes can"
+            f"operations of this network are in float: {found}; a model of integers alone cannot "
+            "hold them, one that quantizes and dequantizes can"
         )
     writer = _IntegerWriter(network)
     for node in network.module.graph.nodes:

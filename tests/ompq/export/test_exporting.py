@@ -18,6 +18,7 @@ from ompq.assignment import uniform
 from ompq.data import make_loader
 from ompq.errors import OmpqError
 from ompq.export import TARGETS, TestImages, export_network, verify_file
+from ompq.export.runtimes import open_onnx
 from ompq.export.test_images import find_test_images
 from ompq.graph import trace
 from ompq.integer import ConversionSettings, calibrate, convert_to_integers
@@ -152,6 +153,10 @@ def test_without_a_runtime_a_file_is_written_and_that_is_said(
     onnx, c = export_network(read, ["onnx", "c"], tmp_path, say=told.append)
     assert onnx.file.is_file() and c.file.is_file() and not onnx.logits and not c.logits
     assert len(told) == 2 and "pip install onnxruntime" in told[0] and "`cc`" in told[1]
+    monkeypatch.undo()
+    needs_runtime("onnx")
+    again = verify_file(onnx.file)
+    assert again.logits == 80 and again.notes[0] == "it was not run where it was written"
 
 
 def test_a_file_that_was_changed_is_found(read: Artifact, digits: Tensor, tmp_path: Path) -> None:
@@ -162,23 +167,71 @@ def test_a_file_that_was_changed_is_found(read: Artifact, digits: Tensor, tmp_pa
     packed.file.write_bytes(content)
     with pytest.raises(OmpqError, match="damaged"):
         verify_file(packed.file)
-    text = c.file.read_text()
-    begin = text.index("{", text.index("static const int32_t")) + 1
-    c.file.write_text(f"{text[:begin]}1000000 + {text[begin:].lstrip()}")
-    with pytest.raises(OmpqError, match="logits differ"):
-        verify_file(c.file)
+    for name in ("model.c", "model.h", "test_vectors.h"):
+        changed = c.file.with_name(name)
+        text = changed.read_text()
+        changed.write_text(text.replace("0", "1", 1))
+        with pytest.raises(OmpqError, match=rf"{name} is .*damaged"):
+            verify_file(c.file)
+        changed.unlink()
+        with pytest.raises(OmpqError, match=rf"cannot read .*{name}|{name} does not exist"):
+            verify_file(c.file)
+        changed.write_text(text)
+    assert verify_file(c.file).size == c.size
 
 
-def test_a_changed_model_is_found(read: Artifact, digits: Tensor, tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
+@pytest.mark.parametrize("target", ["onnx", "onnx-packed", "onnx-integer"])
+def test_a_changed_model_is_found(
+    target: str, read: Artifact, digits: Tensor, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
     needs_runtime("onnx")
-    (found,) = export_network(read, ["onnx-integer"], tmp_path, digits)
-    model = onnx.load(found.file)
-    largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
-    largest.raw_data = bytes(value ^ 1 for value in largest.raw_data)
-    onnx.save(model, found.file)
-    with pytest.raises(OmpqError, match="computes something else"):
+    (found,) = export_network(read, [target], tmp_path, digits)
+    content = found.file.read_bytes()
+    middle = len(content) // 2
+    for changed in (
+        b"",
+        content[:-100],
+        content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+    ):
+        found.file.write_bytes(changed)
+        with pytest.raises(OmpqError, match="damaged, changed or of another network"):
+            verify_file(found.file)
+    found.file.write_bytes(content)
+    verify_file(found.file)
+    tests = find_test_images(found.file)
+    held = bytearray(tests.read_bytes())
+    held[-1] ^= 1
+    tests.write_bytes(held)
+    with pytest.raises(OmpqError, match=rf"{tests.name} is damaged"):
         verify_file(found.file)
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind"])
+def test_what_is_no_model_is_said_in_one_line(content: bytes, tmp_path: Path) -> None:
+    needs_runtime("onnx")
+    file = tmp_path / "model.onnx"
+    file.write_bytes(content)
+    with pytest.raises(OmpqError, match="ONNX Runtime cannot read") as raised:
+        open_onnx(file)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_others_made_or_changed_is_not_replaced(
+    read: Artifact, digits: Tensor, tmp_path: Path
+) -> None:
+    (found,) = export_network(read, ["packed"], tmp_path, digits)
+    export_network(read, ["packed"], tmp_path, digits)
+    content = found.file.read_bytes() + b" "
+    found.file.write_bytes(content)
+    with pytest.raises(OmpqError, match=rf"{found.file.name} is no file that an export wrote"):
+        export_network(read, ["packed"], tmp_path, digits)
+    assert found.file.read_bytes() == content
+    needs_runtime("c")
+    (tmp_path / "model.h").write_text("mine")
+    with pytest.raises(OmpqError, match=r"model\.h is no file that an export wrote"):
+        export_network(read, ["c"], tmp_path, digits)
+    assert not (tmp_path / "model.c").exists() and (tmp_path / "model.h").read_text() == "mine"
 
 
 def test_what_cannot_be_verified_is_said(read: Artifact, tmp_path: Path) -> None:
@@ -188,6 +241,8 @@ def test_what_cannot_be_verified_is_said(read: Artifact, tmp_path: Path) -> None
     find_test_images(found.file).unlink()
     with pytest.raises(OmpqError, match=r"test\.safetensors does not exist"):
         verify_file(found.file)
+    with pytest.raises(OmpqError, match="is a folder"):
+        verify_file(tmp_path)
     other = tmp_path / "notes.txt"
     other.write_text("")
     with pytest.raises(OmpqError, match="does not exist"):

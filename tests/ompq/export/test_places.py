@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ompq.errors import OmpqError
-from ompq.export.places import put_into_place
+from ompq.export.places import put_all_into_place
 
 
 def make_folder(folder: Path, *names: str, text: str = "new") -> Path:
@@ -22,12 +22,28 @@ def made(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "room" / "web", "index.html", "model.onnx")
 
 
-def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
-    made, place = tmp_path / "made", tmp_path / "place"
-    made.write_text("new")
-    place.write_text("old")
-    put_into_place(made, place)
-    assert place.read_text() == "new" and not made.exists()
+def test_files_take_empty_places(tmp_path: Path) -> None:
+    room = make_folder(tmp_path / "room", "model.c", "model.h")
+    put_all_into_place(room, tmp_path)
+    assert (tmp_path / "model.c").read_text() == (tmp_path / "model.h").read_text() == "new"
+    assert not list(room.iterdir())
+
+
+@pytest.mark.parametrize("taken", ["model.c", "model.h"])
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_no_export_wrote_stops_all_of_it(kind: str, taken: str, tmp_path: Path) -> None:
+    room = make_folder(tmp_path / "room", "model.c", "model.h")
+    place = tmp_path / taken
+    if kind == "file":
+        place.write_text("mine")
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OmpqError, match=taken):
+        put_all_into_place(room, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["room", taken])
+    assert kind != "file" or place.read_text() == "mine"
 
 
 @pytest.mark.parametrize("litter", [(), (".DS_Store",)])
@@ -35,7 +51,7 @@ def test_a_folder_takes_the_place_of_an_earlier_one_as_a_whole(
     litter: tuple[str, ...], made: Path, tmp_path: Path
 ) -> None:
     place = make_folder(tmp_path / "web", "index.html", "model.onnx", *litter, text="old")
-    put_into_place(made, place)
+    put_all_into_place(made.parent, tmp_path)
     assert sorted(file.name for file in place.iterdir()) == ["index.html", "model.onnx"]
     assert all(file.read_text() == "new" for file in place.iterdir())
     assert not made.exists()
@@ -43,7 +59,7 @@ def test_a_folder_takes_the_place_of_an_earlier_one_as_a_whole(
 
 def test_a_folder_takes_an_empty_place(made: Path, tmp_path: Path) -> None:
     (tmp_path / "web").mkdir()
-    put_into_place(made, tmp_path / "web")
+    put_all_into_place(made.parent, tmp_path)
     assert (tmp_path / "web" / "index.html").read_text() == "new"
 
 
@@ -60,7 +76,7 @@ def test_a_folder_of_the_users_own_is_left_alone(
 ) -> None:
     place = make_folder(tmp_path / "web", *names, text="old")
     with pytest.raises(OmpqError, match=message) as raised:
-        put_into_place(made, place)
+        put_all_into_place(made.parent, tmp_path)
     assert str(place) in str(raised.value) and "\n" not in str(raised.value)
     assert sorted(file.name for file in place.iterdir()) == sorted(names)
     assert all(file.read_text() == "old" for file in place.iterdir())
@@ -76,7 +92,7 @@ def test_what_is_no_folder_is_left_alone(kind: str, made: Path, tmp_path: Path) 
     if kind == "link":
         elsewhere.mkdir()
     with pytest.raises(OmpqError, match="is no folder"):
-        put_into_place(made, place)
+        put_all_into_place(made.parent, tmp_path)
     assert place.is_symlink() == (kind != "file") and made.is_dir()
 
 
@@ -93,5 +109,5 @@ def test_where_the_new_folder_cannot_come_the_earlier_one_comes_back(
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="no"):
-        put_into_place(made, place)
+        put_all_into_place(made.parent, tmp_path)
     assert (place / "index.html").read_text() == "old"
