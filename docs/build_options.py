@@ -10,6 +10,7 @@ if __name__ == "__main__":  # started by its path: see the repository, not this 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from mixed_bit import options as bits
+from ompq.debug.options import build_parser as build_debug_parser
 from ompq.export.options import build_parser as build_export_parser
 from ompq.files import write_text
 from ompq.options import Parser
@@ -31,6 +32,7 @@ SCRIPTS = {
     "PTQ/main_imagenet.py": ("ompq-ptq", build_ptq_parser),
     "QAT/quant_train.py": ("ompq-qat", build_qat_parser),
     "ompq/export/__main__.py": ("ompq-export", build_export_parser),
+    "ompq/debug/__main__.py": ("ompq-debug", build_debug_parser),
 }
 
 

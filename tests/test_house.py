@@ -191,7 +191,7 @@ def test_installed_commands_exist() -> None:
         for entry in metadata.entry_points(group="console_scripts")
         if entry.name.startswith("ompq-")
     }
-    names = {"bits", "compare", "cost", "export", "latency", "ptq", "qat"}
+    names = {"bits", "compare", "cost", "debug", "export", "latency", "ptq", "qat"}
     assert set(commands) == {f"ompq-{name}" for name in names}
     assert all(callable(entry.load()) for entry in commands.values())
 

@@ -17,6 +17,7 @@ from docs import build_options
 from examples import photographs, train_float
 from mixed_bit import options as bits
 from ompq.assignment import resolve
+from ompq.export.options import build_parser as build_export_parser
 from ompq.graph import trace
 from PTQ import options as ptq
 from QAT import options as qat
@@ -32,6 +33,7 @@ PARSERS = {
     "photographs.py": photographs.build_parser,
     "quant_train.py": qat.build_parser,
     "ompq-bits": bits.build_search_parser,
+    "ompq-export": build_export_parser,
     "ompq-cost": bits.build_cost_parser,
     "ompq-latency": bits.build_latency_parser,
     "ompq-ptq": ptq.build_parser,

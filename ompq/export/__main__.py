@@ -15,11 +15,11 @@ with interruptible_imports():
     from ompq.errors import OmpqError
     from ompq.export.checks import verify_file
     from ompq.export.exporting import draw_images, export_network
-    from ompq.export.images import find_data, read_images
     from ompq.export.options import build_parser, check_verification, choose_targets
     from ompq.export.report import print_table
     from ompq.export.targets import WEB_FOLDER, list_files
     from ompq.files import check_writable, lock_folder
+    from ompq.stored_images import find_data, read_images
 
 
 def export(arguments: argparse.Namespace) -> None:

@@ -1,9 +1,10 @@
-"""Images that an exported network is compared on: those of the run that quantized it, if it can."""
+"""Images that a stored network is tried on: those of the run that quantized it, where it tells."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,15 +31,29 @@ def find_data(source: Path, root: Path | None) -> tuple[str | None, Path | None]
         OmpqError: The results cannot be read.
     """
     folder = source if source.is_dir() else source.parent
-    file = folder / _RESULTS
-    if not file.is_file():
+    if not (folder / _RESULTS).is_file():
         return None, root
+    given = read_run(folder)
+    held = given.get("data")
+    return str(given.get("dataset")), root or (None if held is None else Path(held))
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read the command line of the run that wrote a folder, by the names of its options' fields.
+
+    Raises:
+        OmpqError: The run's results are missing or damaged.
+    """
+    file = folder / _RESULTS
     try:
         given = json.loads(file.read_text(encoding="utf-8"))["arguments"]
-        held = given["data"]
-        return str(given["dataset"]), root or (None if held is None else Path(held))
+        return {"dataset": given["dataset"], **given}
+    except FileNotFoundError as error:
+        raise OmpqError(
+            f"{file} does not exist; give the output folder of a finished run"
+        ) from error
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise OmpqError(f"{file} cannot be read or names no data set") from error
+        raise OmpqError(f"{file} cannot be read, or is no result of a run") from error
 
 
 def read_images(
