@@ -31,6 +31,7 @@ _FIELDS = {
     "symmetric": "sym",
     "weight_iterations": "iters_w",
     "act_iterations": "iters_a",
+    "tuning_iterations": "iters_t",
     "rounding_weight": "weight",
     "act_lr": "lr",
     "act_power": "p",
@@ -136,6 +137,12 @@ def _add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--b_end", type=float, default=2.0, help="its exponent at the end")
     group.add_argument("--warmup", type=float, default=0.2, help="share of steps without it")
     group.add_argument("--iters_a", type=int, default=5000, help="steps per block for activations")
+    group.add_argument(
+        "--iters_t",
+        type=int,
+        help="steps that tune all scales and biases together at the end, by the divergence from "
+        "the float network (default: as --iters_a)",
+    )
     group.add_argument("--lr", type=float, default=4e-4, help="learning rate of activation scales")
     group.add_argument("--p", type=float, default=2.4, help="p of the activations' L_p loss")
     group.add_argument("--loss", choices=LOSSES, default="mse", help="loss of a block")
@@ -159,6 +166,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         quantize_sums=arguments.quantize_sums,
         weight_iterations=arguments.iters_w,
         act_iterations=arguments.iters_a,
+        tuning_iterations=arguments.iters_t,
         rounding_weight=arguments.weight,
         b_start=arguments.b_start,
         b_end=arguments.b_end,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from ompq.quantized import QuantizedNetwork
 from ompq.quantizers import enabled
 from ompq.runtime import say
 from PTQ.activation_cache import ActivationCache
-from PTQ.block_result import BlockReport
-from PTQ.quantize import quantize_network, round_to_nearest
+from PTQ.quantize import Reports, quantize_network, round_to_nearest
 from PTQ.resume import FinishedBlocks
 from PTQ.settings import Settings
 
@@ -54,7 +53,7 @@ class QuantizationResult:
 
     Attributes:
         network: Quantized network.
-        reports: Reports of its blocks, in execution order.
+        reports: Reports of its blocks, in execution order, and of the tuning.
         float_row: Row of the float network.
         rounded_row: Row of the network with weights rounded to nearest, activations in float.
         weights_row: Row of the network with reconstructed weights, activations in float.
@@ -66,7 +65,7 @@ class QuantizationResult:
     """
 
     network: QuantizedNetwork
-    reports: Sequence[BlockReport]
+    reports: Reports
     float_row: StageRow
     rounded_row: StageRow
     weights_row: StageRow
@@ -185,7 +184,7 @@ def quantize_and_measure(
     start = time.perf_counter()
     network, reports = _reconstruct(task, assignment, state)
     rounded_row = rounded_row or measure_rounded(task, assignment)
-    spent = sum(report.seconds for report in reports)
+    spent = sum(report.seconds for report in reports) + reports.tuning.seconds
     size = assignment.size_mb
     with enabled(network.module, False):
         operations = count_bit_operations(assignment, act_quant=False)
@@ -212,7 +211,7 @@ def quantize_and_measure(
 
 def _reconstruct(
     task: QuantizationTask, assignment: Assignment, state: str
-) -> tuple[QuantizedNetwork, list[BlockReport]]:
+) -> tuple[QuantizedNetwork, Reports]:
     """Quantize the network of a task; its finished blocks are remembered under the name `state`."""
     device = next(task.graph.module.parameters()).device
     folder = task.folder / _STATE
@@ -257,7 +256,7 @@ def measure_control(task: QuantizationTask, assignment: Assignment) -> StageRow:
         assignment.size_mb,
         count_bit_operations(assignment, task.settings.act_quant),
         task.predict(network.module),
-        sum(report.seconds for report in reports),
+        sum(report.seconds for report in reports) + reports.tuning.seconds,
     )
 
 
@@ -276,6 +275,8 @@ def compute_fingerprint(task: QuantizationTask, assignment: Assignment) -> dict[
     settings = asdict(task.settings)
     # Where values are kept changes nothing of the result: a run may go on with another place.
     del settings["cache_device"]
+    # Tuning comes after all blocks, and is done anew.
+    del settings["tuning_iterations"]
     weights = 0
     for value in task.graph.module.state_dict().values():
         weights = zlib.crc32(value.cpu().contiguous().numpy().tobytes(), weights)

@@ -45,9 +45,20 @@ from PTQ.reconstruct import (
 )
 from PTQ.resume import FinishedBlocks
 from PTQ.settings import Settings
+from PTQ.tuning import TuningReport, tune_steps
 
 MINIMUM_IMAGES = 2
 _FORWARD_BATCH = 128
+
+
+class Reports(list[BlockReport]):
+    """The reports of all blocks, in execution order.
+
+    Attributes:
+        tuning: Report of the tuning that followed them.
+    """
+
+    tuning: TuningReport
 
 
 def round_to_nearest(
@@ -80,8 +91,10 @@ def quantize_network(
     cache: ActivationCache | None = None,
     finished: FinishedBlocks | None = None,
     say: Callable[[str], None] = say,
-) -> tuple[QuantizedNetwork, list[BlockReport]]:
+) -> tuple[QuantizedNetwork, Reports]:
     """Quantize a network by reconstructing its blocks in order (BRECQ, arXiv:2102.05426).
+
+    At the end scales and biases of all blocks are tuned together.
 
     Args:
         network: Float network on the device to compute on, a module or its traced graph; it is
@@ -97,8 +110,9 @@ def quantize_network(
         say: Function that is told what a user should know; it prints by default.
 
     Returns:
-        The quantized network and one report per block. If `settings.act_quant` is set, its
-        activation quantizers are enabled, and its `integers` are what is deployed.
+        The quantized network and one report per block, with that of the tuning. If
+        `settings.act_quant` is set, its activation quantizers are enabled, and its `integers` are
+        what is deployed.
 
     Raises:
         OmpqError: Too few images, NaN in them, a network that cannot be traced, or no room for the
@@ -129,7 +143,7 @@ def quantize_network(
         importances = measure_output_importances(
             teacher.module, blocks, images, cache, settings.seed
         )
-    reports = []
+    reports = Reports()
     say("loss of every block on the calibration images, rounded → learned:")
     for number, block in enumerate(blocks):
         source = extract_subgraph(teacher.module, block)
@@ -162,6 +176,10 @@ def quantize_network(
         reports.append(result.report)
         quantized_values |= _run(target, block, quantized_values, cache, device)
         _drop_unread(blocks[number + 1 :], float_values, quantized_values)
+    torch.manual_seed(settings.seed)
+    reports.tuning = tune_steps(student, teacher.module, images, settings)
+    if settings.tuning_steps:
+        say(reports.tuning.format_line())
     if prepared is not None:
         finish_integers(prepared, student, images)
     return student, reports

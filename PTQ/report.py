@@ -64,6 +64,7 @@ def build_results(
         "bops_g": final.bops_g,
         "seconds": seconds,
         "blocks": [report.to_json() for report in result.reports],
+        "tuning": result.reports.tuning.to_json(),
         "control": None if control is None else _build_control(control, result.float_row),
         "arguments": dict(arguments),
         "versions": versions(),

@@ -28,6 +28,9 @@ class Settings:
             integers do.
         weight_iterations: Steps of AdaRound per block.
         act_iterations: Steps per block that learn the scales of the activations.
+        tuning_iterations: Steps that tune scales and biases of the whole network together at the
+            end, to give the float network's logits; None for as many as `act_iterations` where
+            activations are quantized, else none.
         batch_size: Images per step.
         rounding_weight: Weight λ of AdaRound's regulariser.
         b_start: Exponent of the regulariser when it sets in.
@@ -54,6 +57,7 @@ class Settings:
     quantize_sums: bool = True
     weight_iterations: int = 20000
     act_iterations: int = 5000
+    tuning_iterations: int | None = None
     batch_size: int = 32
     rounding_weight: float = 0.01
     b_start: float = 20.0
@@ -74,6 +78,8 @@ class Settings:
         self._check_choice("cache_device", CACHE_DEVICES)
         self._check_minimum("weight_iterations", 0)
         self._check_minimum("act_iterations", 0)
+        if self.tuning_iterations is not None:
+            self._check_minimum("tuning_iterations", 0)
         self._check_minimum("batch_size", 1)
         self._check_minimum("rounding_weight", 0)
         self._check_minimum("b_start", 1)
@@ -85,6 +91,17 @@ class Settings:
         self._check_share("drop_probability")
         if self.drop_probability is not None and not self.act_quant:
             raise OmpqError("`drop_probability` drops quantized activations; give `act_quant` too")
+
+    @property
+    def tuning_steps(self) -> int:
+        """Return the number of steps that tune the whole network.
+
+        >>> Settings(act_iterations=200).tuning_steps, Settings(act_quant=False).tuning_steps
+        (200, 0)
+        """
+        if self.tuning_iterations is not None:
+            return self.tuning_iterations
+        return self.act_iterations if self.act_quant else 0
 
     def is_symmetric(self, bits: int) -> bool:
         """Tell whether weights of a width are quantized symmetrically.

@@ -1,0 +1,278 @@
+"""Step sizes and biases of the whole network, tuned against the float network's logits.
+
+Every block was made to give what the float one gives; what is left of the errors adds up from
+block to block. Here the integers of all weights stay as they are. The scales of weights and
+activations (learned step sizes, LSQ, arXiv:1902.08153) and the biases learn together, by the
+divergence of the logits (distillation, arXiv:1503.02531),
+
+    KL(softmax(float logits) ‖ softmax(quantized logits)),
+
+on the calibration images, without labels. So few numbers hardly overfit; a part of the images is
+held back all the same, and where they tell no gain everything stays as it was.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import kl_div
+
+from ompq.quantized import QuantizedNetwork, QuantizedWeight
+from ompq.quantizers import QuantParams
+from ompq.runtime import progress
+from PTQ.settings import Settings
+
+# One image of so many is held back, of at least so many.
+_HELD_BACK = 8
+_LEAST_IMAGES = 16
+_FORWARD_BATCH = 128
+# Share of a value that Adam's first steps move it by.
+_WEIGHT_SCALE_RATE = 1e-3
+_ACTIVATION_SCALE_RATE = 2e-3
+_BIAS_RATE = 1e-3
+# A tuned scale keeps at least this share of what it was.
+_LEAST_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class TuningReport:
+    """A report of what tuning did to the divergence from the float network, in nats.
+
+    Attributes:
+        iterations: Steps that were taken.
+        before: Divergence on the images that were held back, before.
+        after: Divergence on them with what was kept.
+        kept: What was kept: `tuned`, or `as reconstructed` with the reason.
+        seconds: Wall-clock seconds.
+    """
+
+    iterations: int
+    before: float | None
+    after: float | None
+    kept: str
+    seconds: float
+
+    def format_line(self) -> str:
+        """Return the report as one line for a person to read.
+
+        >>> TuningReport(200, 0.14, 0.12, "tuned", 70.25).format_line()
+        'step sizes and biases together: divergence 0.14 → 0.12 on images held back; 70.2 s'
+        >>> TuningReport(0, None, None, "as reconstructed (too few images)", 0.0).format_line()
+        'step sizes and biases together: kept as reconstructed (too few images)'
+        """
+        begin = "step sizes and biases together"
+        if self.before is None or self.after is None:
+            return f"{begin}: kept {self.kept}"
+        change = f"divergence {self.before:.3g} → {self.after:.3g} on images held back"
+        if not self.after < self.before:
+            change = f"divergence {self.before:.3g} on images held back, kept {self.kept}"
+        return f"{begin}: {change}; {self.seconds:.1f} s"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+class _Tuned:
+    """What of a quantized network learns, and what it was.
+
+    Attributes:
+        ratios: Layer → logarithm of what the scales of its weight are multiplied by, one per
+            scale; layers that share a weight share them.
+        biases: Layer → bias.
+        quantizers: Activation quantizers in use.
+    """
+
+    def __init__(self, network: QuantizedNetwork) -> None:
+        self.network = network
+        self.quantizers = [q for q in network.activations().values() if q.enabled]
+        self.weights, self.ratios, self.biases = {}, {}, {}
+        shared: dict[str, nn.Parameter] = {}
+        owners = network.graph.weight_owners()
+        for name, weight in network.weights.items():
+            layer = network.graph.layer_module(name)
+            values = layer.weight.detach()
+            scale = weight.params.scale
+            if owners[name] not in shared:
+                shared[owners[name]] = nn.Parameter(torch.zeros_like(scale, device=values.device))
+            self.ratios[name] = shared[owners[name]]
+            self.weights[name] = values.clone()
+            if layer.bias is not None:
+                self.biases[name] = nn.Parameter(layer.bias.detach().clone())
+        self.before = [quantizer.params for quantizer in self.quantizers]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return parameter groups of an optimizer whose steps are shares of each value."""
+        biases = [
+            {"params": [bias], "lr": _BIAS_RATE * float(bias.detach().abs().mean())}
+            for bias in self.biases.values()
+        ]
+        scales = [
+            {"params": [quantizer.scale], "lr": _ACTIVATION_SCALE_RATE * float(params.scale)}
+            for quantizer, params in zip(self.quantizers, self.before, strict=True)
+        ]
+        ratios = list(dict.fromkeys(self.ratios.values()))
+        return [{"params": ratios, "lr": _WEIGHT_SCALE_RATE}, *biases, *scales]
+
+    def compute(self, images: Tensor) -> Tensor:
+        """Return the logits with the current scales and biases."""
+        values = {
+            f"{name}.weight": weight * self._align(name, weight)
+            for name, weight in self.weights.items()
+        }
+        values |= {f"{name}.bias": bias for name, bias in self.biases.items()}
+        # Layers that share a weight are given the same values under each name.
+        logits: Tensor = functional_call(self.network.module, values, (images,), tie_weights=False)
+        return logits
+
+    def _align(self, name: str, weight: Tensor) -> Tensor:
+        ratio = self.ratios[name].exp()
+        return ratio.view(-1, *[1] * (weight.dim() - 1)) if ratio.dim() else ratio
+
+    @torch.no_grad()
+    def bound_scales(self) -> None:
+        """Keep scales positive: Adam's steps are as long for a small scale as for a large one."""
+        for quantizer, params in zip(self.quantizers, self.before, strict=True):
+            quantizer.scale.clamp_(min=float(params.scale) * _LEAST_SHARE)
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Give the network the tuned values, biases on the grid of the sums again."""
+        network = self.network
+        for name, weight in list(network.weights.items()):
+            given = weight.params
+            scale = given.scale * self.ratios[name].detach().exp().cpu()
+            params = QuantParams(scale, given.zero_point, given.low, given.high)
+            network.set_weight(name, QuantizedWeight.of(weight.integers, params))
+        for name, bias in self.biases.items():
+            _set_bias(network, name, bias)
+        for name in network.weights:
+            network.round_bias(name)
+
+    def is_finite(self) -> bool:
+        """Tell whether every tuned value is."""
+        tuned = [*self.ratios.values(), *self.biases.values()]
+        tuned += [quantizer.scale for quantizer in self.quantizers]
+        return all(bool(value.isfinite().all()) for value in tuned)
+
+
+def tune_steps(
+    network: QuantizedNetwork, teacher: nn.Module, images: Tensor, settings: Settings
+) -> TuningReport:
+    """Tune scales and biases of a quantized network in place; it is never worse than before.
+
+    Args:
+        network: Quantized network, on the device to compute on.
+        teacher: Float network.
+        images: Calibration images, n × channels × height × width, normalised, on any device.
+        settings: Settings of the reconstruction.
+    """
+    steps = settings.tuning_steps
+    if not steps or len(images) < _LEAST_IMAGES:
+        reason = "too few images" if steps else "no steps"
+        return TuningReport(0, None, None, f"as reconstructed ({reason})", 0.0)
+    start = time.perf_counter()
+    held = torch.arange(len(images)) % _HELD_BACK == _HELD_BACK - 1
+    told, judged = images[~held], images[held]
+    before = measure_divergence(network.module, teacher, judged)
+    earlier = network.copy()
+    tuned = _Tuned(network)
+    finite = _learn(tuned, teacher, told, settings)
+    kept, after = "tuned", before
+    if finite:
+        tuned.write()
+        after = measure_divergence(network.module, teacher, judged)
+    if not finite or not after < before:
+        _restore(network, earlier, tuned)
+        kept = "as reconstructed" if finite else "as reconstructed (the loss was not finite)"
+        after = before
+    return TuningReport(steps, before, after, kept, time.perf_counter() - start)
+
+
+def _learn(tuned: _Tuned, teacher: nn.Module, images: Tensor, settings: Settings) -> bool:
+    """Take the steps, and tell whether everything stayed finite."""
+    device = next(teacher.parameters()).device
+    steps = settings.tuning_steps
+    optimizer = torch.optim.Adam(tuned.groups())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    for quantizer in tuned.quantizers:
+        quantizer.scale.requires_grad_(True)
+    try:
+        bar = progress(range(steps), "step sizes and biases", steps)
+        for step in bar:
+            batch = images[torch.randperm(len(images))[: settings.batch_size]].to(device)
+            with torch.no_grad():
+                taught = teacher(batch).flatten(1)
+            loss = compute_divergence(tuned.compute(batch).flatten(1), taught)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            tuned.bound_scales()
+            if step % 50 == 0 or step == steps - 1:
+                bar.set_postfix_str(f"divergence {float(loss.detach()):.4g}", refresh=False)
+    finally:
+        for quantizer in tuned.quantizers:
+            quantizer.scale.requires_grad_(False)
+            quantizer.scale.grad = None
+    return tuned.is_finite()
+
+
+def compute_divergence(logits: Tensor, taught: Tensor) -> Tensor:
+    """Compute KL(softmax(taught) ‖ softmax(logits)) in nats, averaged over images.
+
+    >>> taught = torch.tensor([[0.0, 0.0]])
+    >>> logits = torch.tensor([[0.0, math.log(3)]])
+    >>> round(float(compute_divergence(logits, taught)), 4)  # ln(2 / √3)
+    0.1438
+
+    Args:
+        logits: Logits, n × classes.
+        taught: Logits of the network that teaches, n × classes.
+    """
+    return kl_div(
+        logits.log_softmax(dim=1), taught.log_softmax(dim=1), log_target=True, reduction="batchmean"
+    )
+
+
+@torch.inference_mode()
+def measure_divergence(module: nn.Module, teacher: nn.Module, images: Tensor) -> float:
+    """Measure the mean divergence of a network from its teacher, in nats.
+
+    Args:
+        module: Network.
+        teacher: Network that teaches.
+        images: Images, n × channels × height × width, normalised, on any device.
+    """
+    device = next(teacher.parameters()).device
+    total = 0.0
+    for batch in images.split(_FORWARD_BATCH):
+        given = batch.to(device)
+        # Copies: a network may change what it is given in place.
+        logits = module(given.clone()).double().flatten(1)
+        total += float(compute_divergence(logits, teacher(given).double().flatten(1))) * len(batch)
+    return total / len(images)
+
+
+@torch.no_grad()
+def _restore(network: QuantizedNetwork, earlier: QuantizedNetwork, tuned: _Tuned) -> None:
+    """Give a network what it had before."""
+    for name, weight in earlier.weights.items():
+        network.set_weight(name, weight)
+        bias = earlier.graph.layer_module(name).bias
+        if bias is not None:
+            _set_bias(network, name, bias)
+    for quantizer, params in zip(tuned.quantizers, tuned.before, strict=True):
+        quantizer.set(params)
+
+
+def _set_bias(network: QuantizedNetwork, layer: str, bias: Tensor) -> None:
+    held = network.graph.layer_module(layer).bias
+    if held is None:
+        raise TypeError(f"{layer} has no bias")
+    held.copy_(bias)

@@ -1,0 +1,143 @@
+"""Scales and biases tuned together: nearer to the float network, and never worse."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kinds import build_kind, draw_images
+from torch import Tensor, nn
+
+from ompq.assignment import uniform
+from ompq.data import calibration_images, preprocess_for
+from ompq.graph import fold_batch_norm, trace
+from ompq.quantized import QuantizedNetwork
+from ompq.zoo import load_network
+from PTQ import Settings, quantize_network
+from PTQ.tuning import compute_divergence, measure_divergence, tune_steps
+
+UNTUNED = Settings(weight_iterations=20, act_iterations=10, tuning_iterations=0, batch_size=16)
+STEPS = Settings(tuning_iterations=40, batch_size=16)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 5), st.integers(2, 6), st.integers(0, 100))
+def test_the_divergence_is_that_of_the_formula(count: int, classes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits, taught = rng.normal(scale=3, size=(2, count, classes))
+    p, q = (np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in (taught, logits))
+    expected = (p * np.log(p / q)).sum(1).mean()
+    found = compute_divergence(torch.tensor(logits), torch.tensor(taught))
+    assert math.isclose(float(found), expected, rel_tol=1e-9, abs_tol=1e-12)
+
+
+class Case:
+    """A network that was reconstructed without tuning, and its teacher."""
+
+    def __init__(self, network: nn.Module, images: Tensor, width: int, act_bits: int) -> None:
+        self.images = images
+        graph = trace(network, tuple(images.shape[1:]))
+        widths = uniform(graph.groups, width, act_bits)
+        self.quantized, _ = quantize_network(graph, widths, images, UNTUNED, say=lambda _: None)
+        self.teacher = fold_batch_norm(graph).module
+
+    def state(self) -> dict[str, Tensor]:
+        held = self.quantized.module.state_dict()
+        return {name: value.clone() for name, value in held.items()}
+
+
+@pytest.fixture
+def digits(trained: Path) -> Case:
+    torch.manual_seed(0)
+    network = load_network("small_resnet", path=trained)
+    preprocess = preprocess_for("digits", network.preprocess)
+    images = calibration_images("digits", None, preprocess, 256).images
+    return Case(network.module, images, 2, 3)
+
+
+def integers_of(network: QuantizedNetwork) -> dict[str, Tensor]:
+    return {name: weight.integers for name, weight in network.weights.items()}
+
+
+def test_it_brings_the_logits_nearer_and_keeps_the_integers(digits: Case) -> None:
+    network, held = digits.quantized, torch.arange(len(digits.images)) % 8 == 7
+    integers, before = integers_of(network), digits.state()
+    far = measure_divergence(network.module, digits.teacher, digits.images[held])
+    torch.manual_seed(0)
+    report = tune_steps(network, digits.teacher, digits.images, STEPS)
+    assert report.kept == "tuned" and report.iterations == 40
+    assert report.before == pytest.approx(far)
+    near = measure_divergence(network.module, digits.teacher, digits.images[held])
+    assert near == pytest.approx(report.after) and near < 0.95 * far
+    for name, found in integers_of(network).items():
+        assert torch.equal(found, integers[name])
+        layer, weight = network.graph.layer_module(name), network.weights[name]
+        assert torch.equal(layer.weight, weight.values())
+        source = network.find_source(name)
+        assert layer.bias is not None and source is not None
+        sums = layer.bias.double() / (weight.params.scale.double() * source.params.scale.double())
+        assert torch.allclose(sums, sums.round(), atol=1e-2)
+    changed = [name for name, value in digits.state().items() if not value.equal(before[name])]
+    assert any(name.endswith("scale") for name in changed)
+    assert not any(p.requires_grad for p in network.module.parameters())
+
+
+class Lost(nn.Module):
+    """A teacher whose logits are not finite, or those of the network itself."""
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) * self.factor
+
+
+@pytest.mark.parametrize("factor", [math.nan, 1.0])
+def test_without_a_gain_everything_stays_to_the_bit(factor: float, digits: Case) -> None:
+    network, before = digits.quantized, digits.state()
+    teacher = Lost(network.copy().module, factor)
+    for quantizer, own in zip(
+        QuantizedNetwork(network.graph.with_module(teacher.network)).activations().values(),
+        network.activations().values(),
+        strict=True,
+    ):
+        quantizer.enabled = own.enabled
+    report = tune_steps(network, teacher, digits.images, STEPS)
+    assert report.kept.startswith("as reconstructed")
+    after = digits.state()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_layers_that_share_a_weight_share_its_scale() -> None:
+    case = Case(build_kind("tied weights"), draw_images(64), 3, 4)
+    report = tune_steps(case.quantized, case.teacher, case.images, STEPS)
+    assert report.before is not None and report.after is not None
+    assert report.after <= report.before
+    weights = case.quantized.weights
+    assert torch.equal(weights["a"].params.scale, weights["b"].params.scale)
+    assert torch.equal(weights["a"].integers, weights["b"].integers)
+
+
+def test_too_few_images_are_left_alone(digits: Case) -> None:
+    before = digits.state()
+    report = tune_steps(digits.quantized, digits.teacher, digits.images[:15], STEPS)
+    assert "too few images" in report.format_line()
+    assert all(torch.equal(digits.state()[name], value) for name, value in before.items())
+
+
+def test_a_seed_gives_the_same_network(digits: Case) -> None:
+    other = Case.__new__(Case)
+    other.quantized = digits.quantized.copy()
+    for quantizer in other.quantized.activations().values():
+        quantizer.enabled = True
+    for network in (digits.quantized, other.quantized):
+        torch.manual_seed(3)
+        tune_steps(network, digits.teacher, digits.images, STEPS)
+    one, two = digits.state(), other.state()
+    assert all(torch.equal(one[name], two[name]) for name in one)
