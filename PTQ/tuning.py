@@ -13,6 +13,7 @@ held back all the same, and where they tell no gain everything stays as it was.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,10 +32,11 @@ from PTQ.settings import Settings
 _HELD_BACK = 8
 _LEAST_IMAGES = 16
 _FORWARD_BATCH = 128
-# Share of a value that Adam's first steps move it by.
-_WEIGHT_SCALE_RATE = 1e-3
-_ACTIVATION_SCALE_RATE = 2e-3
-_BIAS_RATE = 1e-3
+# Share of a value that Adam's first steps move it by; smaller where there are more steps than few.
+_WEIGHT_SCALE_RATE = 3e-3
+_ACTIVATION_SCALE_RATE = 6e-3
+_BIAS_RATE = 3e-3
+_FEW_STEPS = 200
 # A tuned scale keeps at least this share of what it was.
 _LEAST_SHARE = 0.1
 
@@ -106,18 +108,20 @@ class _Tuned:
                 self.biases[name] = nn.Parameter(layer.bias.detach().clone())
         self.before = [quantizer.params for quantizer in self.quantizers]
 
-    def groups(self) -> list[dict[str, Any]]:
+    def groups(self, steps: int) -> list[dict[str, Any]]:
         """Return parameter groups of an optimizer whose steps are shares of each value."""
+        part = min(1.0, math.sqrt(_FEW_STEPS / steps))
         biases = [
-            {"params": [bias], "lr": _BIAS_RATE * float(bias.detach().abs().mean())}
+            {"params": [bias], "lr": part * _BIAS_RATE * float(bias.detach().abs().mean())}
             for bias in self.biases.values()
         ]
+        rate = part * _ACTIVATION_SCALE_RATE
         scales = [
-            {"params": [quantizer.scale], "lr": _ACTIVATION_SCALE_RATE * float(params.scale)}
+            {"params": [quantizer.scale], "lr": rate * float(params.scale)}
             for quantizer, params in zip(self.quantizers, self.before, strict=True)
         ]
         ratios = list(dict.fromkeys(self.ratios.values()))
-        return [{"params": ratios, "lr": _WEIGHT_SCALE_RATE}, *biases, *scales]
+        return [{"params": ratios, "lr": part * _WEIGHT_SCALE_RATE}, *biases, *scales]
 
     def compute(self, images: Tensor) -> Tensor:
         """Return the logits with the current scales and biases."""
@@ -198,7 +202,7 @@ def _learn(tuned: _Tuned, teacher: nn.Module, images: Tensor, settings: Settings
     """Take the steps, and tell whether everything stayed finite."""
     device = next(teacher.parameters()).device
     steps = settings.tuning_steps
-    optimizer = torch.optim.Adam(tuned.groups())
+    optimizer = torch.optim.Adam(tuned.groups(steps))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     for quantizer in tuned.quantizers:
         quantizer.scale.requires_grad_(True)
