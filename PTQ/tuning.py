@@ -5,9 +5,11 @@ block to block. Here the integers of all weights stay as they are. The scales of
 activations (learned step sizes, LSQ, arXiv:1902.08153) and the biases learn together, by the
 divergence of the logits (distillation, arXiv:1503.02531),
 
-    KL(softmax(float logits) ‖ softmax(quantized logits)),
+    T² · KL(softmax(float logits / T) ‖ softmax(quantized logits / T)),
 
-on the calibration images, without labels. So few numbers hardly overfit; a part of the images is
+on the calibration images, without labels. These are often images that the float network was trained
+on, of whose class it is certain: at T = 4 the other classes tell something too, and few images
+decide less. So few numbers hardly overfit; a part of the images is
 held back all the same, and where they tell no gain everything stays as it was.
 """
 
@@ -21,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import kl_div
 
+from ompq.distillation import distillation_loss
 from ompq.quantized import QuantizedNetwork, QuantizedWeight
 from ompq.quantizers import QuantParams
 from ompq.runtime import progress
@@ -30,12 +32,13 @@ from PTQ.settings import Settings
 
 # One image of so many is held back, of at least so many.
 _HELD_BACK = 8
+_TEMPERATURE = 4.0
 _LEAST_IMAGES = 16
 _FORWARD_BATCH = 128
 # Share of a value that Adam's first steps move it by; smaller where there are more steps than few.
 _WEIGHT_SCALE_RATE = 3e-3
 _ACTIVATION_SCALE_RATE = 6e-3
-_BIAS_RATE = 3e-3
+_BIAS_RATE = 1e-2
 _FEW_STEPS = 200
 # A tuned scale keeps at least this share of what it was.
 _LEAST_SHARE = 0.1
@@ -43,7 +46,7 @@ _LEAST_SHARE = 0.1
 
 @dataclass(frozen=True)
 class TuningReport:
-    """A report of what tuning did to the divergence from the float network, in nats.
+    """A report of what tuning did to the divergence from the float network.
 
     Attributes:
         iterations: Steps that were taken.
@@ -212,7 +215,7 @@ def _learn(tuned: _Tuned, teacher: nn.Module, images: Tensor, settings: Settings
             batch = images[torch.randperm(len(images))[: settings.batch_size]].to(device)
             with torch.no_grad():
                 taught = teacher(batch).flatten(1)
-            loss = compute_divergence(tuned.compute(batch).flatten(1), taught)
+            loss = distillation_loss(tuned.compute(batch).flatten(1), taught, _TEMPERATURE)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -227,26 +230,9 @@ def _learn(tuned: _Tuned, teacher: nn.Module, images: Tensor, settings: Settings
     return tuned.is_finite()
 
 
-def compute_divergence(logits: Tensor, taught: Tensor) -> Tensor:
-    """Compute KL(softmax(taught) ‖ softmax(logits)) in nats, averaged over images.
-
-    >>> taught = torch.tensor([[0.0, 0.0]])
-    >>> logits = torch.tensor([[0.0, 3.0]]).log1p()  # shares of 1/5 and 4/5
-    >>> round(float(compute_divergence(logits, taught)), 4)  # ln(5 / 4)
-    0.2231
-
-    Args:
-        logits: Logits, n × classes.
-        taught: Logits of the network that teaches, n × classes.
-    """
-    return kl_div(
-        logits.log_softmax(dim=1), taught.log_softmax(dim=1), log_target=True, reduction="batchmean"
-    )
-
-
 @torch.inference_mode()
 def measure_divergence(module: nn.Module, teacher: nn.Module, images: Tensor) -> float:
-    """Measure the mean divergence of a network from its teacher, in nats.
+    """Measure the mean divergence of a network from its teacher.
 
     Args:
         module: Network.
@@ -259,7 +245,8 @@ def measure_divergence(module: nn.Module, teacher: nn.Module, images: Tensor) ->
         given = batch.to(device)
         # Copies: a network may change what it is given in place.
         logits = module(given.clone()).double().flatten(1)
-        total += float(compute_divergence(logits, teacher(given).double().flatten(1))) * len(batch)
+        taught = teacher(given).double().flatten(1)
+        total += float(distillation_loss(logits, taught, _TEMPERATURE)) * len(batch)
     return total / len(images)
 
 

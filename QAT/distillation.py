@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, kl_div, log_softmax, softmax
+from torch.nn.functional import interpolate
 
 from ompq.data import preprocess_for
 from ompq.errors import UNSUITED_ERRORS, OmpqError
@@ -17,29 +17,6 @@ from QAT.options import NO_TEACHER
 
 # Shares of red, green and blue in a grey value (ITU-R BT.601), as Pillow's mode "L" takes them.
 _LUMINANCE = (0.299, 0.587, 0.114)
-
-
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return the loss of a student against a teacher (Hinton et al., arXiv:1503.02531).
-
-    It is T² · KL(softmax(teacher / T) ‖ softmax(student / T)); the factor T² makes up for the
-    gradients' share of 1 / T² that the softmaxes leave.
-
-    Args:
-        student: Logits of the network that learns, n × classes.
-        teacher: Logits of the network that teaches, n × classes.
-        temperature: T, positive.
-
-    Returns:
-        The mean over the images, a scalar.
-
-    >>> logits = torch.tensor([[0.0, 1.0]])
-    >>> float(distillation_loss(logits, logits + 3, temperature=6.0))
-    0.0
-    """
-    log_shares = log_softmax(student / temperature, dim=1)
-    shares = softmax(teacher / temperature, dim=1)
-    return kl_div(log_shares, shares, reduction="batchmean") * temperature**2
 
 
 class Teacher(nn.Module):

@@ -17,13 +17,13 @@ from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 
 from ompq.data import Loader, iterate_pairs
+from ompq.distillation import distillation_loss
 from ompq.errors import OmpqError
 from ompq.evaluation import NO_IMAGES, Accuracy, find_device, predict
 from ompq.files import lock_folder
 from ompq.integer import IntegerNetwork
 from ompq.runtime import Ranks, progress, run_on_main, say
 from QAT.checkpoint import BEST, LAST, Resumed, load_checkpoint, save_checkpoint
-from QAT.distillation import distillation_loss
 from QAT.gradient_sharing import agree_on_buffers, share_gradients
 from QAT.settings import TrainingSettings
 

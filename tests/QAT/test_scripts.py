@@ -27,7 +27,6 @@ from PTQ.quantize import round_to_nearest
 from PTQ.settings import Settings
 from QAT.options import build_parser, read_settings, torchrun_command
 from QAT.quant_train import run, train
-from QAT.training import distillation_loss
 
 SCRIPT = "QAT/quant_train.py"
 CPU = torch.device("cpu")
@@ -189,15 +188,6 @@ def test_a_teacher_is_listened_to(options: list[str], trained: Path, tmp_path: P
     plain = result([*options, "--save_path", str(tmp_path / "plain")])
     assert taught["history"][1]["loss"] != plain["history"][1]["loss"]
     assert taught["top1"] > 85
-
-
-def test_distillation_follows_its_formula() -> None:
-    torch.manual_seed(0)
-    student, teacher = torch.randn(5, 7).double(), torch.randn(5, 7).double()
-    p = (teacher / 6).exp() / (teacher / 6).exp().sum(1, keepdim=True)
-    q = (student / 6).exp() / (student / 6).exp().sum(1, keepdim=True)
-    expected = (p * (p / q).log()).sum() / 5 * 36
-    torch.testing.assert_close(distillation_loss(student, teacher, 6.0), expected)
 
 
 def test_it_starts_where_ptq_ended(options: list[str], trained: Path, tmp_path: Path) -> None:
