@@ -232,6 +232,8 @@ class ActivationFakeQuantizer(nn.Module):
         self._update_scale()
 
     def _measure_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not x.numel():  # a piece that nothing is in; zero is in every range
+            return torch.zeros_like(self.minimum), torch.zeros_like(self.maximum)
         if not self.rule.act_percentile:
             low, high = torch.aminmax(x.detach())
             return low.float(), high.float()

@@ -54,9 +54,11 @@ class ActivationQuantizer(nn.Module):
         """Choose scale and zero point for values like those of `x`, by L_2.4 search.
 
         Args:
-            x: Values of the activation, of any shape.
+            x: Values of the activation, of any shape; nothing is chosen for none.
         """
         values = x.detach()
+        if not values.numel():
+            return
         # With the extremes: the candidates are shares of the range, which a sample may miss.
         sample = torch.cat([sample_values(values), values.amin()[None], values.amax()[None]])
         self.set(lp_scale(sample, self.bits, per_channel=False))
