@@ -48,6 +48,7 @@ def options(trained: Path, tmp_path: Path) -> list[str]:
 def untimed(file: Path) -> dict:
     content = json.loads(file.read_text())
     blocks = [{k: v for k, v in b.items() if k != "seconds"} for b in content["blocks"]]
+    del content["tuning"]["seconds"]
     return {k: v for k, v in content.items() if k not in TIMES} | {"blocks": blocks}
 
 
