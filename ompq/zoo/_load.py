@@ -134,10 +134,10 @@ def relocate(architecture: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         OmpqError: The user's file is not found.
     """
-    name, recorded = architecture["name"], architecture.get("file")
-    file, _, _ = locate_user_file(name, recorded, folder).rpartition(":")
+    name = architecture["name"]
     if find_user_file(name) is None:
         return dict(architecture)
+    file, _, _ = locate_user_file(name, architecture.get("file"), folder).rpartition(":")
     return {**architecture, "file": os.path.abspath(file)}
 
 
