@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import codecs
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from ompq.errors import OmpqError
 
 CLASS_FILE = "classes.txt"
 _MANY = 10
+_NUMBER_LAST = re.compile(r"(?P<name>.+?)[\s,;:=]+(?P<number>\d{1,9})")
+_NUMBER_FIRST = re.compile(r"(?P<number>\d{1,9})[\s,;:=]+(?P<name>.+)")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ def number_classes(
 def read_class_file(file: Path, filled: Collection[str]) -> tuple[str, ...]:
     """Read the classes of a file that names them in the order of their numbers, one to a line.
 
+    A line may hold a number too (`3 cat` or `cat 3`, counted from 0 or 1): then the numbers are the
+    order. Lines that begin with # are comments, unless a folder is called so.
+
     Args:
         file: Path of the file.
         filled: Names of the folders that hold images.
@@ -70,19 +77,44 @@ def read_class_file(file: Path, filled: Collection[str]) -> tuple[str, ...]:
         OmpqError: It names some of these folders and others not, or cannot be read.
     """
     try:
-        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        text = decode_text(file.read_bytes()) if file.is_file() else ""
     except OSError as error:
         raise OmpqError(f"{file} cannot be read: {error.strerror}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # A line is a name, or begins with it ("n01440764 tench").
-    for names in (lines, [line.split()[0] for line in lines]):
+    lines = [line for line in lines if not line.startswith("#") or line in filled]
+    # A line is a name, or a name and its number, or begins with the name ("n01440764 tench").
+    for names in (lines, *_sort_by_numbers(lines), [line.split()[0] for line in lines]):
         if names and len(set(names)) == len(names) and set(filled) <= set(names):
             return tuple(names)
-    missing = sorted(set(filled) - {word for line in lines for word in (line, line.split()[0])})
+    named = {word for line in lines for word in (line, line.split()[0], line.split()[-1])}
+    missing = sorted(set(filled) - named)
     if lines and len(missing) < len(filled):
         what = f"does not name the class {missing[0]}" if missing else "names a class twice"
         raise OmpqError(f"{file} {what}; correct it, or rename the file")
     return ()
+
+
+def decode_text(content: bytes) -> str:
+    """Decode a text that any editor wrote: UTF-8 or UTF-16, with or without a byte order mark.
+
+    >>> decode_text("cat".encode("utf-16")), decode_text("cat".encode("utf-8-sig"))
+    ('cat', 'cat')
+    """
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if marked else "utf-8-sig", errors="replace")
+
+
+def _sort_by_numbers(lines: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the names of lines that hold a name and its number, sorted by these.
+
+    The numbers stand first in every line or last in every line, and are 0 to n - 1 or 1 to n.
+    """
+    for pattern in (_NUMBER_LAST, _NUMBER_FIRST):
+        found = [pattern.fullmatch(line) for line in lines]
+        named = {int(match["number"]): match["name"] for match in found if match}
+        least = min(named, default=0)
+        if least in (0, 1) and sorted(named) == list(range(least, least + len(lines))):
+            yield [named[number] for number in sorted(named)]
 
 
 def match_classes(

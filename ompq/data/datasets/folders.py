@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,7 +15,14 @@ from ompq.data.datasets.splits import FileSplit
 from ompq.drawn import is_drawn_here
 from ompq.errors import OmpqError
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .ppm .pgm .bmp .tif .tiff .webp .gif".split())
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .ppm .pgm .pbm .pnm .bmp .tif .tiff .webp .gif .jp2 .avif".split()
+)
+# Pictures in formats that are not read; a data set whose files are such must not seem empty.
+_FOREIGN_SUFFIXES = frozenset(
+    """.heic .heif .jxl .npy .npz .mat .dcm .nii .exr .hdr .pfm .svg .psd .raw .dng .cr2 .nef .arw
+    .tga .eps .ico .pcx .mp4 .avi""".split()
+)
 # What systems and programs leave in folders, beside names that begin with a dot.
 _LEFT_BEHIND = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
@@ -32,16 +40,23 @@ class _Walk:
         root: Folder that names are told relative to.
         hidden: Hidden folders and image files that were met.
         ours: Pictures that this toolkit has drawn.
+        foreign: Pictures in formats that are not read.
+        loops: Links to a folder that they lie in.
     """
 
     root: Path
     hidden: list[str] = field(default_factory=list)
     ours: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    loops: list[str] = field(default_factory=list)
 
     def find_images(self, folder: Path) -> Iterator[Path]:
         """Find the image files below `folder` by their suffixes, links followed."""
         for where, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
             self._leave_out_hidden(Path(where), folders)
+            self._leave_out_loops(Path(where), folders)
+            foreign = [name for name in names if Path(name).suffix.lower() in _FOREIGN_SUFFIXES]
+            self.foreign += [self._name(Path(where, name)) for name in sorted(foreign)]
             images = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
             self._leave_out_hidden(Path(where), images)
             drawn = _find_drawn(Path(where), images, names)
@@ -60,6 +75,13 @@ class _Walk:
         self.hidden += [name for name in hidden if name not in self.hidden]
         names[:] = [name for name in names if not is_hidden(name)]
 
+    def _leave_out_loops(self, where: Path, names: list[str]) -> None:
+        """Take links to a folder above out of a list, in place: they would be followed for ever."""
+        here = where.resolve()
+        loops = [n for n in names if (where / n).is_symlink() and _lies_in(here, where / n)]
+        self.loops += [self._name(where / name) for name in loops]
+        names[:] = [name for name in names if name not in loops]
+
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self.root))
 
@@ -68,6 +90,8 @@ class _Walk:
         kinds = {
             "hidden, and so neither images nor classes": self.hidden,
             "left out, since this toolkit has drawn it": self.ours,
+            "left out, since this format is not read; convert it to PNG": self.foreign,
+            "not followed, since these links lead to a folder that they lie in": self.loops,
         }
         return tuple(f"{why}: {_shorten(names)}" for why, names in kinds.items() if names)
 
@@ -79,6 +103,14 @@ def is_hidden(name: str) -> bool:
     (True, True, False)
     """
     return name.startswith(".") or name in _LEFT_BEHIND
+
+
+def _lies_in(folder: Path, link: Path) -> bool:
+    """Tell whether a folder (resolved) is the one that a link leads to, or lies in it."""
+    try:
+        return folder.is_relative_to(link.resolve())
+    except (OSError, RuntimeError):  # a link that leads to itself
+        return True
 
 
 def _refuse(error: OSError) -> None:
@@ -170,8 +202,19 @@ def _list_classes(walk: _Walk, folder: Path, filled: set[str]) -> ClassList:
             f"{folder} has the class {unknown[0]}, which {base} has not; "
             "give both splits the same class folders"
         )
-    notes = (f"{file} names none of the class folders; not used",) if file.is_file() else ()
-    return number_classes(names, inside & set(names), notes)
+    notes = [f"{file} names none of the class folders; not used"] if file.is_file() else []
+    return number_classes(names, inside & set(names), (*notes, *_note_order(names, file)))
+
+
+def _note_order(names: Sequence[str], file: Path) -> list[str]:
+    """Note that folders called by numbers are in the order of letters, where that is another."""
+    if not all(name.isdecimal() for name in names) or sorted(names, key=int) == sorted(names):
+        return []
+    first, second = next((a, b) for a, b in pairwise(sorted(names)) if int(a) > int(b))
+    return [
+        f"class folders are numbered in the order of letters, as torchvision does it: {first} comes "
+        f"before {second}; if the network has another order, write it into {file}"
+    ]
 
 
 def _list_filled(root: Path, folder: Path) -> set[str]:

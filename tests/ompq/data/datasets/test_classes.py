@@ -160,3 +160,66 @@ def test_pictures_of_earlier_versions_are_told_by_the_file_beside_them(tmp_path:
     (tmp_path / "results.json").write_text("{}")
     names = [str(path.relative_to(tmp_path)) for path in open_images(tmp_path).paths]
     assert names == ["mine.png", "sub/training.png"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "d\nc\nb\n",
+        "d 0\nc 1\nb 2\n",
+        "b 2\nc 1\nd 0\n",
+        "2 b\n1 c\n0 d\n",
+        "3: b\n2: c\n1: d\n",
+        "b,2\nd,0\nc,1\n",
+        "# the classes\nd\n\nc\nb\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_class_files_of_every_form(tmp_path: Path, text: str, encoding: str) -> None:
+    fill(tmp_path, "train/b/1.png", "train/c/1.png", "train/d/1.png")
+    (tmp_path / "classes.txt").write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    assert names_of(tmp_path, "train") == (("d", "c", "b"), [0, 1, 2], [])
+
+
+def test_a_folder_whose_name_begins_like_a_comment(tmp_path: Path) -> None:
+    fill(tmp_path, "train/b/1.png", "train/#1/1.png")
+    (tmp_path / "classes.txt").write_text("b\n#1\n")
+    assert names_of(tmp_path, "train")[0] == ("b", "#1")
+
+
+def test_names_with_a_number_in_them_are_names(tmp_path: Path) -> None:
+    fill(tmp_path, "train/type 0/1.png", "train/type 1/1.png")
+    (tmp_path / "classes.txt").write_text("type 1\ntype 0\n")
+    assert names_of(tmp_path, "train")[0] == ("type 1", "type 0")
+
+
+def test_folders_called_by_numbers_say_their_order(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"train/{number}/1.png" for number in range(11)))
+    names, _, (note,) = names_of(tmp_path, "train")
+    assert names[:3] == ("0", "1", "10")
+    assert "10 comes before 2" in note
+    fill(tmp_path, *(f"val/{number:02}/1.png" for number in range(11)))
+    (tmp_path / "train").rename(tmp_path / "former")
+    assert names_of(tmp_path, "val")[2] == []
+
+
+def test_links_to_a_folder_above_are_not_followed(tmp_path: Path) -> None:
+    fill(tmp_path, "train/b/1.png", "train/c/1.png", "elsewhere/2.png")
+    (tmp_path / "train/b/up").symlink_to(tmp_path / "train")
+    (tmp_path / "train/b/self").symlink_to("self")
+    (tmp_path / "train/c/more").symlink_to(tmp_path / "elsewhere")
+    names, labels, notes = names_of(tmp_path, "train")
+    assert (names, labels) == (("b", "c"), [0, 1, 1])
+    assert notes == [
+        "not followed, since these links lead to a folder that they lie in: train/b/up"
+    ]
+
+
+def test_pictures_of_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
+    fill(tmp_path, "train/b/1.png", "train/c/1.png")
+    (tmp_path / "train/b/2.HEIC").write_bytes(b"x")
+    (tmp_path / "train/b/boxes.xml").write_bytes(b"x")
+    (tmp_path / "train/c/1.png").rename(tmp_path / "train/c/1.jfif")
+    names, labels, notes = names_of(tmp_path, "train")
+    assert (names, labels) == (("b", "c"), [0, 1])
+    assert notes == ["left out, since this format is not read; convert it to PNG: train/b/2.HEIC"]
