@@ -6,6 +6,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from ompq.graph.canonicalize import (
 )
 from ompq.graph.exclusions import Exclusions
 from ompq.graph.network import NetworkGraph, analyse, copy_module, copy_structure
-from ompq.graph.operations import NORM_TYPES, has_unknown_shape
+from ompq.graph.operations import has_unknown_shape
 from ompq.graph.shapes import record_shapes
-from ompq.graph.training_mode import TrainingOnly, compare_with_training, keep_training_steps
+from ompq.graph.tracers import LayerTracer, ShapeTracer
+from ompq.graph.training_mode import compare_with_training, keep_training_steps
 
 _OWN_FOLDER = str(Path(__file__).parent)
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
-_LAYERS = (nn.Conv2d, nn.Linear)
 
 
 def trace(
@@ -60,8 +61,9 @@ def trace(
     root = copy_structure(original)
     split_fused_norms(root)
     keep_training_steps(root)
-    traced = fx.GraphModule(root, _trace(root), type(network).__name__)
-    compare_with_training(traced, root, _trace)
+    trace_module = partial(_trace, input_shape)
+    traced = fx.GraphModule(root, trace_module(root), type(network).__name__)
+    compare_with_training(traced, root, trace_module)
     _record_shapes(traced, input_shape)
     _check_output(traced)
     flatten_logits(traced)
@@ -71,28 +73,10 @@ def trace(
     return analyse(traced, input_shape, original, exclusions)
 
 
-class _Tracer(fx.Tracer):
-    """A tracer that stops at layers and norms, at subclasses of them, and at torch.nn's modules.
-
-    Args:
-        opaque: Further classes of modules that are not traced into.
-        wrapped: Functions that are not traced into.
-    """
-
-    def __init__(self, opaque: tuple[type, ...] = (), wrapped: tuple[Any, ...] = ()) -> None:
-        super().__init__(autowrap_functions=wrapped)
-        self._opaque = opaque
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, (*_LAYERS, *NORM_TYPES, TrainingOnly, *self._opaque)):
-            return True
-        return super().is_leaf_module(m, module_qualified_name)
-
-
-def _trace(root: nn.Module) -> fx.Graph:
+def _trace(input_shape: tuple[int, int, int], root: nn.Module) -> fx.Graph:
     arguments = _read_default_arguments(root)
     errors: list[Exception] = []
-    for tracer in _make_tracers():
+    for tracer in _make_tracers(input_shape):
         try:
             graph = tracer.trace(root, concrete_args=arguments)
         except UNSUITED_ERRORS as error:
@@ -100,17 +84,19 @@ def _trace(root: nn.Module) -> fx.Graph:
         else:
             _drop_fixed_arguments(graph)
             return graph
-    raise OmpqError(_explain_failure(root, errors[0])) from errors[0]
+    # The first tracer may have stopped at a question about shapes, which the second one answers.
+    raise OmpqError(_explain_failure(root, errors[1])) from errors[1]
 
 
-def _make_tracers() -> Iterator[_Tracer]:
-    """Make a tracer; then, with timm in use, one that spares what timm declares opaque."""
-    yield _Tracer()
+def _make_tracers(input_shape: tuple[int, int, int]) -> Iterator[LayerTracer]:
+    """Make a tracer; then one that knows shapes, then one that spares what timm calls opaque."""
+    yield LayerTracer()
+    yield ShapeTracer(input_shape)
     # timm is only asked where the network may be its own: importing it takes seconds.
     if "timm" in sys.modules:
         from timm.models import get_notrace_functions, get_notrace_modules
 
-        yield _Tracer(tuple(get_notrace_modules()), tuple(get_notrace_functions()))
+        yield LayerTracer(tuple(get_notrace_modules()), tuple(get_notrace_functions()))
 
 
 def _read_default_arguments(root: nn.Module) -> dict[str, Any] | None:
@@ -138,8 +124,8 @@ def _explain_failure(root: nn.Module, error: Exception) -> str:
     reason = str(error).split("\n")[0][:160]
     return (
         f"{type(root).__name__} cannot be traced: {where} stops torch.fx ({reason}); "
-        "make that line independent of tensor values, or move it into a function marked with "
-        "torch.fx.wrap"
+        "make that line independent of tensor values and of the number of images, or move it "
+        "into a function marked with torch.fx.wrap"
     )
 
 
