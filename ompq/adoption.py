@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -61,14 +64,50 @@ def _find_bias(given: QuantizedNetwork | IntegerNetwork, name: str) -> Tensor | 
 
 
 def _adopt_activations(network: IntegerNetwork, given: QuantizedNetwork | IntegerNetwork) -> None:
-    """Set the scales of activations: those of the same place, else those that a layer reads."""
+    """Set the scales of activations: those of the same place, else those that a layer reads.
+
+    Values that one layer reads, at one call or another, have one scale: it covers them all.
+    """
     by_path, by_layer = _collect_activations(given)
+    places: dict[int, list[Requantizer]] = defaultdict(list)
+    found: dict[Requantizer, QuantParams] = {}
+    for requantizer in network.requantizers().values():
+        places[id(requantizer.fake_quantizer)].append(requantizer)
     for name, layer in network.layers().items():
         if name in by_layer and layer.has_source:
-            layer.source.fake_quantizer.set(by_layer[name])
+            found[layer.source] = by_layer[name]
     for path, requantizer in network.requantizers().items():
         if path in by_path:
-            requantizer.fake_quantizer.set(by_path[path])
+            found[requantizer] = by_path[path]
+    for sharing in places.values():
+        known = [found[requantizer] for requantizer in sharing if requantizer in found]
+        if known:
+            sharing[0].fake_quantizer.set(_cover(known))
+
+
+def _cover(params: Sequence[QuantParams]) -> QuantParams:
+    """Return scale and zero point, per tensor, of a range that covers those of all given.
+
+    >>> small = QuantParams(torch.tensor(0.5), torch.tensor(0, dtype=torch.int32), 0, 15)
+    >>> signed = QuantParams(torch.tensor(0.5), torch.tensor(8, dtype=torch.int32), 0, 15)
+    >>> _cover([small, signed])  # from -4 to 7.5
+    QuantParams(scale=tensor(0.7667), zero_point=tensor(5, dtype=torch.int32), low=0, high=15)
+    """
+    starts, ends = zip(*(_find_range(each) for each in params), strict=True)
+    start, end = min(starts), max(ends)
+    for each, reaches in zip(params, zip(starts, ends, strict=True), strict=True):
+        if reaches == (start, end):
+            return each
+    low, high = params[0].low, params[0].high
+    scale = torch.tensor((end - start) / (high - low)).to(params[0].scale)
+    zero_point = torch.round(low - start / scale).to(params[0].zero_point)
+    return QuantParams(scale, zero_point, low, high)
+
+
+def _find_range(params: QuantParams) -> tuple[float, float]:
+    """Return the least and the largest value that integers stand for."""
+    scale, zero_point = float(params.scale), int(params.zero_point)
+    return (params.low - zero_point) * scale, (params.high - zero_point) * scale
 
 
 def _collect_activations(

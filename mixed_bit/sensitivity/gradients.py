@@ -44,7 +44,7 @@ def measure_second_order(probed: ProbedNetwork, weigh: Weigh) -> Sensitivity:
     def measure_layer(layer: str) -> list[float]:
         weight = probed.network.graph.layer_module(layer).weight
         return [
-            float(weigh(squares[layer].view(1, -1), (weight - other).square().view(1, -1)))
+            float(weigh(squares[layer].reshape(1, -1), (weight - other).square().reshape(1, -1)))
             for other in round_weights(weight, probed.widths)
         ]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from kinds import KINDS, build_kind, draw_images
+from kinds import KINDS, Net, build_kind, conv, draw_images, pooled
+from torch import Tensor, nn
+from torch.nn.functional import relu
 
 from ompq import load_quantized, save_quantized, uniform
 from ompq.graph import trace_for
@@ -50,3 +53,19 @@ def test_layers_that_share_a_weight_share_its_integers() -> None:
     assert torch.equal(weights["a"].integers, weights["b"].integers)
     for layer in ("a", "b"):
         assert torch.equal(quantized.graph.layer_module(layer).weight, weights[layer].values())
+
+
+def test_a_layer_that_is_called_on_several_values_has_the_range_of_all() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = relu(net.stem(x))
+        large = relu(net.a(8 * x))
+        return net.head(pooled(large + relu(net.a(x)) + relu(net.a(x / 8))))
+
+    torch.manual_seed(0)
+    network = Net(forward, stem=conv(3, 8, 2), a=conv(8, 8), head=nn.Linear(8, 5)).eval()
+    graph = trace_for(network, IMAGES)
+    settings = Settings(weight_iterations=0, act_iterations=0)
+    quantized, _ = quantize_network(graph, uniform(graph.groups, 8), IMAGES, settings, say=str)
+    with torch.inference_mode():
+        found = quantized.deployed.module(IMAGES)
+        assert measure_difference(found, network(IMAGES)) < 0.02

@@ -56,3 +56,14 @@ def test_the_size_counts_what_stays_in_float() -> None:
     assignment = search(graph, IMAGES, settings).assignment
     rest = network.kernel.numel()
     assert assignment.size_mb == pytest.approx((4 * rest + 2 * (whole - rest) / 8) / 2**20)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_channels_may_lie_last_in_memory(metric: str) -> None:
+    network = build_kind("pieces")
+    settings = SearchSettings("PTQ", size_mb=1.0, metric=metric, candidate_bits=(2, 8))
+    usual = search(network, IMAGES, settings).sensitivity.weights
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = IMAGES.to(memory_format=torch.channels_last)
+    found = search(network, images, settings).sensitivity.weights
+    np.testing.assert_allclose(found, usual, rtol=1e-2)
