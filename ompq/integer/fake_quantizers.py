@@ -182,7 +182,8 @@ def fit_learned_weight_quantizer(
 class ActivationFakeQuantizer(nn.Module):
     """Fake quantizer of an activation, whose scale follows the moving range of its values.
 
-    Symmetric at 8 bits and more (unsigned where no value is negative), asymmetric below.
+    Symmetric at 8 bits and more (unsigned where no value is negative), asymmetric below. Where it
+    quantizes several values, each has a range of its own, and the scale covers all of them.
 
     Args:
         bits: Width of the integers.
@@ -203,14 +204,24 @@ class ActivationFakeQuantizer(nn.Module):
         self.register_buffer("maximum", torch.tensor(float("-inf")))
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
+        self._places = 0
+
+    def add_place(self) -> int:
+        """Add a value that is to be quantized, and return its number, from 0 on."""
+        self._places += 1
+        if self._places > 1:
+            self.minimum = self.minimum.new_full((self._places,), float("inf"))
+            self.maximum = self.maximum.new_full((self._places,), float("-inf"))
+        return self._places - 1
 
     @torch.no_grad()
-    def observe(self, x: Tensor, clip: tuple[float, float] | None = None) -> None:
-        """Update the range (over all ranks) by a batch, and scale and zero point by the range.
+    def observe(self, x: Tensor, clip: tuple[float, float] | None = None, place: int = 0) -> None:
+        """Update a range (over all ranks) by a batch, and scale and zero point by the ranges.
 
         Args:
             x: Batch of values, any shape.
             clip: Bounds to which the values will be clipped.
+            place: Number of the value among those that are quantized here.
         """
         low, high = self._measure_range(x)
         if clip is not None:
@@ -222,18 +233,19 @@ class ActivationFakeQuantizer(nn.Module):
             low, high = -both[0], both[1]
         momentum = self.rule.act_range_momentum
         # Chosen by `where`, not by `if`: a look at the value would wait for the GPU at every step.
-        fresh = self.minimum.isinf()
+        minimum, maximum = self.minimum.view(-1)[place], self.maximum.view(-1)[place]
+        fresh = minimum.isinf()
         if momentum < 0:
-            self.minimum.copy_(torch.minimum(self.minimum, low))
-            self.maximum.copy_(torch.maximum(self.maximum, high))
+            minimum.copy_(torch.minimum(minimum, low))
+            maximum.copy_(torch.maximum(maximum, high))
         else:
-            self.minimum.copy_(torch.where(fresh, low, self.minimum.lerp(low, 1 - momentum)))
-            self.maximum.copy_(torch.where(fresh, high, self.maximum.lerp(high, 1 - momentum)))
+            minimum.copy_(torch.where(fresh, low, minimum.lerp(low, 1 - momentum)))
+            maximum.copy_(torch.where(fresh, high, maximum.lerp(high, 1 - momentum)))
         self._update_scale()
 
     def _measure_range(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not x.numel():  # a piece that nothing is in; zero is in every range
-            return torch.zeros_like(self.minimum), torch.zeros_like(self.maximum)
+            return self.minimum.new_zeros(()), self.maximum.new_zeros(())
         if not self.rule.act_percentile:
             low, high = torch.aminmax(x.detach())
             return low.float(), high.float()
@@ -243,7 +255,7 @@ class ActivationFakeQuantizer(nn.Module):
 
     def _update_scale(self) -> None:
         # Zero is always within the range, so that padding and ReLU have an exact integer.
-        low, high = self.minimum.clamp_max(0), self.maximum.clamp_min(0)
+        low, high = self.minimum.amin().clamp_max(0), self.maximum.amax().clamp_min(0)
         symmetric = self.bits >= 8 and not self.rule.asymmetric
         signed_span = torch.maximum(-low, high) / (2 ** (self.bits - 1) - 1)
         span = (high - low) / (2**self.bits - 1)
@@ -255,7 +267,7 @@ class ActivationFakeQuantizer(nn.Module):
         # Integers are stored from −2^(b−1) on, whatever value stands for zero.
         self.zero_point.copy_((self.low - first).int())
 
-    def forward(self, x: Tensor, clip: tuple[float, float] | None = None) -> Tensor:
+    def forward(self, x: Tensor, clip: tuple[float, float] | None = None, place: int = 0) -> Tensor:
         """Fake-quantize values of any shape; while observing, the range follows them.
 
         Args:
@@ -263,12 +275,13 @@ class ActivationFakeQuantizer(nn.Module):
             clip: Bounds to which the values are clipped first. While observing, the range is
                 clipped instead, which starts at 0 and ends within the bounds then: what lies
                 beyond is clipped by the quantization itself.
+            place: Number of the value among those that are quantized here.
 
         Returns:
             Multiples of the scale, float32, of the shape of `x`.
         """
         if self.observing:
-            self.observe(x, clip)
+            self.observe(x, clip, place)
         elif clip is not None:
             x = x.clamp(*clip)
         params = QuantParams(self.scale, self.zero_point, self.low, self.high)
@@ -308,12 +321,12 @@ class LearnedActivationFakeQuantizer(ActivationFakeQuantizer):
         del self.scale
         self.scale = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, x: Tensor, clip: tuple[float, float] | None = None) -> Tensor:
+    def forward(self, x: Tensor, clip: tuple[float, float] | None = None, place: int = 0) -> Tensor:
         """Fake-quantize values (n × …, clipped first), with gradients for them and the scale."""
         if clip is not None:
             x = x.clamp(*clip)
         if self.observing:
-            self.observe(x)
+            self.observe(x, place=place)
         scale = _slow_gradient(_make_positive(self.scale), x[0].numel(), 2**self.bits - 1)
         return learned_step_quantize(x.float(), scale, self.zero_point, self.low, self.high)
 

@@ -83,6 +83,7 @@ class Requantizer(nn.Module):
     def __init__(self, fake_quantizer: ActivationFakeQuantizer, dyadic: bool) -> None:
         super().__init__()
         self.fake_quantizer, self.dyadic = fake_quantizer, dyadic
+        self._place = fake_quantizer.add_place()
         self.enabled = True
         self.clip: tuple[float, float] | None = None
         self.scale_source: ScaleSource | None = None
@@ -90,7 +91,7 @@ class Requantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Requantize a value of any shape: multiples of this scale."""
         if self.training and self.enabled:
-            out: Tensor = self.fake_quantizer(x, self.clip)
+            out: Tensor = self.fake_quantizer(x, self.clip, self._place)
             return out
         if self.clip is not None:
             x = x.clamp(*self.clip)
@@ -174,7 +175,7 @@ class QuantizedAdd(Requantizer):
             # 16 bits are finer than training could tell: it needs their range only.
             combined = self.combine(parts)
             if self.enabled and self.fake_quantizer.observing:
-                self.fake_quantizer.observe(combined)
+                self.fake_quantizer.observe(combined, place=self._place)
             return combined
         pairs = zip(parts, self.scale_sources, strict=True)
         whole = self.combine([self.requantize(part, source) for part, source in pairs])

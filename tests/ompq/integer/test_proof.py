@@ -296,3 +296,18 @@ def test_a_layer_that_reads_two_values_and_one_of_another_layer_reads_one_scale(
     assert converted.runs_on_integers
     assert count_equal(converted, IMAGES) == len(IMAGES)
     assert measure_error(converted, network, IMAGES) < 0.02
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_layer_that_is_called_on_several_values_has_the_range_of_all(learned: bool) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = relu(net.stem(x))
+        small, large = relu(net.a(x / 8)), relu(net.a(8 * x))
+        return net.head(pooled(large + small + relu(net.a(x))))
+
+    torch.manual_seed(0)
+    network = Net(forward, stem=conv(3, 8, 2), a=conv(8, 8), head=nn.Linear(8, 5)).eval()
+    converted = build(network, IMAGES, learned=learned)
+    assert measure_error(converted, network, IMAGES) < 0.02
+    train(converted, IMAGES)
+    assert count_equal(converted, IMAGES) == len(IMAGES)
