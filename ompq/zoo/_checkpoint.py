@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ompq.errors import OmpqError
@@ -32,7 +34,7 @@ _NO_WEIGHTS = re.compile(r"(^|_)(optim|sched|scaler|grads?(_|$)|exp_avg)", re.IG
 # What parallel training and torch.compile put before every name.
 WRAPPERS = ("module.", "_orig_mod.")
 _BEST = ("checkpoint/model_best.pth.tar", "model_best.pth.tar")
-_DEPTH = 3
+_DEPTH = 6
 _SHOWN = 5
 
 
@@ -113,6 +115,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise OmpqError(describe(file, content.unread[0]))
     if not found:
         inner = _open_containers(content.value)
+        if isinstance(inner, Mapping) and set(inner) == {"state", "param_groups"}:
+            raise OmpqError(
+                f"{file} holds the state of an optimizer, not weights; give the file of the network"
+            )
         held = ", ".join(map(str, list(inner)[:_SHOWN])) if isinstance(inner, Mapping) else ""
         raise OmpqError(
             f"{file} holds no weights by name (only {held or type(inner).__name__}); "
@@ -163,19 +169,34 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
 def _list_weight_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
+    # Names that begin with a dot are what systems leave beside a file (`._weights.pth`).
+    found = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def _walk(content: Any, place: str, depth: int) -> Iterator[StoredWeights]:
     """Yield every mapping that holds tensors by name, itself before those inside it."""
+    if isinstance(content, list | tuple):
+        content = {str(number): part for number, part in enumerate(content)}
+        content = {key: part for key, part in content.items() if not isinstance(part, Tensor)}
     if not isinstance(content, Mapping):
         return
-    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    named = ((key, _as_tensor(value)) for key, value in content.items() if isinstance(key, str))
+    tensors = {key: tensor for key, tensor in named if tensor is not None}
     if tensors:
         yield StoredWeights(place, tensors)
     for key, value in content.items():
         if depth and isinstance(key, str) and not _NO_WEIGHTS.search(key):
             yield from _walk(value, f"{place}.{key}" if place else key, depth - 1)
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    """Return a tensor, or an array of numbers as one; None for all else."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.isnative:
+        return torch.from_numpy(value.copy())
+    return None
 
 
 def _holds_network(content: Any, depth: int) -> bool:

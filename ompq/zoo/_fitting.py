@@ -16,9 +16,12 @@ from ompq.zoo._layouts import LAYOUTS, Layout
 from ompq.zoo._prefix import list_prefixes, name_leftovers, strip_prefix
 from ompq.zoo._sources import USER_LIBRARY, Source, find_source
 from ompq.zoo._unpickle import describe_network
+from ompq.zoo._values import settle_values
 
 # Auxiliary classifiers serve training alone.
 _AUXILIARY = re.compile(r"(AuxLogits|aux1|aux2)\..+")
+# What counters of operations (thop) leave in every module.
+_COUNTED = re.compile(r"(.+\.)?total_(ops|params)")
 _COUNTER = "num_batches_tracked"
 # The least part of a network's names that must be there for a set of names to be its weights.
 _LEAST = 0.5
@@ -104,6 +107,7 @@ def fit_checkpoint(source: Source, file: Path, num_classes: int | None = None) -
         source = replace(source, build=lambda told: build(told or num_classes))
     for fit in _try_all(source, checkpoint):
         if not fit.misfits:
+            settle_values(fit.state, fit.module.state_dict(), str(file))
             fit.load()
             return fit
         fits.append(fit)
@@ -169,6 +173,10 @@ def _fit(
     dropped = [key for key in translated if _AUXILIARY.fullmatch(key) and key not in own]
     if dropped:
         notes.append(f"{len(dropped)} entries of auxiliary classifiers left out")
+    counted = [key for key in translated if _COUNTED.fullmatch(key) and key not in own]
+    if counted:
+        notes.append(f"{len(counted)} counts of operations left out")
+        dropped += counted
     translated = {key: value for key, value in translated.items() if key not in dropped}
     missing, unexpected, misshapen = _compare(own, translated)
     return Fit(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,6 +17,9 @@ _ARRAYS = (
     "save them under the network's own names, "
     "torch.save({name: torch.from_numpy(array), …}, 'weights.pth')"
 )
+# A pickle opens with its protocol; what torch.save writes without an archive, with this number.
+_PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
+_LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # First bytes of files of other programs.
 _MAGIC = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras and TensorFlow write (.h5)", _CONVERT),
@@ -58,6 +63,11 @@ def describe_other_format(file: Path) -> str:
         found = _describe_zip(file)
     elif _is_plain_tar(file, head):
         found = ("a tar archive", "unpack it and give the file inside")
+    elif _is_plain_pickle(file, head):
+        found = (
+            "a plain pickle (pickle.dump), which is never run",
+            f"load it where it was written, and save its weights, {_SAVE}",
+        )
     else:
         found = _describe_head(head, file.suffix.lower())
     return f"{found[0]}; {found[1]}" if found[0] else ""
@@ -127,6 +137,15 @@ def _describe_head(head: bytes, suffix: str) -> tuple[str, str]:
     if head[:1] == b"\x08" and head[2:3] == b"\x12" and head[4 : 4 + head[3]].isascii():
         return _SUFFIXES[".onnx"]
     return "", ""
+
+
+def _is_plain_pickle(file: Path, head: bytes) -> bool:
+    """Tell whether a file is one whole pickle, and not several, as torch.save wrote them once."""
+    if not head.startswith(_PICKLES) or _LEGACY_MAGIC in head[:32] or is_safetensors(file):
+        return False
+    with file.open("rb") as opened:
+        opened.seek(-1, os.SEEK_END)
+        return opened.read() == pickle.STOP
 
 
 def _is_plain_tar(file: Path, head: bytes) -> bool:

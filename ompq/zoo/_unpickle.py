@@ -6,6 +6,7 @@ import argparse
 import pickle
 import re
 import sys
+import types
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -21,12 +22,40 @@ from safetensors.torch import load_file
 from ompq.errors import OmpqError
 from ompq.zoo._formats import describe_other_format, is_safetensors
 
+# Python's own kinds of values, which histories and settings beside the weights are made of.
+_PLAIN = (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, range, slice)
+
+
+def _make_dict(*_: Any) -> dict[Any, Any]:
+    """Make what a defaultdict is filled as: the safe unpickler fills no other kinds."""
+    return OrderedDict()
+
+
+def _make_list(*_: Any) -> list[Any]:
+    """Make what a deque is filled as."""
+    return []
+
+
+# NumPy's numbers and arrays are rebuilt by functions that have moved between its versions.
+_REBUILDERS = {
+    "scalar": np.float64(0).__reduce__()[0],
+    "_reconstruct": np.zeros(0).__reduce__()[0],
+}
 # Training scripts save their arguments and best accuracy too; rebuilding these runs no code.
 _HARMLESS: list[Any] = [
     argparse.Namespace,
+    types.SimpleNamespace,
+    (_make_dict, "collections.defaultdict"),
+    (_make_list, "collections.deque"),
+    *_PLAIN,
     np.dtype,
-    np.float64(0).__reduce__()[0],
-    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64")),
+    np.ndarray,
+    *(
+        (function, f"numpy.{core}.multiarray.{name}")
+        for name, function in _REBUILDERS.items()
+        for core in ("core", "_core")
+    ),
+    *(type(np.dtype(kind)) for kind in "?bhilqBHILQefdU"),
 ]
 # Modules of Python whose classes hold settings; of all others of Python nothing is taken.
 _SETTINGS_MODULES = ("collections", "datetime", "decimal", "enum", "pathlib", "typing", "uuid")
@@ -86,7 +115,7 @@ def read_content(file: Path) -> Content:
         other = describe_other_format(file)
         if other:
             raise OmpqError(f"{file} is {other}")
-        if file.suffix.lower() == ".safetensors" or is_safetensors(file):
+        if is_safetensors(file):
             return Content(load_file(file))
         return _unpickle(file)
     except PermissionError as error:
@@ -127,10 +156,15 @@ def _unpickle(file: Path) -> Content:
     while True:
         try:
             known = [*_HARMLESS, *stand_ins.values()]
-            with torch.serialization.safe_globals(known), warnings.catch_warnings():
+            # Opened here, or PyTorch takes the name for the format.
+            with (
+                file.open("rb") as opened,
+                torch.serialization.safe_globals(known),
+                warnings.catch_warnings(),
+            ):
                 # Remarks on how the file was pickled; what matters comes as an error.
                 warnings.simplefilter("ignore", UserWarning)
-                value = torch.load(file, map_location="cpu", weights_only=True)
+                value = torch.load(opened, map_location="cpu", weights_only=True)
             foreign = [name for name in stand_ins if name.split(".")[0] not in _SETTINGS_MODULES]
             return Content(value, tuple(foreign))
         except _DAMAGE as error:

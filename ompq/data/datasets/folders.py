@@ -212,8 +212,8 @@ def _note_order(names: Sequence[str], file: Path) -> list[str]:
         return []
     first, second = next((a, b) for a, b in pairwise(sorted(names)) if int(a) > int(b))
     return [
-        f"class folders are numbered in the order of letters, as torchvision does it: {first} comes "
-        f"before {second}; if the network has another order, write it into {file}"
+        "class folders are numbered in the order of letters, as torchvision does it: "
+        f"{first} comes before {second}; if the network has another order, write it into {file}"
     ]
 
 

@@ -73,6 +73,11 @@ class TestFolder:
         with pytest.raises(OmpqError, match=r"2 weight files \(a.pth, b.safetensors\).*`path`"):
             find_weights(tmp_path)
 
+    def test_what_systems_leave_beside_a_file_is_none(self, tmp_path: Path) -> None:
+        for name in ("._net.pth", "net.pth"):
+            (tmp_path / name).touch()
+        assert find_weights(tmp_path) == tmp_path / "net.pth"
+
     def test_none(self, tmp_path: Path) -> None:
         with pytest.raises(OmpqError, match="holds no weight file"):
             find_weights(tmp_path)

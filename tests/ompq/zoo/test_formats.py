@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import tarfile
 import warnings
 import zipfile
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from ompq.errors import OmpqError
@@ -102,6 +103,8 @@ def test_onnx_under_any_name(network: nn.Module, tmp_path: Path) -> None:
             "Git LFS pointer.*git lfs pull",
         ),
         ("net.pth.gz", b"\x1f\x8b\x08" + bytes(32), "gzip archive"),
+        ("net.pkl", pickle.dumps({"fc.weight": [1.0]}), "a plain pickle"),
+        ("net.pth", pickle.dumps({"fc.weight": [1.0]}, protocol=2), "a plain pickle"),
     ],
 )
 def test_files_of_other_programs(tmp_path: Path, name: str, content: bytes, what: str) -> None:
@@ -131,11 +134,19 @@ def test_a_whole_network_is_no_weight_file(network: nn.Module, tmp_path: Path) -
         assert "torch.save(model.state_dict()" in text
 
 
+def _header(metadata: dict[str, str], state: dict[str, torch.Tensor]) -> int:
+    return int.from_bytes(save(state, metadata=metadata)[:8], "little")
+
+
 def test_weights_are_read_whatever_their_name(network: nn.Module, tmp_path: Path) -> None:
     state = network.state_dict()
     save_file(state, tmp_path / "net.bin")
     torch.save(state, tmp_path / "net.h5")
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    for name in ("net.bin", "net.h5", "old.pth"):
+    torch.save(state, tmp_path / "net.safetensors")
+    # A header of 1152 bytes begins like a pickle.
+    length = next(n for n in range(1200) if _header({"x": "y" * n}, state) == 0x480)
+    save_file(state, tmp_path / "pickle.bin", metadata={"x": "y" * length})
+    for name in ("net.bin", "net.h5", "old.pth", "net.safetensors", "pickle.bin"):
         read = read_state_dict(tmp_path / name)
         assert all(read[key].equal(value) for key, value in state.items())
