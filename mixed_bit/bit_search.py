@@ -174,6 +174,7 @@ def build_bit_config(
             "latency_ms": settings.latency_ms,
         },
         "candidates": list(settings.widths),
+        **_name_choices(settings),
         "act_candidates": list(settings.act_widths),
         "metric": settings.metric,
         "price": result.allocation.objective,
@@ -204,6 +205,13 @@ def build_bit_config(
         bops_g=assignment.bops_g,
         details=how,
     )
+
+
+def _name_choices(settings: SearchSettings) -> dict[str, Any]:
+    """Name widths that were given by layer, where some were."""
+    by_layer = {name: list(widths) for name, widths in settings.candidate_bits_by_layer.items()}
+    given = {"candidates_by_layer": by_layer, "pins": dict(settings.pins)}
+    return {key: value for key, value in given.items() if value}
 
 
 def _group_entries(result: SearchResult) -> list[dict[str, Any]]:

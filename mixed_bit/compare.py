@@ -105,7 +105,12 @@ def compare_from(arguments: argparse.Namespace) -> Comparison:
     side = preprocess.input_size
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
     sizes = read_sizes(arguments, graph)
-    settings = SearchSettings(arguments.quant_type, sizes[0], candidate_bits=arguments.bits)
+    settings = SearchSettings(
+        arguments.quant_type,
+        sizes[0],
+        candidate_bits=arguments.bits,
+        candidate_bits_by_layer=arguments.bits_by_layer,
+    )
     problem = Problem.build(graph, settings)
     problem.check_feasible()
     held_out = arguments.num_eval if arguments.eval_split == "train" else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from mixed_bit.latency.table import load_latency
 from mixed_bit.sensitivity import METRICS
@@ -25,18 +26,39 @@ from ompq.options import (
     add_network_options,
     add_run_options,
 )
-from ompq.values import float_list, int_list, pin
+from ompq.values import float_list, int_list, pin, widths_by_layer
 
 # Fields of `SearchSettings` whose options are called otherwise.
 _FIELDS = {
     "size_mb": "model_size",
     "bops_g": "bops",
     "candidate_bits": "bits",
+    "candidate_bits_by_layer": "bits",
     "pins": "pin",
     "latency_ms": "latency",
     "random_trials": "random",
     "rank_trials": "ranked",
 }
+
+
+class _CandidateBits(argparse.Action):
+    """Keep plain widths as `bits`, the last ones given, and those of layers as `bits_by_layer`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Note what one occurrence of the option gives."""
+        layer, widths = values
+        if not layer:
+            namespace.bits = widths
+            return
+        held = dict(namespace.bits_by_layer)
+        _set_last(held, layer, widths, "--bits")
+        namespace.bits_by_layer = held
 
 
 def build_search_parser() -> Parser:
@@ -88,7 +110,8 @@ def _add_budget_options(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="LAYER=BITS",
-        help="fix the width of a layer; may be repeated",
+        help="fix the width of a layer, or of all that a glob such as 'layer4.*' matches; may be "
+        "repeated (exact names go before globs, later globs before earlier ones)",
     )
     group.add_argument(
         "--act_bits",
@@ -237,8 +260,13 @@ def _add_candidate_bits(group: argparse._ArgumentGroup) -> None:
         for name, kind in QUANT_TYPES.items()
     )
     group.add_argument(
-        "--bits", type=int_list, metavar="B,B,…", help=f"candidate widths ({ranges})"
+        "--bits",
+        action=_CandidateBits,
+        type=widths_by_layer,
+        metavar="[LAYER=]B,B,…",
+        help=f"candidate widths ({ranges}); repeated with a layer or glob, those of its layers",
     )
+    group.set_defaults(bits_by_layer={})
 
 
 def check_at_least(arguments: argparse.Namespace, **least: int) -> None:
@@ -273,6 +301,7 @@ def read_settings(arguments: argparse.Namespace) -> SearchSettings:
         size_mb=arguments.sweep[1] if arguments.sweep else arguments.model_size,
         bops_g=arguments.bops,
         candidate_bits=arguments.bits,
+        candidate_bits_by_layer=arguments.bits_by_layer,
         pins=_read_pins(arguments.pin),
         act_bits=max(arguments.act_bits, default=0),
         candidate_act_bits=arguments.act_bits if several else (),
@@ -313,6 +342,12 @@ def _check_sweep(arguments: argparse.Namespace) -> None:
 def _read_pins(given: list[tuple[str, int]]) -> dict[str, int]:
     pins: dict[str, int] = {}
     for layer, width in given:
-        if pins.setdefault(layer, width) != width:
-            raise OmpqError(f"--pin {layer} is given twice, as {pins[layer]} and {width} bits")
+        _set_last(pins, layer, width, "--pin")
     return pins
+
+
+def _set_last(held: dict[str, Any], layer: str, value: object, option: str) -> None:
+    """Put an entry behind all others; refuse one that is there with another value."""
+    if held.pop(layer, value) != value:
+        raise OmpqError(f"{option} {layer} is given twice, with different bits; leave one out")
+    held[layer] = value

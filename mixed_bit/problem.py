@@ -16,6 +16,7 @@ from mixed_bit.allocation.budgets import build_budgets
 from mixed_bit.allocation.program import Allocation, Program
 from mixed_bit.allocation.shared_activations import solve_with_shared_activations
 from mixed_bit.allocation.solve import check_feasible, solve
+from mixed_bit.choices import Choices
 from mixed_bit.sensitivity.base import Sensitivity, find_chosen_sites
 from mixed_bit.settings import SearchSettings
 from ompq.assignment import PINNED_BITS, QUANT_TYPES, Assignment, uniform
@@ -32,7 +33,7 @@ class Problem:
         graph: The network.
         settings: What the user asks: metric, budgets, candidate widths.
         listed: The L groups that have an entry in the bit list, in execution order.
-        pins: Name of a group → the width that the user fixed for it.
+        choices: The weight widths that each group may get.
         widths: All weight widths that some listed group may get, ascending.
         act_widths: All activation widths, the 8 bits of the images included; empty where there is
             nothing to choose.
@@ -42,7 +43,7 @@ class Problem:
     graph: NetworkGraph
     settings: SearchSettings
     listed: tuple[Group, ...]
-    pins: Mapping[str, int]
+    choices: Choices
     widths: tuple[int, ...]
     act_widths: tuple[int, ...]
     readers: tuple[tuple[int, ...], ...]
@@ -52,20 +53,25 @@ class Problem:
         """Find the groups and widths that `settings` ask about.
 
         Raises:
-            OmpqError: No group has an entry in the bit list, a pinned layer is not there, or tied
-                layers are pinned at several widths.
+            OmpqError: No group has an entry in the bit list, a layer that is named is not there,
+                or tied layers are to have several widths.
         """
         listed = _listed_groups(graph.groups, settings.quant_type)
-        pins = _pins_by_group(graph.groups, settings.pins)
-        pinned = {pins[group.name] for group in listed if group.name in pins}
-        widths = tuple(sorted({*settings.widths, *pinned}))
+        choices = Choices.read(graph.groups, settings)
+        allowed = {width for group in listed for width in choices.widths[group.name]}
+        widths = tuple(sorted({*settings.widths, *allowed}))
         act_widths: tuple[int, ...] = ()
         readers: tuple[tuple[int, ...], ...] = ()
         if settings.act_widths:
             act_widths = tuple(sorted({*settings.act_widths, PINNED_BITS}))
             network = make_quantizable(graph, uniform(graph.groups, max(widths)))
             readers = tuple(find_chosen_sites(network, listed).values())
-        return cls(graph, settings, listed, pins, widths, act_widths, readers)
+        return cls(graph, settings, listed, choices, widths, act_widths, readers)
+
+    @property
+    def pins(self) -> Mapping[str, int]:
+        """Return the widths that the user fixed, by the name of the group."""
+        return self.choices.pins
 
     def with_settings(self, settings: SearchSettings) -> Problem:
         """Return the problem under other budgets, another metric or solver."""
@@ -144,8 +150,7 @@ class Problem:
         return [(width, act) for width in self.widths for act in acts]
 
     def _allows(self, group: Group, width: int, act: int) -> bool:
-        weights = (self.pins[group.name],) if group.name in self.pins else self.settings.widths
-        return width in weights and act in self._activations_of(group)
+        return width in self.choices.widths[group.name] and act in self._activations_of(group)
 
     def _activations_of(self, group: Group) -> tuple[int, ...]:
         if not self.settings.act_widths:
@@ -159,7 +164,7 @@ class Problem:
         """Return the groups outside of the list with their widths: constants of the budgets."""
         listed = {group.name for group in self.listed}
         others = [group for group in self.graph.groups if group.name not in listed]
-        return [(group, self.pins.get(group.name, PINNED_BITS)) for group in others]
+        return [(group, self.choices.widths[group.name][0]) for group in others]
 
 
 def _listed_groups(groups: Sequence[Group], quant_type: str) -> tuple[Group, ...]:
@@ -171,20 +176,3 @@ def _listed_groups(groups: Sequence[Group], quant_type: str) -> tuple[Group, ...
             "use `quant_type` PTQ"
         )
     return listed
-
-
-def _pins_by_group(groups: Sequence[Group], pins: Mapping[str, int]) -> dict[str, int]:
-    """Return the pinned widths by the name of their group; tied layers share one."""
-    by_layer = {layer: group.name for group in groups for layer in group.layers}
-    unknown = [layer for layer in pins if layer not in by_layer]
-    if unknown:
-        names = ", ".join(group.name for group in groups)
-        raise OmpqError(f"`pins` {unknown[0]}: the network has no such layer; it has {names}")
-    chosen: dict[str, int] = {}
-    for layer, width in pins.items():
-        group = by_layer[layer]
-        if chosen.setdefault(group, width) != width:
-            raise OmpqError(
-                f"`pins` {layer}={width}: tied to {group}, which is pinned at {chosen[group]}"
-            )
-    return chosen

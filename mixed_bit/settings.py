@@ -33,7 +33,10 @@ class SearchSettings:
         size_mb: Size budget, MB (2²⁰ bytes). One of the three budgets is needed.
         bops_g: Budget of bit operations for one image, 10⁹.
         candidate_bits: Weight widths to choose from; None for those of the quantization type.
-        pins: Layer → the width that it keeps.
+        candidate_bits_by_layer: Layer, or glob such as `layer4.*` → weight widths to choose from
+            in the place of `candidate_bits`. Exact names go before globs, later globs before
+            earlier ones.
+        pins: Layer, or glob → the width that it keeps, by the same order.
         act_bits: Width of all activations, unless `candidate_act_bits` names several.
         candidate_act_bits: Activation widths to choose from, under a budget of bit operations.
         latency_ms: Latency budget, milliseconds, by `latency_table`.
@@ -50,6 +53,7 @@ class SearchSettings:
     bops_g: float | None = None
     candidate_bits: tuple[int, ...] | None = None
     pins: Mapping[str, int] = field(default_factory=dict)
+    candidate_bits_by_layer: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     act_bits: int = DEFAULT_ACT_BITS
     candidate_act_bits: tuple[int, ...] = ()
     latency_ms: float | None = None
@@ -73,6 +77,10 @@ class SearchSettings:
         if self.candidate_bits is not None and not self.candidate_bits:
             raise OmpqError("`candidate_bits` is empty; give widths from 2 to 8, or None")
         check_widths(self.widths, "`candidate_bits`")
+        for pattern, widths in self.candidate_bits_by_layer.items():
+            if not widths:
+                raise OmpqError(f"`candidate_bits_by_layer` {pattern}: give widths from 2 to 8")
+            check_widths(widths, f"`candidate_bits_by_layer` {pattern}")
         for layer, width in self.pins.items():
             check_widths([width], f"`pins` {layer}")
         check_widths([self.act_bits, *self.candidate_act_bits], "`act_bits`")

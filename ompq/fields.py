@@ -29,8 +29,8 @@ def settle_fields(settings: Any, besides: Collection[str] = ()) -> None:
     lists of numbers tuples.
 
     Args:
-        settings: Dataclass whose fields are numbers, texts, booleans, tuples or dictionaries of
-            whole numbers, or objects of a class; each may be declared as optional.
+        settings: Dataclass whose fields are numbers, texts, booleans, tuples of whole numbers,
+            dictionaries of either, or objects of a class; each may be declared as optional.
         besides: Names of fields that are left as they are.
 
     Raises:
@@ -62,13 +62,17 @@ def _settle(name: str, value: Any, hint: Any) -> Any:
         return int(value)
     if kind is float and isinstance(value, Real) and not isinstance(value, bool | np.bool_):
         return float(value)
-    if kind is tuple and _is_list(value) and all(map(_is_whole, value)):
+    if kind is tuple and _holds_numbers(value):
         return tuple(map(int, value))
-    if kind is Mapping and isinstance(value, Mapping) and all(map(_is_whole, value.values())):
-        return {key: int(number) for key, number in value.items()}
+    if kind is Mapping and isinstance(value, Mapping):
+        entry = get_args(hint)[1]
+        if all(map(_is_whole if entry is int else _holds_numbers, value.values())):
+            return {key: _settle(name, given, entry) for key, given in value.items()}
     if kind not in (bool, int, float, tuple, Mapping) and isinstance(value, kind):
         return value
     wanted = _WANTED.get(kind, f"a {kind.__name__}")
+    if kind is Mapping and get_origin(get_args(hint)[1]) is tuple:
+        wanted = "a dictionary of names and lists of whole numbers"
     raise OmpqError(f"`{name}` is {value!r}; it must be {wanted}")
 
 
@@ -76,5 +80,6 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+def _holds_numbers(value: Any) -> bool:
+    is_list = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+    return is_list and all(map(_is_whole, value))

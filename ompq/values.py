@@ -82,6 +82,20 @@ def pin(text: str) -> tuple[str, int]:
     return name, int(bits)
 
 
+def widths_by_layer(text: str) -> tuple[str, tuple[int, ...]]:
+    """Parse `4,8`, or `NAME=4,8` for the layers of that name, into name and widths.
+
+    >>> widths_by_layer("layer4.*=2,4")
+    ('layer4.*', (2, 4))
+    >>> widths_by_layer("4,8")
+    ('', (4, 8))
+    """
+    name, separator, widths = text.rpartition("=")
+    if separator and not name:
+        raise argparse.ArgumentTypeError(f"{text!r} names no layer; write NAME=4,8 or 4,8")
+    return name, int_list(widths)
+
+
 def _parse_numbers(text: str, example: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in text.replace(",", " ").split())
