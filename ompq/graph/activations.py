@@ -28,7 +28,7 @@ _AFFINE = (
     | BATCH_NORMS
     | frozenset(
         "getitem cat concat concatenate stack chunk split unbind pad zeropad2d flip roll narrow "
-        "select movedim swapaxes unfold pixel_unshuffle pixelunshuffle interpolate".split()
+        "select movedim swapaxes unfold pixel_unshuffle pixelunshuffle interpolate set_item".split()
     )
     # Of a network that quantizes its images.
     | {"ActivationQuantizer"}

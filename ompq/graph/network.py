@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -188,7 +189,8 @@ def copy_module(module: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
             # PyTorch copies no tensor that was computed with gradients.
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo)
+    with torch.no_grad():  # the parameters of a TorchScript module would not be leaves
+        return copy.deepcopy(module, memo)
 
 
 def analyse(

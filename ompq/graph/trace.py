@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.jit import ScriptModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -54,7 +55,7 @@ def trace(
             or holds no convolution or linear layer.
     """
     network = _unwrap(network)
-    _check_materialised(network)
+    _check_usable(network)
     original = copy_module(network).eval().requires_grad_(False)
     exclusions = exclusions or Exclusions()
     # The order matters: rewriting needs the shapes, the view needs the rewritten network.
@@ -89,9 +90,10 @@ def _trace(input_shape: tuple[int, int, int], root: nn.Module) -> fx.Graph:
 
 
 def _make_tracers(input_shape: tuple[int, int, int]) -> Iterator[LayerTracer]:
-    """Make a tracer; then one that knows shapes, then one that spares what timm calls opaque."""
+    """Make a tracer; then those that know shapes, then one that spares what timm calls opaque."""
     yield LayerTracer()
     yield ShapeTracer(input_shape)
+    yield ShapeTracer(input_shape, reads_buffers=True)
     # timm is only asked where the network may be its own: importing it takes seconds.
     if "timm" in sys.modules:
         from timm.models import get_notrace_functions, get_notrace_modules
@@ -134,11 +136,21 @@ def _check_output(traced: fx.GraphModule) -> None:
     (given,) = output.args
     if not isinstance(given, fx.Node) or "shape" not in given.meta:
         raise OmpqError(
-            "the network gives more than one tensor; wrap it in a module whose forward gives the "
-            "logits alone"
+            f"the network gives {_describe_output(given)}; wrap it in a module whose forward gives "
+            "the logits alone"
         )
     if not given.meta["from_images"]:
         raise OmpqError("the network's output does not depend on its images; check its forward")
+
+
+def _describe_output(given: Any) -> str:
+    """Say what a network gives instead of one tensor."""
+    if isinstance(given, dict):
+        return f"a dictionary of {', '.join(map(str, given))}"
+    if isinstance(given, tuple | list):
+        parts = ", ".join("None" if part is None else "a tensor" for part in given)
+        return f"a {type(given).__name__} of {len(given)} ({parts})"
+    return "nothing" if given is None else "something else than one tensor"
 
 
 def _drop_fixed_arguments(graph: fx.Graph) -> None:
@@ -169,17 +181,26 @@ def _unwrap(network: nn.Module) -> nn.Module:
     while True:
         if isinstance(network, nn.DataParallel | DistributedDataParallel | AveragedModel):
             network = network.module
-        elif isinstance(network._modules.get("_orig_mod"), nn.Module):
+        elif isinstance(getattr(network, "_orig_mod", None), nn.Module):
             network = network.get_submodule("_orig_mod")
         else:
             return network
 
 
-def _check_materialised(network: nn.Module) -> None:
-    """Refuse a layer that waits for its first image to know its shape: it has no weights yet."""
+def _check_usable(network: nn.Module) -> None:
+    """Refuse what has no code to trace, no weights yet, or numbers that are not float32."""
+    if isinstance(network, ScriptModule):
+        raise OmpqError(
+            f"{network.original_name} is TorchScript, whose layers cannot be taken apart; give the "
+            "nn.Module that it was made from"
+        )
     for name, module in network.named_modules():
         if has_unknown_shape(module):
             raise OmpqError(
                 f"{name} is a {type(module).__name__} that no image has passed yet, and so has no "
                 "weights; run the network on an image once, then load its weights"
             )
+    kinds = {p.dtype for p in network.parameters() if p.is_floating_point()}
+    if kinds and torch.float32 not in kinds:
+        named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise OmpqError(f"the network's parameters are {named}; give it in float32 (`.float()`)")

@@ -10,12 +10,15 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.proxy import TraceError
+from torch.jit import ScriptModule
 
-from ompq.errors import UNSUITED_ERRORS
+from ompq.errors import UNSUITED_ERRORS, OmpqError
 from ompq.graph.operations import NORM_TYPES
+from ompq.graph.recording import RecordingProxy, recording_calls
 from ompq.graph.training_mode import TrainingOnly
 
 _LAYERS = (nn.Conv2d, nn.Linear)
+_NUMBERS = (bool, int, float, tuple, torch.dtype)
 # While torch.fx traces, calls of modules and reads of their parameters are recorded; these are not.
 _CALL: Any = nn.Module.__call__
 _READ: Any = nn.Module.__getattr__
@@ -37,9 +40,28 @@ class LayerTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Tell whether a module is called as a whole."""
-        if isinstance(m, (*_LAYERS, *NORM_TYPES, TrainingOnly, *self._opaque)):
+        if isinstance(m, (*_LAYERS, *NORM_TYPES, TrainingOnly, ScriptModule, *self._opaque)):
             return True
         return super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Record or enter a module; one that the code makes as it goes is entered."""
+        try:
+            self.path_of_module(m)
+        except NameError:
+            if any(True for _ in (*m.parameters(), *m.buffers())):
+                raise OmpqError(
+                    f"{type(self.root).__name__} calls a {type(m).__name__} that is none of its "
+                    "modules; keep it as an attribute, in an nn.ModuleList or nn.ModuleDict"
+                ) from None
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
 
 class ShapeTracer(LayerTracer):
@@ -50,10 +72,12 @@ class ShapeTracer(LayerTracer):
 
     Args:
         input_shape: Channels, height and width of one image.
+        reads_buffers: Whether what is computed of buffers is recorded, instead of carried out.
     """
 
-    def __init__(self, input_shape: tuple[int, int, int]) -> None:
+    def __init__(self, input_shape: tuple[int, int, int], reads_buffers: bool = False) -> None:
         super().__init__()
+        self.proxy_buffer_attributes = reads_buffers
         self._input_shape = input_shape
         self._runs: list[_ShapeRun] = []
 
@@ -66,7 +90,8 @@ class ShapeTracer(LayerTracer):
         assert isinstance(root, nn.Module)
         self._runs = [_ShapeRun(root, (images, *self._input_shape)) for images in (1, 2)]
         try:
-            return super().trace(root, concrete_args)
+            with recording_calls(self._settle):
+                return super().trace(root, concrete_args)
         finally:
             self._runs = []
 
@@ -97,8 +122,16 @@ class ShapeTracer(LayerTracer):
             raise TraceError("what it asks depends on the number of images")
         return one
 
+    def _settle(self, obj: fx.Proxy) -> Any:
+        """Return the numbers that a stand-in stands for, where it stands for some, else itself."""
+        try:
+            value = self.read(obj)
+        except TraceError:
+            return obj
+        return value if isinstance(value, _NUMBERS) else obj
 
-class _ShapeProxy(fx.Proxy):
+
+class _ShapeProxy(RecordingProxy):
     """A stand-in that is a number where one is needed, if it stands for one."""
 
     tracer: ShapeTracer

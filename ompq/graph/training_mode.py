@@ -104,11 +104,9 @@ def compare_with_training(
             _replace_by_module(traced, node, twin)
         elif changed:
             node.meta[_ARGUMENTS] = changed
-    texts = {"leaves out what the network does in training alone": alone}
-    texts["keeps what the network does in evaluation alone"] = vanishing
-    output.meta[_NOTES] = tuple(
-        f"fine-tuning {text}: {_name(nodes)}" for text, nodes in texts.items() if nodes
-    )
+    texts = {"leaves out what the network does in training alone": _name(alone)}
+    texts["keeps what the network does in evaluation alone"] = _name(vanishing)
+    output.meta[_NOTES] = tuple(f"fine-tuning {text}: {n}" for text, n in texts.items() if n)
     traced.recompile()
 
 
