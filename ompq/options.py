@@ -3,95 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import re
-import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ompq.data import BACKENDS, DATASETS, ImageWishes, Loader, choose_preprocess, make_loader
 from ompq.errors import OmpqError
+from ompq.parser import Parser as Parser
 from ompq.preprocess import INTERPOLATIONS, Preprocess
 from ompq.runtime import Ranks
 from ompq.script import is_main_process
 from ompq.values import channel_means, float_list, natural, positive, seed_number
 from ompq.zoo import Network, load_network
-
-# Fields of the library whose options are called otherwise, in all scripts.
-_FIELDS = {
-    "backend": "loader",
-    "network": "model",
-    "root": "data",
-}
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help formatter that tells the defaults that tell something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        default = action.default
-        says_nothing = default is None or default is False or default == []
-        if says_nothing or "default" in (action.help or ""):
-            return action.help
-        return super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises its errors as one line, and knows the flags of fields.
-
-    The library's messages name a field in backticks, as Python code knows it; `in_flags` puts the
-    script's flag in its place. The parsed arguments hold the parser as `parser`.
-
-    Args:
-        fields: Name of a field in the library → destination of the option that sets it, where the
-            two differ.
-        settings: Keyword arguments of `argparse.ArgumentParser`.
-    """
-
-    def __init__(self, *, fields: Mapping[str, str] | None = None, **settings: Any) -> None:
-        settings.setdefault("formatter_class", _Help)
-        super().__init__(allow_abbrev=False, **settings)
-        self._fields = {**_FIELDS, **(fields or {})}
-        self.set_defaults(parser=self)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the whole usage."""
-        raise OmpqError(f"{message}; see {self.prog} --help")
-
-    def in_flags(self, text: str) -> str:
-        """Return a message of the library with this script's flags in the place of fields.
-
-        Of an option's flags it is the one that the user typed, else the first long form. A field
-        that no option of the script sets stays as it is.
-
-        >>> parser = Parser(fields={"size_mb": "model_size"})
-        >>> _ = parser.add_argument("--model_size")
-        >>> parser.in_flags("`size_mb` is 0; see `unknown`")
-        '--model_size is 0; see `unknown`'
-        """
-        flags = {action.dest: action.option_strings for action in self._actions}
-        typed = {word.partition("=")[0] for word in sys.argv[1:]}
-
-        def flag(match: re.Match[str]) -> str:
-            found = flags.get(self._fields.get(match[1], match[1]))
-            return _choose_flag(found, typed) if found else match[0]
-
-        return re.sub(r"`(\w+)`", flag, text)
-
-    def print_note(self, note: str) -> None:
-        """Print one message of the library, as `print_notes` does."""
-        self.print_notes([note])
-
-    def print_notes(self, notes: Iterable[str]) -> None:
-        """Print messages of the library, one line each, with this script's flags in them."""
-        for note in notes:
-            print(f"note: {self.in_flags(note)}", flush=True)
-
-
-def _choose_flag(flags: Sequence[str], typed: Collection[str]) -> str:
-    """Return the flag of an option that was typed, else its first long form."""
-    chosen = [flag for flag in flags if flag in typed]
-    return next(flag for flag in [*chosen, *flags] if chosen or flag.startswith("--"))
 
 
 def add_network_options(
