@@ -149,10 +149,12 @@ class NetworkGraph:
         # Parameters are counted in the network as it was traced: with their batch norm, which
         # folding removes.
         view = analyse(module, self.input_shape, self.original, self.exclusions)
-        layers = {
-            name: replace(layer, params=self.layers[name].params)
-            for name, layer in view.layers.items()
-        }
+        layers = {}
+        for name, layer in view.layers.items():
+            before = self.layers[name]
+            # A further batch norm, right behind the layer once its own is folded, is not its own.
+            norm = layer.batch_norm if layer.batch_norm == before.batch_norm else None
+            layers[name] = replace(layer, params=before.params, batch_norm=norm)
         counted = {group.name: group for group in self.groups}
         groups = tuple(
             replace(

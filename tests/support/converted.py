@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ompq.assignment import uniform
-from ompq.graph import trace
+from ompq.graph import NetworkGraph, trace
 from ompq.integer import (
     ConversionSettings,
     IntegerExecution,
@@ -21,9 +21,12 @@ from ompq.integer import (
 )
 
 
-def build(network: nn.Module, images: Tensor, bits: int = 8, **settings: Any) -> IntegerNetwork:
+def build(
+    network: nn.Module | NetworkGraph, images: Tensor, bits: int = 8, **settings: Any
+) -> IntegerNetwork:
     """Convert a network to one width, calibrate it, and let its integers be compared."""
-    graph = trace(network, tuple(images.shape[1:]))
+    is_traced = isinstance(network, NetworkGraph)
+    graph = network if is_traced else trace(network, tuple(images.shape[1:]))
     assignment = uniform(graph.groups, bits, bits)
     chosen = ConversionSettings(**settings)
 

@@ -10,6 +10,7 @@ import torch
 from converted import build, count_equal, measure_error, train
 from kinds import KINDS, Net, build_kind, conv, draw_images, pooled
 from rewritten import change_file
+from support import lively
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.functional import avg_pool2d, dropout, relu, relu6
@@ -17,7 +18,7 @@ from torch.nn.functional import avg_pool2d, dropout, relu, relu6
 from ompq import artifact
 from ompq.assignment import uniform
 from ompq.errors import OmpqError
-from ompq.graph import trace
+from ompq.graph import fold_batch_norm, trace
 from ompq.integer import (
     IntegerExecution,
     IntegerNetwork,
@@ -311,3 +312,21 @@ def test_a_layer_that_is_called_on_several_values_has_the_range_of_all(learned: 
     assert measure_error(converted, network, IMAGES) < 0.02
     train(converted, IMAGES)
     assert count_equal(converted, IMAGES) == len(IMAGES)
+
+
+def test_of_two_norms_in_a_row_the_first_alone_is_part_of_the_layer(tmp_path: Path) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.head(pooled(relu(net.second(net.first(net.a(relu(net.stem(x))))))))
+
+    torch.manual_seed(0)
+    norms = {"first": nn.BatchNorm2d(8), "second": nn.BatchNorm2d(8)}
+    parts = {"stem": conv(3, 8, 2), "a": conv(8, 8, bias=False), "head": nn.Linear(8, 5)}
+    network = lively(Net(forward, **parts, **norms))
+    graph = trace(network, (3, 16, 16))
+    for seen in (graph, fold_batch_norm(graph), fold_batch_norm(fold_batch_norm(graph))):
+        assert seen.layers["a"].batch_norm in (None, "first")
+        assert measure_error(build(seen, IMAGES), network, IMAGES) < 0.02
+    converted = build(fold_batch_norm(graph), IMAGES)
+    artifact.save_quantized(tmp_path / "q.safetensors", converted, uniform(graph.groups, 8))
+    read = artifact.load_quantized(tmp_path / "q.safetensors", network).network.module
+    assert torch.equal(read(IMAGES), converted.module(IMAGES))
