@@ -19,10 +19,12 @@ from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
 from mixed_bit.sensitivity.features import Orthogonality, Shard
 from mixed_bit.sensitivity.importance import Importance
 from mixed_bit.settings import SearchSettings
+from ompq.activation_memory import measure_peak
 from ompq.assignment import Assignment, BitConfig
 from ompq.data import iterate_images
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, trace_for
+from ompq.report.entries import list_shapes
 from ompq.runtime import versions
 
 # Images of a batch, or a batch of a loader, which holds their labels beside them.
@@ -166,13 +168,17 @@ def build_bit_config(
         details: Further settings to record (data set, source of the weights, …).
     """
     settings, assignment = result.settings, result.assignment
+    peak = measure_peak(result.problem.graph, assignment)
     how: dict[str, Any] = {
         "float_size_mb": assignment.float_size_mb,
         "budget": {
             "model_size_mb": settings.size_mb,
             "bops_g": settings.bops_g,
             "latency_ms": settings.latency_ms,
+            "act_memory_kb": settings.act_memory_kb,
         },
+        "act_memory_kb": peak.kb,
+        "act_memory_step": peak.step,
         "candidates": list(settings.widths),
         **_name_choices(settings),
         "act_candidates": list(settings.act_widths),
@@ -225,6 +231,7 @@ def _group_entries(result: SearchResult) -> list[dict[str, Any]]:
             "act_bits": act,
             "params": group.params,
             "ops": group.ops,
+            "shapes": list_shapes(result.problem.graph, group),
             **_measured(result, positions.get(group.name)),
             "pinned": group.name not in positions or group.name in pins,
             "in_list": group.name in positions,

@@ -43,6 +43,7 @@ with interruptible_imports():
     from ompq.graph import NetworkGraph, check_network, trace
     from ompq.options import check_classes, json_ready, load_requested_network, print_images
     from ompq.preprocess import Preprocess
+    from ompq.report import write_report
     from ompq.runtime import resolve_device, seed_everything
     from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network
 
@@ -191,11 +192,15 @@ def _run(arguments: argparse.Namespace) -> None:
     folder = arguments.output_dir
     comparison = compare_from(arguments)
     print_comparison(comparison)
-    details: dict[str, Any] = {"arguments": json_ready(arguments)}
+    details: dict[str, Any] = {
+        "arguments": json_ready(arguments),
+        "command": arguments.parser.command,
+    }
     write_comparison(comparison, folder / "compare.json", details)
     title = f"{arguments.model}: {arguments.quant_type}, prices of {arguments.num_images} images"
     draw_comparison(comparison, title, folder / "compare.png")
-    print(f"written to {folder}/: compare.json compare.png")
+    page = write_report([folder]).name
+    print(f"written to {folder}/: compare.json compare.png {page}")
 
 
 def main() -> None:

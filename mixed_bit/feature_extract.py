@@ -49,6 +49,7 @@ with interruptible_imports():
     from ompq.graph import check_network, trace
     from ompq.options import check_classes, load_requested_network, print_images
     from ompq.preprocess import Preprocess
+    from ompq.report import write_report
     from ompq.runtime import (
         Ranks,
         process_group,
@@ -157,6 +158,7 @@ def extract(arguments: argparse.Namespace) -> Found:
         arguments.parser.print_notes(network.notes)
     problem = _check(problem, images, arguments.parser.print_note if ranks.is_main else None)
     details: dict[str, Any] = {
+        "command": arguments.parser.command,
         "weights": network.source,
         "dataset": str(arguments.calibration_data or arguments.dataset),
         "input_size": list(images.shape[1:]),
@@ -272,6 +274,7 @@ def _run(arguments: argparse.Namespace) -> None:
     print_result(found.result, found.config, arguments.parser.in_flags)
     sys.stdout.flush()
     written = write(found, arguments.output_dir)
+    written.append(write_report([arguments.output_dir]).name)
     print(f"written to {arguments.output_dir}/: {' '.join(written)}")
 
 

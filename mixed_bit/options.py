@@ -36,6 +36,7 @@ _FIELDS = {
     "candidate_bits_by_layer": "bits",
     "pins": "pin",
     "latency_ms": "latency",
+    "act_memory_kb": "act_memory",
     "random_trials": "random",
     "rank_trials": "ranked",
 }
@@ -118,7 +119,8 @@ def _add_budget_options(parser: Parser) -> None:
         type=int_list,
         default=(8,),
         metavar="A,A,…",
-        help="activation bits, for the BOPs (default: 8); several to choose from, with --bops",
+        help="activation bits, for the BOPs (default: 8); several to choose from, with --bops or "
+        "--act_memory",
     )
     group.add_argument("--latency", type=float, metavar="MS", help="latency budget, by the table")
     group.add_argument(
@@ -126,6 +128,13 @@ def _add_budget_options(parser: Parser) -> None:
         type=Path,
         metavar="FILE",
         help="measured times, a JSON file {layer: {bits: milliseconds}}",
+    )
+    group.add_argument(
+        "--act_memory",
+        type=float,
+        metavar="KB",
+        help="budget of the memory of activations (1024 bytes): the most that lies in memory at "
+        "one step of the network, for one image",
     )
     group.add_argument(
         "--sweep",
@@ -307,6 +316,7 @@ def read_settings(arguments: argparse.Namespace) -> SearchSettings:
         candidate_act_bits=arguments.act_bits if several else (),
         latency_ms=arguments.latency,
         latency_table=load_latency(table) if table else None,
+        act_memory_kb=arguments.act_memory,
         metric=arguments.metric,
         beta=arguments.beta,
         solver=arguments.solver,

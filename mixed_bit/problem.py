@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mixed_bit.allocation.activation_memory import MemoryModel
 from mixed_bit.allocation.budgets import build_budgets
-from mixed_bit.allocation.program import Allocation, Program
+from mixed_bit.allocation.program import Allocation, Budget, Program
 from mixed_bit.allocation.shared_activations import solve_with_shared_activations
 from mixed_bit.allocation.solve import check_feasible, solve
 from mixed_bit.choices import Choices
@@ -38,6 +39,7 @@ class Problem:
         act_widths: All activation widths, the 8 bits of the images included; empty where there is
             nothing to choose.
         readers: For every value whose width is chosen, the listed groups that read it, by index.
+        memory: What activations take; None where no budget asks.
     """
 
     graph: NetworkGraph
@@ -47,6 +49,7 @@ class Problem:
     widths: tuple[int, ...]
     act_widths: tuple[int, ...]
     readers: tuple[tuple[int, ...], ...]
+    memory: MemoryModel | None = None
 
     @classmethod
     def build(cls, graph: NetworkGraph, settings: SearchSettings) -> Problem:
@@ -61,12 +64,18 @@ class Problem:
         allowed = {width for group in listed for width in choices.widths[group.name]}
         widths = tuple(sorted({*settings.widths, *allowed}))
         act_widths: tuple[int, ...] = ()
-        readers: tuple[tuple[int, ...], ...] = ()
+        sites: dict[str, tuple[int, ...]] = {}
         if settings.act_widths:
             act_widths = tuple(sorted({*settings.act_widths, PINNED_BITS}))
             network = make_quantizable(graph, uniform(graph.groups, max(widths)))
-            readers = tuple(find_chosen_sites(network, listed).values())
-        return cls(graph, settings, listed, choices, widths, act_widths, readers)
+            sites = find_chosen_sites(network, listed)
+        memory = None
+        if settings.act_memory_kb is not None and settings.act_widths:
+            memory = MemoryModel.of_choice(graph, listed, sites)
+        elif settings.act_memory_kb is not None:
+            memory = MemoryModel.of_one_width(graph, listed, settings.act_bits)
+        readers = tuple(sites.values())
+        return cls(graph, settings, listed, choices, widths, act_widths, readers, memory)
 
     @property
     def pins(self) -> Mapping[str, int]:
@@ -112,7 +121,7 @@ class Problem:
             log_scale=sensitivity.log_scale,
             widths=tuple(width for width, _ in columns),
             allowed=np.array(allowed),
-            budgets=build_budgets(self.settings, self.listed, self._fixed(), columns),
+            budgets=self._build_budgets(columns),
             names=tuple(group.name for group in self.listed),
             act_widths=tuple(act for _, act in columns) if self.act_widths else (),
         )
@@ -148,6 +157,14 @@ class Problem:
         """Return every pair of a weight and an activation width that is to be decided on."""
         acts = self.act_widths or (self.settings.act_bits,)
         return [(width, act) for width in self.widths for act in acts]
+
+    def _build_budgets(self, columns: Sequence[tuple[int, int]]) -> tuple[Budget, ...]:
+        found = build_budgets(self.settings, self.listed, self._fixed(), columns)
+        limit = self.settings.act_memory_kb
+        if self.memory is None or limit is None:
+            return found
+        acts = [act for _, act in columns]
+        return (*found, *self.memory.build_budgets(limit, len(self.listed), acts))
 
     def _allows(self, group: Group, width: int, act: int) -> bool:
         return width in self.choices.widths[group.name] and act in self._activations_of(group)

@@ -44,6 +44,8 @@ def print_result(
     print(f"Original model is {config.details['float_size_mb']:.4f} Mb")
     acts = "mixed" if result.problem.act_widths else config.act_bits
     print(f"Quantization model BOPs is {config.bops_g:.4g} G (W mixed / A {acts})")
+    peak, step = config.details["act_memory_kb"], config.details["act_memory_step"]
+    print(f"Activations take {peak:.4f} KB for one image at most, at {step}")
     latency = config.details.get("latency_ms")
     if latency is not None:
         print(f"Quantization model latency is {latency:.4f} ms by the table")

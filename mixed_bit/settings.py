@@ -20,7 +20,7 @@ FRONT_POINTS = 200
 MEASURED_FRONT_POINTS = 10
 # Whole numbers of bits, bit operations and nanoseconds stay within 63 bits.
 _LARGEST_BUDGET = 1e9
-_BUDGETS = ("size_mb", "bops_g", "latency_ms")
+BUDGETS = ("size_mb", "bops_g", "latency_ms", "act_memory_kb")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SearchSettings:
     Attributes:
         quant_type: `QAT` (first and last layer pinned at 8 bits, others 4 to 8) or `PTQ` (all
             groups, 2 to 4).
-        size_mb: Size budget, MB (2²⁰ bytes). One of the three budgets is needed.
+        size_mb: Size budget, MB (2²⁰ bytes). One of the four budgets is needed.
         bops_g: Budget of bit operations for one image, 10⁹.
         candidate_bits: Weight widths to choose from; None for those of the quantization type.
         candidate_bits_by_layer: Layer, or glob such as `layer4.*` → weight widths to choose from
@@ -38,9 +38,12 @@ class SearchSettings:
             earlier ones.
         pins: Layer, or glob → the width that it keeps, by the same order.
         act_bits: Width of all activations, unless `candidate_act_bits` names several.
-        candidate_act_bits: Activation widths to choose from, under a budget of bit operations.
+        candidate_act_bits: Activation widths to choose from, under a budget of bit operations or
+            of the activations' memory.
         latency_ms: Latency budget, milliseconds, by `latency_table`.
         latency_table: Measured times of every layer at some widths.
+        act_memory_kb: The most that activations for one image may take at one time, KB (1024
+            bytes), by the schedule of the graph.
         metric: What a width costs a group, one of `METRICS`.
         beta: β ≥ 0 of θ = exp(−β γ), for the metrics of orthogonality.
         solver: `ilp`, `lp` or `projection`; see `mixed_bit.allocation.solve`.
@@ -58,6 +61,7 @@ class SearchSettings:
     candidate_act_bits: tuple[int, ...] = ()
     latency_ms: float | None = None
     latency_table: LatencyTable | None = None
+    act_memory_kb: float | None = None
     metric: str = "orm"
     beta: float = 10.0
     solver: str = "ilp"
@@ -65,7 +69,7 @@ class SearchSettings:
     centred: bool = True
 
     def __post_init__(self) -> None:
-        settle_fields(self, besides=_BUDGETS)
+        settle_fields(self, besides=BUDGETS)
         if self.quant_type not in QUANT_TYPES:
             known = ", ".join(QUANT_TYPES)
             raise OmpqError(f"`quant_type` {self.quant_type}: unknown; choose one of {known}")
@@ -84,15 +88,19 @@ class SearchSettings:
         for layer, width in self.pins.items():
             check_widths([width], f"`pins` {layer}")
         check_widths([self.act_bits, *self.candidate_act_bits], "`act_bits`")
-        if self.candidate_act_bits and self.bops_g is None:
-            raise OmpqError("`act_bits` to choose from need a budget they count in: set `bops_g`")
+        if self.candidate_act_bits and self.bops_g is None and self.act_memory_kb is None:
+            raise OmpqError(
+                "`act_bits` to choose from need a budget they count in: set `bops_g` or "
+                "`act_memory_kb`"
+            )
         if (self.latency_ms is None) != (self.latency_table is None):
             raise OmpqError("`latency_ms` and `latency_table` go together")
 
     def _check_budgets(self) -> None:
-        budgets = {name: getattr(self, name) for name in _BUDGETS}
+        budgets = {name: getattr(self, name) for name in BUDGETS}
         if all(value is None for value in budgets.values()):
-            raise OmpqError("no budget is given; set `size_mb`, `bops_g` or `latency_ms`")
+            names = ", ".join(f"`{name}`" for name in BUDGETS[:-1])
+            raise OmpqError(f"no budget is given; set {names} or `{BUDGETS[-1]}`")
         for name, value in budgets.items():
             is_number = isinstance(value, int | float) and 0 < value <= _LARGEST_BUDGET
             if value is not None and not is_number:

@@ -33,32 +33,30 @@ def build_budgets(
         columns: K pairs of a weight and an activation width.
     """
 
-    def make_budget(name: str, unit: str, limit: float, per_unit: int, cost: GroupCost) -> Budget:
+    def make_budget(name: str, unit: str, field: str, per_unit: int, cost: GroupCost) -> Budget:
         table = [[cost(group, width, act) for width, act in columns] for group in listed]
         return Budget(
             name=name,
             cost=np.array(table, dtype=np.int64),
-            limit=math.floor(limit * per_unit),
+            limit=math.floor(getattr(settings, field) * per_unit),
             constant=sum(cost(group, width, PINNED_BITS) for group, width in fixed),
             unit=unit,
             per_unit=per_unit,
+            field=field,
         )
 
     found = []
     if settings.size_mb is not None:
-        limit = settings.size_mb
         found.append(
-            make_budget("size", "MB", limit, BITS_PER_MB, lambda g, w, _: size_bits([g], [w]))
+            make_budget("size", "MB", "size_mb", BITS_PER_MB, lambda g, w, _: size_bits([g], [w]))
         )
     if settings.bops_g is not None:
-        limit = settings.bops_g
-        found.append(make_budget("BOPs", "G", limit, 10**9, lambda g, w, a: g.ops * w * a))
+        found.append(make_budget("BOPs", "G", "bops_g", 10**9, lambda g, w, a: g.ops * w * a))
     table = settings.latency_table
     if table is not None and settings.latency_ms is not None:
-        limit = settings.latency_ms
         found.append(
             make_budget(
-                "latency", "ms", limit, NANOSECONDS_PER_MS, lambda g, w, _: table.cost(g, w)
+                "latency", "ms", "latency_ms", NANOSECONDS_PER_MS, lambda g, w, _: table.cost(g, w)
             )
         )
     return tuple(found)

@@ -27,6 +27,8 @@ class Budget:
         constant: What the groups outside of the program cost.
         unit: Unit of what the user reads.
         per_unit: How much of the whole numbers makes one unit.
+        field: Field of the settings that gives the limit.
+        place: Step of the network that the limit is about; empty where it is about all of it.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Budget:
     constant: int = 0
     unit: str = ""
     per_unit: int = 1
+    field: str = ""
+    place: str = ""
 
     @property
     def available(self) -> int:
@@ -124,11 +128,19 @@ class Program:
             bits=tuple(self.widths[k] for k in choice),
             solver=solver,
             optimal=optimal,
-            spent={b.name: b.spent(choice) / b.per_unit for b in self.budgets},
+            spent=self._spend(choice),
             note=note,
             act_bits=tuple(self.act_widths[k] for k in choice) if self.act_widths else (),
             objective=self.total(choice),
         )
+
+    def _spend(self, choice: Sequence[int]) -> dict[str, float]:
+        """Return what is spent of every budget; of the steps that share one, the most."""
+        spent: dict[str, float] = {}
+        for budget in self.budgets:
+            used = budget.spent(choice) / budget.per_unit
+            spent[budget.name] = max(spent.get(budget.name, used), used)
+        return spent
 
     def choice(self, allocation: Allocation) -> list[int]:
         """Find the column index of every group's widths in an allocation."""

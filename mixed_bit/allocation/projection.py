@@ -35,7 +35,9 @@ def project(program: Program, rounding: str) -> tuple[list[int], str]:
         OmpqError: There is another budget than the size, or `fill` would need too much memory.
     """
     budget = next((budget for budget in program.budgets if budget.name == "size"), None)
-    if budget is None or len(program.budgets) > 1:
+    # What costs nothing, whatever the widths, has been found to be kept.
+    others = [other for other in program.budgets if other is not budget and other.cost.any()]
+    if budget is None or others:
         raise OmpqError("`solver` projection knows a size budget alone; set `size_mb` only")
     relaxed = _relax(program, budget)
     choose = {"fill": _fill, "nearest": _round_to_nearest}[rounding]

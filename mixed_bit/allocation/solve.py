@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from mixed_bit.allocation.exact.branch import prove
 from mixed_bit.allocation.exact.knapsack import Knapsack, settle_ties
 from mixed_bit.allocation.exact.relaxation import round_relaxation
@@ -59,6 +63,7 @@ def solve(program: Program, solver: str = "ilp", rounding: str = "fill") -> Allo
 
 
 def _build_knapsack(program: Program) -> Knapsack:
+    program = _drop_steps(program)
     # Without a budget there is one that costs nothing: the arrays always have a row.
     free = [[0] * len(program.widths) for _ in program.names]
     return Knapsack(
@@ -67,6 +72,29 @@ def _build_knapsack(program: Program) -> Knapsack:
         limits=[budget.available for budget in program.budgets] or [0],
         options=program.options(),
     )
+
+
+def _drop_steps(program: Program) -> Program:
+    """Close options that no step of the network has memory for, and drop steps that allow all.
+
+    Most steps have few values whose width is chosen: what is left is a smaller program.
+    """
+    steps = [budget for budget in program.budgets if budget.place]
+    if not steps:
+        return program
+    allowed, before = program.allowed.copy(), None
+    while before != allowed.sum():
+        before = allowed.sum()
+        for budget in steps:
+            least = np.where(allowed, budget.cost, np.iinfo(np.int64).max).min(axis=1)
+            room = budget.available - int(least.sum())
+            closed = allowed & (budget.cost - least[:, None] <= room)
+            # A step without room for the least leaves nothing: that is said elsewhere.
+            allowed = closed if closed.any(axis=1).all() else allowed
+    most = [int(np.where(allowed, budget.cost, 0).max(axis=1).sum()) for budget in steps]
+    binding = [b for b, spent in zip(steps, most, strict=True) if spent > b.available]
+    others = [budget for budget in program.budgets if not budget.place]
+    return replace(program, allowed=allowed, budgets=(*others, *binding))
 
 
 def _explain_conflict(program: Program, proven: bool) -> str:

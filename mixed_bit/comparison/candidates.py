@@ -96,7 +96,8 @@ def try_candidates(
         yield trial(candidate, chosen.solve(chosen.build_program(sensitivity)))
     program = problem.build_program(evaluator.uniform_sensitivity())
     settings = problem.settings
-    only_size = settings.bops_g is None and settings.latency_ms is None
+    only_size = settings.size_mb is not None and settings.bops_g is None
+    only_size &= settings.latency_ms is None
     if only_size and not settings.act_widths:
         chosen = problem.with_settings(replace(settings, solver="projection"))
         yield trial(Candidate("projection"), chosen.solve(program))

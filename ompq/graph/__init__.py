@@ -17,6 +17,8 @@
     find_activation_sites
                         activations.py    the values that layers read, which are to be quantized
     find_image_maps     activations.py    the images, normalised or rearranged by the network
+    build_schedule, Schedule
+                        liveness.py       which values are in memory at every step
     run_with_taps       run.py            a forward pass that reads values on the way
 
 What a single node computes is read in operations.py, and only there; canonicalize.py rewrites a
@@ -28,6 +30,7 @@ from ompq.graph.check import check_network, trace_for
 from ompq.graph.exclusions import Exclusions
 from ompq.graph.folding import fold_batch_norm
 from ompq.graph.layout import ImageLayout
+from ompq.graph.liveness import Schedule, build_schedule
 from ompq.graph.network import Block, Group, Layer, NetworkGraph, analyse
 from ompq.graph.parameters import ParameterCount, describe_float_parts
 from ompq.graph.run import run_with_taps
@@ -42,8 +45,10 @@ __all__ = [
     "Layer",
     "NetworkGraph",
     "ParameterCount",
+    "Schedule",
     "Subgraph",
     "analyse",
+    "build_schedule",
     "check_network",
     "describe_float_parts",
     "extract_subgraph",
