@@ -102,7 +102,16 @@ def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
 
     Returns:
         n classes, on the device of `logits`.
+
+    Raises:
+        OmpqError: The network gives something else than one row of logits per image.
     """
+    if logits.dim() != 2:
+        shape = "×".join(map(str, logits.shape[1:]))
+        raise OmpqError(
+            f"for each image the network gives {shape} values; Fisher information and Hessian need "
+            "one row of logits, n × classes: choose another metric or loss"
+        )
     shares = logits.detach().float().softmax(dim=1).cpu()
     return torch.multinomial(shares, 1, generator=generator).flatten().to(logits.device)
 

@@ -62,6 +62,7 @@ def trace(
     root = copy_structure(original)
     split_fused_norms(root)
     keep_training_steps(root)
+    _take_images_alone(root)
     trace_module = partial(_trace, input_shape)
     traced = fx.GraphModule(root, trace_module(root), type(network).__name__)
     compare_with_training(traced, root, trace_module)
@@ -101,12 +102,24 @@ def _make_tracers(input_shape: tuple[int, int, int]) -> Iterator[LayerTracer]:
         yield LayerTracer(tuple(get_notrace_modules()), tuple(get_notrace_functions()))
 
 
+def _take_images_alone(root: nn.Module) -> None:
+    """Let a network whose forward takes any number of arguments take images, in place."""
+    kinds = {p.kind for p in inspect.signature(root.forward).parameters.values()}
+    if not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+        return
+    own = type(root)
+
+    def forward(self: nn.Module, images: Any) -> Any:
+        return own.forward(self, images)
+
+    root.__class__ = type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__})
+
+
 def _read_default_arguments(root: nn.Module) -> dict[str, Any] | None:
     """Read the defaults of what `forward` takes beside the images."""
     parameters = list(inspect.signature(root.forward).parameters.values())[1:]
-    required = [
-        p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
-    ]
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    required = [p.name for p in parameters if p.default is p.empty and p.kind in kinds]
     if required:
         raise OmpqError(
             f"{type(root).__name__}.forward takes {', '.join(required)} beside the images; "

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kinds import KINDS, build_kind, draw_images
+from kinds import KINDS, build_kind, conv, draw_images
 
 from mixed_bit import SearchSettings, search
 from mixed_bit.sensitivity import METRICS
 from mixed_bit.sensitivity.base import round_weights
 from ompq.cost import float_size_mb
+from ompq.errors import OmpqError
 from ompq.evaluation import kl_divergence
 from ompq.graph import fold_batch_norm, trace_for
 
@@ -67,3 +68,15 @@ def test_channels_may_lie_last_in_memory(metric: str) -> None:
     images = IMAGES.to(memory_format=torch.channels_last)
     found = search(network, images, settings).sensitivity.weights
     np.testing.assert_allclose(found, usual, rtol=1e-2)
+
+
+def test_logits_of_every_pixel_have_no_metric_by_labels() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(conv(3, 8), torch.nn.ReLU(), conv(8, 5))
+    for metric in METRICS:
+        settings = SearchSettings("PTQ", size_mb=1.0, metric=metric)
+        if METRICS[metric].uses_labels:
+            with pytest.raises(OmpqError, match="gives 5×16×16 values"):
+                search(network, IMAGES, settings)
+        else:
+            assert search(network, IMAGES, settings).allocation.optimal

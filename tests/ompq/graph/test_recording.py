@@ -99,8 +99,30 @@ class _MadeOnTheWay(_Parts):
         return nn.Upsample(scale_factor=2)(nn.AvgPool2d(2)(nn.Hardswish()(x)))
 
 
+class _AnyArguments(_Parts):
+    def forward(self, *args: Tensor, **others: Tensor) -> Tensor:
+        return super().forward(*args, **others)
+
+    def change(self, x: Tensor, **_others: Tensor) -> Tensor:
+        return x
+
+
+class _MoreArguments(_Parts):
+    def forward(self, x: Tensor, *others: Tensor, scale: float = 2.0) -> Tensor:
+        return super().forward(scale * x) * (len(others) + 1)
+
+    def change(self, x: Tensor) -> Tensor:
+        return x
+
+
+class _NamedArgument(_Parts):
+    def forward(self, x: Tensor, *, scale: float) -> Tensor:
+        return super().forward(scale * x)
+
+
 KINDS = [
-    _Shift, _Mask, _BuffersOfSize, _Tokens, _NewState, _Coordinates, _Compiled, _MadeOnTheWay
+    _Shift, _Mask, _BuffersOfSize, _Tokens, _NewState, _Coordinates, _Compiled, _MadeOnTheWay,
+    _AnyArguments, _MoreArguments,
 ]  # fmt: skip
 
 
@@ -167,6 +189,7 @@ def _giving(give: object) -> nn.Module:
         (torch.jit.trace(nn.Sequential(conv(3, 8)), IMAGES), "Sequential is TorchScript"),
         (nn.Sequential(conv(3, 8)).double(), "parameters are float64"),
         (nn.Sequential(conv(3, 8)).bfloat16(), "parameters are bfloat16"),
+        (_NamedArgument(), "_NamedArgument.forward takes scale beside the images"),
         (_giving(lambda x: (x, None)), r"gives a tuple of 2 \(a tensor, None\)"),
         (_giving(lambda x: {"logits": x, "loss": x}), "gives a dictionary of logits, loss"),
         (_giving(lambda x: Logits(x, None)), "gives something else than one tensor"),
