@@ -32,6 +32,11 @@ with interruptible_imports():
         print_images,
     )
     from ompq.preprocess import Preprocess
+    from ompq.report import write_report
+    from ompq.report.changes import FILE as CHANGES
+    from ompq.report.changes import find_changes
+    from ompq.report.entries import describe_groups
+    from ompq.report.page import FILE as REPORT
     from ompq.runtime import Ranks, resolve_device, seed_everything
     from ompq.stored import evaluate_stored
     from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network
@@ -54,7 +59,9 @@ with interruptible_imports():
     )
     from PTQ.report import build_results, print_table
 
-RESULTS = (artifact.FILE, "results.json")
+RESULTS = (artifact.FILE, "results.json", CHANGES, REPORT)
+# What other commands wrote of an earlier result, which is set aside with it.
+_OF_RESULTS = (*RESULTS, "debug.json", "debug.png")
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,8 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     content["float_layers"] = dict(task.graph.float_layers)
     content["skipped_images"] = prepared.skipped + task.test.skipped
     content["groups"] = [list(group.layers) for group in assignment.groups]
+    content["allocation"] = describe_groups(task.graph, assignment)
+    content["command"] = arguments.parser.command
     _write(prepared, result, content)
     arguments.parser.print_notes(unreadable_note(task.test.skipped))
     print_table([*result.rows, *([control] if control else [])])
@@ -161,18 +170,23 @@ def _measure_control(task: QuantizationTask, assignment: Assignment) -> StageRow
 def _write(prepared: _Prepared, result: QuantizationResult, content: dict[str, Any]) -> None:
     """Write the result files; those of an earlier run are moved aside, the state is removed."""
     folder = prepared.task.folder
-    earlier = set_aside(folder, RESULTS)
+    earlier = set_aside(folder, _OF_RESULTS)
     if earlier is not None:
         print(f"note: the result that was in {folder}/ is now in {earlier}/")
+    class_names = name_outputs(prepared.task.test, prepared.task.graph.num_outputs)
     artifact.save_quantized(
         folder / artifact.FILE,
         result.network.deployed,
         prepared.assignment,
         source=prepared.network,
         preprocess=prepared.preprocess,
-        class_names=name_outputs(prepared.task.test, prepared.task.graph.num_outputs),
+        class_names=class_names,
     )
     write_json(folder / "results.json", content)
+    expected, found = result.float_row.predictions, result.deployed_row.predictions
+    changes = find_changes(expected, found, prepared.task.test, prepared.preprocess)
+    write_json(folder / CHANGES, changes.to_json(class_names))
+    write_report([folder])
     # Only now: killed before, the run is resumed from its finished blocks.
     remove_state(folder)
 

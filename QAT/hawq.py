@@ -7,7 +7,6 @@ the network calls its modules. Units are the network's blocks in execution order
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from ompq.assignment import Assignment
 from ompq.cost import PIXEL_BITS, SUM_BITS, check_widths
 from ompq.errors import OmpqError
+from ompq.files import read_json
 from ompq.graph import Group, NetworkGraph
 from ompq.graph.network import account_for_rest
 
@@ -53,14 +53,13 @@ def read_dictionary(text: str) -> dict[str, int] | None:
         except (ValueError, SyntaxError) as error:
             raise OmpqError(f"{stripped[:60]!r} is not a dictionary of bit widths") from error
     elif stripped.endswith(".json") and Path(stripped).is_file():
-        try:
-            found = json.loads(Path(stripped).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise OmpqError(f"{stripped} cannot be read: {error}") from error
+        found = read_json(stripped, "bit_cfg")
     else:
         return None
-    if not isinstance(found, dict) or "format" in found:
+    if not isinstance(found, dict) or {"format", "groups"} & set(found):
         return None
+    if not found:
+        raise OmpqError("the dictionary of bit widths is empty")
     _check_numbers(found)
     return {str(name): int(width) for name, width in found.items()}
 

@@ -37,7 +37,7 @@ from QAT.hawq import match_dictionary, read_dictionary
 from QAT.initialise import prepare
 from QAT.options import BINDING_OPTIONS, DEFAULT_SCHEME, read_conversion_settings
 from QAT.settings import TrainingSettings
-from QAT.training import TrainingTask
+from QAT.task import TrainingTask
 
 CALIBRATION_IMAGES = 512
 # Places that the note on what stays in float names.

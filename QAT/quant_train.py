@@ -29,6 +29,11 @@ with interruptible_imports():
         json_ready,
         name_outputs,
     )
+    from ompq.report import write_report
+    from ompq.report.changes import FILE as CHANGES
+    from ompq.report.changes import Changes, find_changes
+    from ompq.report.entries import describe_groups
+    from ompq.report.page import FILE as REPORT
     from ompq.runtime import (
         Ranks,
         gather_values,
@@ -62,9 +67,12 @@ with interruptible_imports():
     )
     from QAT.report import draw, print_table, to_json
     from QAT.settings import TrainingSettings
-    from QAT.training import Progress, TrainingTask, evaluate_all_ranks, run_training
+    from QAT.task import TrainingTask, measure_accuracy, predict_test
+    from QAT.training import Progress, run_training
 
-RESULTS = (artifact.FILE, "results.json", "training.png")
+RESULTS = (artifact.FILE, "results.json", "training.png", CHANGES, REPORT)
+# What other commands wrote of an earlier result, which is set aside with it.
+_OF_RESULTS = (*RESULTS, "debug.json", "debug.png")
 # Processes that are started where no GPU says how many.
 CPU_PROCESSES = 2
 
@@ -113,7 +121,8 @@ def _train(
         resumed = read_resumed(file, task.folder, task.fingerprint)
     elif arguments.resume == "":
         print_notes_once(arguments, ranks, [f"{task.folder} holds no checkpoint; starting anew"])
-    float_accuracy = evaluate_all_ranks(task, prepared.network.module)
+    float_found = predict_test(task, prepared.network.module)
+    float_accuracy = measure_accuracy(task, float_found)
     print_once(ranks, f"float: top-1 {float_accuracy.top1:.2f} % of {float_accuracy.count} images")
     if prepared.network.source != RANDOM_WEIGHTS:
         top1, count = float_accuracy.top1, float_accuracy.count
@@ -123,7 +132,9 @@ def _train(
     progress = run_training(task, resumed, arguments.start_epoch)
     if task.log is not None:
         task.log.close()
-    final = evaluate_all_ranks(task)
+    found = predict_test(task)
+    final = measure_accuracy(task, found)
+    changes = find_changes(float_found, found, task.test, prepared.preprocess)
     content = to_json(
         float_accuracy=float_accuracy,
         final=final,
@@ -136,8 +147,12 @@ def _train(
     skipped = [*prepared.skipped, *(file for loader in prepared.loaders for file in loader.skipped)]
     content["skipped_images"] = sorted(set().union(*gather_values(skipped, ranks)))
     print_notes_once(arguments, ranks, unreadable_note(content["skipped_images"]))
+    all_changes = gather_values(changes, ranks)
     if ranks.is_main:
-        _write(prepared, content, progress)
+        for other in all_changes[1:]:
+            all_changes[0].add(other)
+        content["command"] = arguments.parser.command
+        _write(prepared, content, progress, all_changes[0])
         print_table(float_accuracy, final, assignment, progress)
         print(f"written to {task.folder}/: {' '.join(RESULTS)}")
     return content
@@ -178,21 +193,24 @@ def _make_room(arguments: argparse.Namespace, task: TrainingTask, resumed: Resum
     """Move what an earlier run left in the folder out of the way of this one."""
     if resumed is not None and resumed.in_place:
         return
-    earlier = set_aside(task.folder, [LAST, BEST, *RESULTS])
+    earlier = set_aside(task.folder, [LAST, BEST, *_OF_RESULTS])
     if earlier is not None:
         note = f"the run that was in {task.folder}/ is now in {earlier}/"
         arguments.parser.print_notes([note])
 
 
-def _write(prepared: PreparedRun, content: dict[str, Any], progress: Progress) -> None:
+def _write(
+    prepared: PreparedRun, content: dict[str, Any], progress: Progress, changes: Changes
+) -> None:
     folder, network = prepared.task.folder, prepared.task.network
+    class_names = name_outputs(prepared.loaders[0], prepared.network.num_classes)
     artifact.save_quantized(
         folder / artifact.FILE,
         network,
         prepared.assignment,
         source=prepared.network,
         preprocess=prepared.preprocess,
-        class_names=name_outputs(prepared.loaders[0], prepared.network.num_classes),
+        class_names=class_names,
     )
     # Writing it has run the integers; what they show counts.
     content["integers_only"] = network.runs_on_integers
@@ -200,8 +218,11 @@ def _write(prepared: PreparedRun, content: dict[str, Any], progress: Progress) -
     content["in_float"] = describe_operations(network.module, network.float_operations)
     content["parameters"] = prepared.graph.parameters.to_json()
     content["float_layers"] = dict(prepared.graph.float_layers)
+    content["allocation"] = describe_groups(prepared.graph, prepared.assignment)
     write_json(folder / "results.json", content)
     draw(progress, content["top1_fp32"], folder / "training.png")
+    write_json(folder / CHANGES, changes.to_json(class_names))
+    write_report([folder])
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,54 +19,14 @@ from torch.nn.functional import cross_entropy
 from ompq.data import Loader, iterate_pairs
 from ompq.distillation import distillation_loss
 from ompq.errors import OmpqError
-from ompq.evaluation import NO_IMAGES, Accuracy, find_device, predict
+from ompq.evaluation import Accuracy, find_device
 from ompq.files import lock_folder
 from ompq.integer import IntegerNetwork
 from ompq.runtime import Ranks, progress, run_on_main, say
 from QAT.checkpoint import BEST, LAST, Resumed, load_checkpoint, save_checkpoint
 from QAT.gradient_sharing import agree_on_buffers, share_gradients
 from QAT.settings import TrainingSettings
-
-
-class Batches(Protocol):
-    """What yields batches of images and labels: a `Loader`, a `DataLoader`, a list."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield pairs of images (n × channels × height × width) and labels (n)."""
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingTask:
-    """A network to fine-tune, the images, and where checkpoints go.
-
-    Attributes:
-        network: Network of integers, trained in place.
-        teacher: Float network whose logits are distilled; None for labels alone.
-        train: This rank's share of every global batch of training images.
-        test: This rank's share of the images that decide which checkpoint is the best.
-        settings: Settings of the training.
-        device: Device that holds the networks.
-        ranks: This process among those that train.
-        folder: Folder of the checkpoints.
-        fingerprint: What a resumed run must have in common with the one that was killed.
-        log: Writer that takes scalars by `add_scalar`; None for none.
-        say: Function that prints a line, called on the first rank alone.
-    """
-
-    network: IntegerNetwork
-    teacher: nn.Module | None
-    train: Batches
-    test: Batches
-    settings: TrainingSettings
-    device: torch.device
-    ranks: Ranks
-    folder: Path
-    fingerprint: dict[str, Any]
-    log: Any = None
-    say: Callable[[str], None] = say
+from QAT.task import Batches, TrainingTask, measure_accuracy, predict_test
 
 
 @dataclass
@@ -182,28 +142,6 @@ def run_training(
     task.network.module.load_state_dict(state["network"])
     task.network.module.eval()
     return run.progress
-
-
-def evaluate_all_ranks(task: TrainingTask, module: nn.Module | None = None) -> Accuracy:
-    """Measure the accuracy on the test images of all ranks.
-
-    Args:
-        task: Task whose test images, device and ranks are used.
-        module: Network to evaluate; None for the one that the task trains.
-    """
-    several = task.ranks.world_size > 1
-    # Of few images a rank may have none, or none that can be read.
-    found = predict(module or task.network.module, task.test, task.device, may_be_empty=several)
-    if not several:
-        return found.accuracy()
-    accuracy = found.accuracy() if len(found) else Accuracy(0.0, 0.0, 0)
-    counts = [accuracy.top1 * accuracy.count, accuracy.top5 * accuracy.count, accuracy.count]
-    total = torch.tensor(counts, dtype=torch.float64, device=task.device)
-    distributed.all_reduce(total)
-    hits1, hits5, count = total.tolist()
-    if not count:
-        raise OmpqError(NO_IMAGES)
-    return Accuracy(hits1 / count, hits5 / count, int(count))
 
 
 class _TrainingRun:
@@ -362,7 +300,7 @@ class _TrainingRun:
     def _record(self, epoch: int, loss: float | None) -> Accuracy:
         """Evaluate, add it to the history, and keep the state where it is the best."""
         agree_on_buffers(self.task.network.module, self.task.ranks)
-        accuracy = evaluate_all_ranks(self.task)
+        accuracy = measure_accuracy(self.task, predict_test(self.task))
         entry: dict[str, float | None] = {"step": self.progress.step, "epoch": epoch, "loss": loss}
         self.progress.history.append(entry | {"top1": accuracy.top1, "top5": accuracy.top5})
         self.losses.zero_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -57,6 +58,11 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(parser=self)
         # Shells leave the ~ of `--path=~/file` to the program.
         self.register("type", Path, _read_path)
+
+    @property
+    def command(self) -> str:
+        """Return the command line that started this process, to be run again."""
+        return shlex.join([self.prog, *sys.argv[1:]])
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""

@@ -16,13 +16,14 @@ with interruptible_imports():
     from ompq.files import check_writable
     from ompq.graph import trace
     from ompq.options import json_ready
+    from ompq.report import write_report
     from ompq.runtime import versions
     from ompq.stored_images import find_data, read_images, read_run
     from ompq.zoo import load_network
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compare, print the table, write `debug.json` and `debug.png` into the folder.
+    """Compare, print the table, write `debug.json`, `debug.png` and the report into the folder.
 
     Args:
         arguments: Arguments of `build_parser`.
@@ -53,7 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     layers = compare_layers(graph, read.network, images)
     print_table(layers, arguments.shown)
     about = {"arguments": json_ready(arguments), "versions": versions(), "num_images": len(images)}
-    print(f"written to {source}/: {' '.join(write(layers, about, source))}")
+    written = [*write(layers, about, source), write_report([source]).name]
+    print(f"written to {source}/: {' '.join(written)}")
 
 
 def main() -> None:

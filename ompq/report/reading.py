@@ -1,0 +1,222 @@
+"""What a folder holds of a run: the JSON files that the commands wrote."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ompq.cost import BITS_PER_MB
+from ompq.errors import OmpqError
+
+# What a run may have written, and the formats of it that are known here.
+_FILES = {
+    "bit_config.json": ("ompq-bit-config/1",),
+    "results.json": ("ompq-ptq-results/1", "ompq-qat-results/1"),
+    "sweep.json": ("ompq-sweep/1",),
+    "compare.json": ("ompq-comparison/1",),
+    "debug.json": ("ompq-debug/1",),
+    "changes.json": ("ompq-changes/1",),
+}
+_KINDS = {
+    "ompq-ptq-results/1": "post-training quantization",
+    "ompq-qat-results/1": "quantization-aware training",
+}
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """A group of layers that share a width, with all that is known of it.
+
+    Attributes:
+        layers: Names of its layers; the first names the group.
+        bits: Width of its weights.
+        act_bits: Width of what it reads; None where that stays in float, or is not known.
+        params: Number of its parameters; None where the run did not tell.
+        ops: Operations for one image; None where the run did not tell.
+        shapes: Shapes of the layers' weights.
+        listed: Whether the bit list has an entry for it.
+        sensitivities: Width → what it costs, where that was measured.
+    """
+
+    layers: tuple[str, ...]
+    bits: int
+    act_bits: int | None = None
+    params: int | None = None
+    ops: int | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
+    listed: bool = True
+    sensitivities: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Return the name of the layer that stands for the group."""
+        return self.layers[0]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a folder tells of a run; a file that is not there is None.
+
+    Attributes:
+        folder: The folder.
+        config: Content of `bit_config.json`.
+        results: Content of `results.json`.
+        front: Content of `sweep.json`.
+        comparison: Content of `compare.json`.
+        debug: Content of `debug.json`.
+        changes: Content of `changes.json`.
+        orthogonality: The L × L matrix of `orthogonality.npy`.
+    """
+
+    folder: Path
+    config: dict[str, Any] | None = None
+    results: dict[str, Any] | None = None
+    front: dict[str, Any] | None = None
+    comparison: dict[str, Any] | None = None
+    debug: dict[str, Any] | None = None
+    changes: dict[str, Any] | None = None
+    orthogonality: np.ndarray | None = None
+
+    @property
+    def main(self) -> dict[str, Any]:
+        """Return the content of the file that the folder is about."""
+        for content in (self.results, self.config, self.comparison, self.front, self.debug):
+            if content is not None:
+                return content
+        return {}
+
+    @property
+    def kind(self) -> str:
+        """Return what was done, in words."""
+        if self.results is not None:
+            return _KINDS[self.results["format"]]
+        if self.config is not None:
+            return "bit search"
+        return "layers beside the float network" if self.comparison is None else "comparison"
+
+    @property
+    def model(self) -> str:
+        """Return the name of the network as the user gave it."""
+        given = self.main.get("model") or self.main.get("arguments", {}).get("model")
+        return str(given or self.folder.name)
+
+    @property
+    def groups(self) -> list[GroupRow]:
+        """Return the groups in execution order; none where the run chose no widths."""
+        if self.results is not None:
+            found = self.results.get("allocation") or _of_earlier(self.results)
+        else:
+            found = [] if self.config is None else self.config["groups"]
+        costs = {} if self.config is None else _read_sensitivities(self.config)
+        return [_read_group(entry, costs) for entry in found]
+
+    def uniform_mb(self) -> dict[int, float]:
+        """Return the size of the network at one width for all listed groups, in MB, by width.
+
+        The groups outside of the list keep their widths. Nothing is told where the run did not.
+        """
+        groups, size_mb = self.groups, self.main.get("model_size_mb")
+        if size_mb is None or not groups or any(group.params is None for group in groups):
+            return {}
+        others = size_mb * BITS_PER_MB - sum((g.params or 0) * g.bits for g in groups if g.listed)
+        listed = sum(group.params or 0 for group in groups if group.listed)
+        return {width: (others + width * listed) / BITS_PER_MB for width in range(2, 9)}
+
+
+def read_folder(folder: Path) -> Run:
+    """Read all that a folder tells of a run.
+
+    Args:
+        folder: Output folder of one of the commands.
+
+    Raises:
+        OmpqError: There is no result in it, or a file is damaged or of another format.
+    """
+    if not folder.is_dir():
+        raise OmpqError(f"{folder} is no folder; give the output folder of a finished run")
+    held = {name: _read(folder / name, known) for name, known in _FILES.items()}
+    if not any(held.values()):
+        names = ", ".join(_FILES)
+        raise OmpqError(f"{folder} holds no result of a run (none of {names})")
+    config = held["bit_config.json"]
+    results = held["results.json"]
+    if config is None and results is not None:
+        config = _find_config(results)
+    return Run(
+        folder=folder,
+        config=config,
+        results=results,
+        front=held["sweep.json"],
+        comparison=held["compare.json"],
+        debug=held["debug.json"],
+        changes=held["changes.json"],
+        orthogonality=_read_matrix(folder / "orthogonality.npy"),
+    )
+
+
+def _read(file: Path, known: tuple[str, ...]) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = content["format"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise OmpqError(f"{file} cannot be read, or is no result of a run") from error
+    if found not in known:
+        raise OmpqError(f"{file} is of format {found}; known here: {', '.join(known)}")
+    return dict(content)
+
+
+def _read_matrix(file: Path) -> np.ndarray | None:
+    if not file.is_file():
+        return None
+    try:
+        matrix = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise OmpqError(f"{file} cannot be read; run the search again") from error
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise OmpqError(f"{file} holds no square matrix; run the search again")
+    return np.asarray(matrix, dtype=np.float64)
+
+
+def _find_config(results: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the search that a run took its widths from, if it is still where it was."""
+    given = results["arguments"].get("bit_cfg")
+    try:
+        file = Path(str(given))
+        return _read(file, _FILES["bit_config.json"]) if file.suffix == ".json" else None
+    except (OSError, OmpqError):
+        return None
+
+
+def _of_earlier(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a run of an earlier version tells of its groups: names and widths."""
+    pairs = zip(results.get("groups", []), results.get("bits", []), strict=False)
+    return [{"layers": layers, "bits": bits} for layers, bits in pairs]
+
+
+def _read_sensitivities(config: dict[str, Any]) -> dict[str, dict[int, float]]:
+    """Return what each width costs, by the name of every layer."""
+    return {
+        layer: {int(width): cost for width, cost in entry["prices"].items()}
+        for entry in config["groups"]
+        if entry.get("prices")
+        for layer in entry["layers"]
+    }
+
+
+def _read_group(entry: dict[str, Any], costs: dict[str, dict[int, float]]) -> GroupRow:
+    return GroupRow(
+        layers=tuple(entry["layers"]),
+        bits=entry["bits"],
+        act_bits=entry.get("act_bits"),
+        params=entry.get("params"),
+        ops=entry.get("ops"),
+        shapes=tuple(tuple(shape) for shape in entry.get("shapes", ())),
+        listed=entry.get("in_list", True),
+        sensitivities=costs.get(entry["layers"][0], {}),
+    )
