@@ -5,23 +5,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from mixed_bit.allocation.program import Allocation
+from mixed_bit.comparison.distance import Distance, find_smallest
+from mixed_bit.comparison.outcome import OutcomeEvaluator
 from mixed_bit.problem import Problem
 from mixed_bit.sensitivity import METRICS, Sensitivity
 from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
 from mixed_bit.sensitivity.features import Orthogonality, Shard
 from mixed_bit.sensitivity.importance import Importance
-from mixed_bit.settings import SearchSettings
+from mixed_bit.settings import LARGEST_BUDGET, SearchSettings
 from ompq.activation_memory import measure_peak
 from ompq.assignment import Assignment, BitConfig
 from ompq.data import iterate_images
+from ompq.data.batching import batch_sizes
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph, trace_for
 from ompq.report.entries import list_shapes
@@ -29,6 +33,8 @@ from ompq.runtime import versions
 
 # Images of a batch, or a batch of a loader, which holds their labels beside them.
 Batch = Tensor | Sequence[Tensor]
+# Two to measure on, two to judge by.
+_FEWEST_TO_SPLIT = 4
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class SearchResult:
         importance: γ, θ and c, where the metric asks for them.
         num_images: Calibration images.
         seconds: Time of every stage.
+        distance: How far the network is from the float one, where a distance was asked for.
     """
 
     assignment: Assignment
@@ -54,6 +61,7 @@ class SearchResult:
     importance: Importance | None
     num_images: int
     seconds: dict[str, float]
+    distance: Distance | None = None
 
     def __repr__(self) -> str:
         proof = "proven optimal" if self.allocation.optimal else "not proven optimal"
@@ -92,10 +100,18 @@ def search(
 
     Raises:
         OmpqError: The network cannot be traced, a budget is infeasible (names the smallest feasible
-            one), a pinned layer is not there, features are not finite, or images are too few.
+            one), a pinned layer is not there, features are not finite, images are too few, or no
+            allocation is as near to the float network as is asked.
     """
-    evaluator = build_evaluator(network, images, settings, labels=labels, seed=seed)
-    return measure_and_solve(evaluator, evaluator.problem)
+    if not settings.has_distance:
+        evaluator = build_evaluator(network, images, settings, labels=labels, seed=seed)
+        return measure_and_solve(evaluator, evaluator.problem)
+    measured, judging = split_images(list(iterate_images(images)), labels)
+    evaluator = build_evaluator(
+        network, measured.images, settings, labels=measured.labels, seed=seed
+    )
+    outcomes = judge_by(evaluator, judging)
+    return measure_and_solve(evaluator, evaluator.problem, outcomes)
 
 
 def build_evaluator(
@@ -123,18 +139,79 @@ def build_evaluator(
     return SensitivityEvaluator(problem, shards, labels=labels, unbiased=len(first) > 1, seed=seed)
 
 
-def measure_and_solve(evaluator: SensitivityEvaluator, problem: Problem) -> SearchResult:
+@dataclass(frozen=True)
+class Half:
+    """Half of the images: those that sensitivities are measured on, or those that judge.
+
+    Attributes:
+        images: Batches of images.
+        labels: Their classes; None without labels.
+    """
+
+    images: list[Tensor]
+    labels: Tensor | None
+
+
+def split_images(batches: Sequence[Tensor], labels: Tensor | None) -> tuple[Half, Half]:
+    """Split images into every other one, to measure on, and the rest, to judge by.
+
+    Args:
+        batches: Batches of images.
+        labels: Their classes; None without labels.
+
+    Raises:
+        OmpqError: There are fewer than four images.
+    """
+    count = sum(map(len, batches))
+    if count < _FEWEST_TO_SPLIT:
+        raise OmpqError(
+            f"{count} images: half of them judge the distance; give {_FEWEST_TO_SPLIT} or more"
+        )
+    images = torch.cat(list(batches))
+    size = max(map(len, batches))
+    halves = [images[start::2] for start in (0, 1)]
+    classes = [None if labels is None else labels[start::2] for start in (0, 1)]
+    first, second = (
+        Half(list(half.split(batch_sizes(len(half), size))), own)
+        for half, own in zip(halves, classes, strict=True)
+    )
+    return first, second
+
+
+def judge_by(evaluator: SensitivityEvaluator, held: Half) -> OutcomeEvaluator:
+    """Prepare the judgement of allocations by images held out.
+
+    Args:
+        evaluator: Measures the sensitivities.
+        held: Images that it does not see.
+    """
+    device = next(evaluator.problem.graph.module.parameters()).device
+    labels = None if held.labels is None else held.labels.to(device)
+    return OutcomeEvaluator(evaluator.probed, torch.cat(held.images).to(device), labels)
+
+
+def measure_and_solve(
+    evaluator: SensitivityEvaluator, problem: Problem, outcomes: OutcomeEvaluator | None = None
+) -> SearchResult:
     """Allocate widths by the metric of `problem`, whose sensitivities are measured at most once.
 
     Args:
         evaluator: Measures the groups of `problem`.
         problem: The evaluator's own, or one that differs in budgets, metric or solver.
+        outcomes: Judges allocations by images held out, where the smallest network within a
+            distance is sought.
     """
     settings = problem.settings
     start = time.perf_counter()
     sensitivity = evaluator.sensitivity(settings.metric, settings.beta)
     measured = time.perf_counter()
-    allocation = problem.solve(problem.build_program(sensitivity))
+    distance = None
+    if outcomes is None:
+        allocation = problem.solve(problem.build_program(sensitivity))
+    else:
+        sized = problem if settings.size_mb is not None else problem.at_size(LARGEST_BUDGET)
+        program = sized.build_program(sensitivity)
+        allocation, distance = find_smallest(sized, program, outcomes)
     solved = time.perf_counter()
     seconds = {"solve": solved - measured, "total": solved - start}
     orthogonality = importance = None
@@ -153,6 +230,7 @@ def measure_and_solve(evaluator: SensitivityEvaluator, problem: Problem) -> Sear
         importance=importance,
         num_images=evaluator.num_images,
         seconds=seconds,
+        distance=distance,
     )
 
 
@@ -181,6 +259,7 @@ def build_bit_config(
         "act_memory_step": peak.step,
         "candidates": list(settings.widths),
         **_name_choices(settings),
+        **_name_distance(result),
         "act_candidates": list(settings.act_widths),
         "metric": settings.metric,
         "price": result.allocation.objective,
@@ -218,6 +297,14 @@ def _name_choices(settings: SearchSettings) -> dict[str, Any]:
     by_layer = {name: list(widths) for name, widths in settings.candidate_bits_by_layer.items()}
     given = {"candidates_by_layer": by_layer, "pins": dict(settings.pins)}
     return {key: value for key, value in given.items() if value}
+
+
+def _name_distance(result: SearchResult) -> dict[str, Any]:
+    """Tell the distance that was asked for, and the one that was found, where one was."""
+    if result.distance is None:
+        return {}
+    asked = {"kl": result.settings.kl_nats, "drop": result.settings.drop_points}
+    return {"distance": {"asked": asked, **asdict(result.distance)}}
 
 
 def _group_entries(result: SearchResult) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from ompq.script import interruptible_imports, run_script
 with interruptible_imports():
     import argparse
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from dataclasses import dataclass
+    from dataclasses import dataclass, replace
     from itertools import chain
     from typing import Any
 
@@ -21,7 +21,14 @@ with interruptible_imports():
     import torch
     from torch import Tensor
 
-    from mixed_bit.bit_search import SearchResult, build_bit_config, measure_and_solve
+    from mixed_bit.bit_search import (
+        Half,
+        SearchResult,
+        build_bit_config,
+        judge_by,
+        measure_and_solve,
+        split_images,
+    )
     from mixed_bit.comparison.candidates import choose_best
     from mixed_bit.comparison.outcome import OutcomeEvaluator
     from mixed_bit.comparison.pareto import (
@@ -40,7 +47,7 @@ with interruptible_imports():
     from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
     from mixed_bit.sensitivity.features import Shard
     from mixed_bit.sensitivity.orthogonality import MINIMUM_UNBIASED_IMAGES
-    from mixed_bit.settings import FRONT_POINTS, MEASURED_FRONT_POINTS
+    from mixed_bit.settings import FRONT_POINTS, MEASURED_FRONT_POINTS, SearchSettings
     from ompq.assignment import BitConfig
     from ompq.data import calibration_batches, calibration_images, load_calibration_file
     from ompq.data.batching import batch_sizes
@@ -71,6 +78,7 @@ class _Images:
         shape: Channels, height and width.
         skipped: Unreadable files; complete when the batches are read.
         notes: What a user should know of them.
+        held: Images held out, which judge a distance; None where none is asked for.
     """
 
     batches: Iterator[Tensor]
@@ -79,11 +87,38 @@ class _Images:
     shape: tuple[int, int, int]
     skipped: list[str]
     notes: Sequence[str] = ()
+    held: Half | None = None
+
+    def hold_out_half(self) -> _Images:
+        """Hold out every other image, to judge by."""
+        measured, held = split_images(list(self.batches), self.labels)
+        count = sum(map(len, measured.images))
+        return replace(
+            self, batches=iter(measured.images), labels=measured.labels, count=count, held=held
+        )
 
 
 def _read_images(
-    arguments: argparse.Namespace, preprocess: Preprocess, num_classes: int
+    arguments: argparse.Namespace,
+    preprocess: Preprocess,
+    num_classes: int,
+    settings: SearchSettings,
 ) -> _Images:
+    """Read the images; the half of them that judges a distance is held out."""
+    if settings.has_distance and Ranks.from_environment().world_size > 1:
+        raise OmpqError("`kl_nats` and `drop_points` judge in one process; start a single one")
+    if not settings.has_distance:
+        return _open_images(arguments, preprocess, num_classes, arguments.labels)
+    images = _open_images(arguments, preprocess, num_classes, True).hold_out_half()
+    if not arguments.labels:
+        images.labels = None
+    return images
+
+
+def _open_images(
+    arguments: argparse.Namespace, preprocess: Preprocess, num_classes: int, labelled: bool
+) -> _Images:
+    """Open the images; with the labels that there are if they are asked for."""
     size, channels = arguments.batch_size, preprocess.channels
     if arguments.calibration_data is not None:
         images = load_calibration_file(arguments.calibration_data, channels)
@@ -98,13 +133,15 @@ def _read_images(
         "backend": arguments.loader,
         "augment": arguments.augment,
     }
-    if not arguments.labels:
+    if not labelled:
         read = calibration_batches(*source, size, **how)
         return _Images(iter(read), None, arguments.num_images, shape, read.skipped, read.notes)
     found = calibration_images(*source, num_classes=num_classes, **how)
-    if (found.labels < 0).any():
+    unlabelled = bool((found.labels < 0).any())
+    if unlabelled and arguments.labels:
         raise OmpqError(f"`labels`: {arguments.data or arguments.dataset} has none; leave it out")
-    check_classes(int(found.labels.max()) + 1, num_classes)
+    if not unlabelled:
+        check_classes(int(found.labels.max()) + 1, num_classes)
     batches = iter(found.images.split(batch_sizes(len(found.labels), size)))
     count = len(found.labels)
     return _Images(batches, found.labels, count, shape, found.skipped, found.notes)
@@ -149,9 +186,14 @@ def extract(arguments: argparse.Namespace) -> Found:
     device = resolve_device(arguments.device, ranks.local_rank)
     seed_everything(arguments.seed)
     network, preprocess = load_requested_network(arguments)
-    images = _read_images(arguments, preprocess, network.num_classes)
-    problem = Problem.build(trace(network.module.to(device), images.shape), settings)
+    asked = arguments, preprocess, network.num_classes, settings
+    # A file tells the size of its images; a data set is read once the budgets are known to be kept.
+    images = None if arguments.calibration_data is None else _read_images(*asked)
+    side = preprocess.input_size
+    shape = (preprocess.channels, side, side) if images is None else images.shape
+    problem = Problem.build(trace(network.module.to(device), shape), settings)
     problem.check_feasible()
+    images = _read_images(*asked) if images is None else images
     _check_batches(images.count, arguments.batch_size)
     _print_images(arguments, preprocess, images, ranks)
     if ranks.is_main:
@@ -193,7 +235,8 @@ def extract(arguments: argparse.Namespace) -> Found:
                 {"method": str(trial.candidate), "kl": trial.outcome.kl} for trial in tried
             ]
         else:
-            result = measure_and_solve(evaluator, problem)
+            judge = None if images.held is None else judge_by(evaluator, images.held)
+            result = measure_and_solve(evaluator, problem, judge)
     config = build_bit_config(result, arguments.model, seed=arguments.seed, details=details)
     return Found(result, config, points)
 

@@ -37,6 +37,8 @@ _FIELDS = {
     "pins": "pin",
     "latency_ms": "latency",
     "act_memory_kb": "act_memory",
+    "kl_nats": "kl",
+    "drop_points": "drop",
     "random_trials": "random",
     "rank_trials": "ranked",
 }
@@ -135,6 +137,20 @@ def _add_budget_options(parser: Parser) -> None:
         metavar="KB",
         help="budget of the memory of activations (1024 bytes): the most that lies in memory at "
         "one step of the network, for one image",
+    )
+    group.add_argument(
+        "--kl",
+        type=float,
+        metavar="NATS",
+        help="the smallest network whose output diverges no more from the float network's; half "
+        "of the images judge, the others are measured on; budgets stay limits",
+    )
+    group.add_argument(
+        "--drop",
+        type=float,
+        metavar="POINTS",
+        help="the smallest network that loses no more top-1 accuracy on that half, by labels or, "
+        "without labels, counting every changed answer as a loss",
     )
     group.add_argument(
         "--sweep",
@@ -317,6 +333,8 @@ def read_settings(arguments: argparse.Namespace) -> SearchSettings:
         latency_ms=arguments.latency,
         latency_table=load_latency(table) if table else None,
         act_memory_kb=arguments.act_memory,
+        kl_nats=arguments.kl,
+        drop_points=arguments.drop,
         metric=arguments.metric,
         beta=arguments.beta,
         solver=arguments.solver,
@@ -345,6 +363,11 @@ def _check_sweep(arguments: argparse.Namespace) -> None:
         raise OmpqError("--sweep_points with --auto is 2 or more: it tries out every budget")
     if points is not None and (not sweep or points < 0):
         raise OmpqError("--sweep_points N goes with --sweep and is not negative")
+    if (arguments.auto or sweep) and (arguments.kl, arguments.drop) != (None, None):
+        raise OmpqError(
+            "--kl and --drop go with neither --auto nor --sweep: they follow the front of one "
+            "--metric"
+        )
     if (arguments.auto or sweep) and arguments.solver != "ilp":
         raise OmpqError(f"--solver {arguments.solver} goes with neither --auto nor --sweep")
 

@@ -36,6 +36,8 @@ def print_result(
     for note in collect_notes(result, config):
         print(f"note: {in_flags(note)}")
     print(f"{_describe_work(result)}; " + _describe_proof(result))
+    if result.distance is not None:
+        print(result.distance.describe())
     print(f"Bit configuration ({config.quant_type}): {list(config.bits)}")
     if result.problem.act_widths:
         chosen = [entry["act_bits"] for entry in config.groups if entry["in_list"]]

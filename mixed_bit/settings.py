@@ -19,7 +19,7 @@ ROUNDINGS = ("fill", "nearest")
 FRONT_POINTS = 200
 MEASURED_FRONT_POINTS = 10
 # Whole numbers of bits, bit operations and nanoseconds stay within 63 bits.
-_LARGEST_BUDGET = 1e9
+LARGEST_BUDGET = 1e9
 BUDGETS = ("size_mb", "bops_g", "latency_ms", "act_memory_kb")
 
 
@@ -44,6 +44,10 @@ class SearchSettings:
         latency_table: Measured times of every layer at some widths.
         act_memory_kb: The most that activations for one image may take at one time, KB (1024
             bytes), by the schedule of the graph.
+        kl_nats: Find the smallest network whose output diverges from the float network's by no
+            more than this, nats per image, on images held out; budgets stay limits.
+        drop_points: Find the smallest network that loses no more than this of top-1 accuracy,
+            points of per cent, on images held out; both distances may be given.
         metric: What a width costs a group, one of `METRICS`.
         beta: β ≥ 0 of θ = exp(−β γ), for the metrics of orthogonality.
         solver: `ilp`, `lp` or `projection`; see `mixed_bit.allocation.solve`.
@@ -62,6 +66,8 @@ class SearchSettings:
     latency_ms: float | None = None
     latency_table: LatencyTable | None = None
     act_memory_kb: float | None = None
+    kl_nats: float | None = None
+    drop_points: float | None = None
     metric: str = "orm"
     beta: float = 10.0
     solver: str = "ilp"
@@ -76,6 +82,7 @@ class SearchSettings:
         if self.metric not in METRICS:
             raise OmpqError(f"`metric` {self.metric}: unknown; choose one of {', '.join(METRICS)}")
         self._check_budgets()
+        self._check_distance()
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise OmpqError(f"`beta` {self.beta}: give a finite number that is not negative")
         if self.candidate_bits is not None and not self.candidate_bits:
@@ -98,13 +105,32 @@ class SearchSettings:
 
     def _check_budgets(self) -> None:
         budgets = {name: getattr(self, name) for name in BUDGETS}
-        if all(value is None for value in budgets.values()):
+        if all(value is None for value in budgets.values()) and not self.has_distance:
             names = ", ".join(f"`{name}`" for name in BUDGETS[:-1])
-            raise OmpqError(f"no budget is given; set {names} or `{BUDGETS[-1]}`")
+            raise OmpqError(
+                f"no budget is given; set {names} or `{BUDGETS[-1]}`, or a distance, `kl_nats` or "
+                "`drop_points`"
+            )
         for name, value in budgets.items():
-            is_number = isinstance(value, int | float) and 0 < value <= _LARGEST_BUDGET
+            is_number = isinstance(value, int | float) and 0 < value <= LARGEST_BUDGET
             if value is not None and not is_number:
                 raise OmpqError(f"`{name}` {value!r}: a budget is a number above 0, up to 1e9")
+
+    def _check_distance(self) -> None:
+        for name in ("kl_nats", "drop_points"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise OmpqError(f"`{name}` {value}: a distance is a number from 0 on")
+        if self.has_distance and self.solver != "ilp":
+            raise OmpqError(
+                f"`solver` {self.solver}: a distance is sought along the proven front; leave the "
+                "solver at ilp"
+            )
+
+    @property
+    def has_distance(self) -> bool:
+        """Tell whether the smallest network within a distance is sought."""
+        return self.kl_nats is not None or self.drop_points is not None
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -54,6 +54,11 @@ class OutcomeEvaluator:
             self._outcomes[key] = self._run(assignment)
         return self._outcomes[key]
 
+    @property
+    def num_images(self) -> int:
+        """Return how many images allocations are measured on."""
+        return len(self._images)
+
     @cached_property
     def top1(self) -> float | None:
         """Measure the float network: per cent of the labels that it names; None without labels."""
