@@ -7,7 +7,7 @@ An `Assignment` belongs to the groups of one network; a `BitConfig` is the conte
 from __future__ import annotations
 
 import ast
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,13 +16,15 @@ from typing import Any
 import bit_config
 from ompq.cost import bops, check_widths, float_size_mb, size_mb
 from ompq.errors import OmpqError
-from ompq.files import write_json
+from ompq.files import read_json, write_json
 from ompq.graph import Group, NetworkGraph
 
 FORMAT = "ompq-bit-config/1"
 FILE = "bit_config.json"
 PINNED_BITS = 8
 DEFAULT_ACT_BITS = 8
+# A list as shells and tables write it: "4,3,8", "4 3 8", "[4 3 8]".
+_BARE_LIST = re.compile(r"(\[\s*)?\d+(\s+\d+|\s*,\s*\d+)+(?(1)\s*\])")
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,8 @@ def resolve(
     stripped = text.strip()
     if not stripped:
         raise OmpqError("the bit configuration is empty; give a list, a file, a scheme or uniformN")
+    if _BARE_LIST.fullmatch(stripped):
+        stripped = f"[{','.join(re.findall('[0-9]+', stripped))}]"
     if stripped.startswith(("[", "(")):
         chosen = DEFAULT_ACT_BITS if act_bits is None else act_bits
         return assign(groups, quant_type, _parse_list(stripped), chosen)
@@ -345,13 +349,20 @@ class BitConfig:
         if act_bits is not None or not self.details.get("act_candidates"):
             return assignment
         # The search chose activation widths too, one for each group.
-        chosen = {frozenset(entry["layers"]): entry["act_bits"] for entry in self.groups}
+        chosen = {frozenset(entry["layers"]): entry.get("act_bits", 0) for entry in self.groups}
         activations = tuple(chosen[key] for key in keys)
         check_widths(activations, f"activation bits of {self.model}")
         return replace(assignment, group_act_bits=activations)
 
 
 _REQUIRED = {"model": str, "quant_type": str, "bits": list, "groups": list, "act_bits": int}
+
+
+def _is_group(entry: Any) -> bool:
+    """Tell whether an entry of a file names its layers, its width and its place in the list."""
+    whole = isinstance(entry, dict) and {"layers", "bits", "in_list"} <= set(entry)
+    layers = entry["layers"] if whole else None
+    return isinstance(layers, list) and all(isinstance(name, str) for name in layers)
 
 
 def load(path: str | Path) -> BitConfig:
@@ -363,21 +374,17 @@ def load(path: str | Path) -> BitConfig:
     Raises:
         OmpqError: the file is missing, no JSON, of another format, or lacks entries.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise OmpqError(f"bit configuration {path} does not exist; check `bit_cfg`") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OmpqError(
-            f"bit configuration {path} cannot be read: {reason}; check `bit_cfg`"
-        ) from error
+    content = read_json(path, "bit_cfg")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise OmpqError(f"{path} is not a bit configuration of format {FORMAT}")
     bad = [key for key, kind in _REQUIRED.items() if not isinstance(content.get(key), kind)]
     entries = content.get("groups") or []
-    if bad or not all({"layers", "bits", "in_list"} <= set(entry) for entry in entries):
+    if bad or not all(map(_is_group, entries)):
         raise OmpqError(f"{path} lacks {', '.join(bad) or 'layers, bits or in_list of a group'}")
+    listed = [entry["bits"] for entry in entries if entry["in_list"]]
+    if content["bits"] != listed:
+        told = f"{path}: `bits` is {content['bits']}, and its groups have {listed}"
+        raise OmpqError(f"{told}; change both, or give the list itself as `bit_cfg`")
     known = {"format", "model_size_mb", "bops_g", *_REQUIRED}
     return BitConfig(
         model=content["model"],

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -72,6 +73,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside `path`, for files that are to be renamed; it is removed at the end.
+
+    What killed processes of this machine left of theirs is removed as well.
+
+    Args:
+        path: Path that the folder is named after; the folder above it is there.
+
+    Raises:
+        OSError: The folder cannot be created.
+    """
+    prefix = _make_prefix(path)
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        if _is_orphan(left, prefix):
+            shutil.rmtree(left, ignore_errors=True)
+    own = f"{prefix}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=own) as folder:
+        yield Path(folder)
+
+
 def _make_prefix(path: Path) -> str:
     """Return the beginning of the names of temporaries that this machine writes for `path`."""
     return f".{path.stem}-{platform.node()}-"
@@ -82,9 +104,14 @@ def _clear_orphans(path: Path) -> None:
     prefix = _make_prefix(path)
     suffix = path.suffix or _NO_SUFFIX
     for file in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
-        process = file.name.removeprefix(prefix).partition("-")[0]
-        if process.isdecimal() and not _is_running(int(process)):
+        if _is_orphan(file, prefix):
             file.unlink(missing_ok=True)
+
+
+def _is_orphan(temporary: Path, prefix: str) -> bool:
+    """Tell whether the process that a temporary is named after has ended."""
+    process = temporary.name.removeprefix(prefix).partition("-")[0]
+    return process.isdecimal() and not _is_running(int(process))
 
 
 def _is_running(process: int) -> bool:
@@ -329,6 +356,26 @@ def write_json(path: str | Path, value: Any) -> None:
         ValueError: The value holds NaN or infinity; nothing is written.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path, field: str) -> Any:
+    """Read a JSON file that a person or a program wrote, with or without a byte order mark.
+
+    Args:
+        path: Path of the file.
+        field: Name by which the message calls what the user is to change.
+
+    Raises:
+        OmpqError: The file is missing, cannot be read or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise OmpqError(f"{path} does not exist; check `{field}`") from error
+    except OSError as error:
+        raise OmpqError(f"{path} cannot be read: {error.strerror}; check `{field}`") from error
+    except (ValueError, RecursionError) as error:
+        raise OmpqError(f"{path} is no JSON file: {error}; check `{field}`") from error
 
 
 def _flush_to_disk(path: Path) -> None:

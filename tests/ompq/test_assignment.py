@@ -95,7 +95,8 @@ def test_configurations_that_do_not_fit(text: str, message: str, networks) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
+        ("{", "is no JSON file"),
+        ("[" * 100000, "is no JSON file"),
         ('{"bits": [4]}', "is not a bit configuration"),
         ('{"format": "ompq-bit-config/1", "model": "x"}', "lacks quant_type"),
     ],
@@ -116,12 +117,39 @@ def test_a_file_for_another_network(networks, tmp_path) -> None:
     }  # fmt: skip
     (tmp_path / "r18.json").write_text(json.dumps(content))
     assert resolve(str(tmp_path / "r18.json"), networks["resnet18"], "PTQ").bits == [4] * 18
+    for text in ("4," * 17 + "4", "4 " * 18, "[" + "4 " * 18 + "]"):
+        assert resolve(text, networks["resnet18"], "PTQ").bits == [4] * 18
+    # As editors of other systems write it.
+    (tmp_path / "r18.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    assert resolve(str(tmp_path / "r18.json"), networks["resnet18"], "PTQ").bits == [4] * 18
     with pytest.raises(OmpqError, match=r"^`bit_cfg` .* is a folder without bit_config\.json"):
         resolve(str(tmp_path), networks["resnet18"], "PTQ")
     (tmp_path / "bit_config.json").write_text(json.dumps(content))
     assert resolve(str(tmp_path), networks["resnet18"], "PTQ").bits == [4] * 18
     with pytest.raises(OmpqError, match=r"is for resnet18 with 18 groups.*no entry for"):
         resolve(str(tmp_path / "r18.json"), networks["mobilenet_v2"], "PTQ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": [4] * 17 + [2]}, r"`bits` is \[4, .*2\], and its groups have \[4, .*4\]; change"),
+        ({"groups": [1]}, "lacks layers, bits or in_list of a group"),
+        ({"groups": [{"layers": [["x"]], "bits": 4, "in_list": True}]}, "lacks layers"),
+        ({"groups": [{"layers": None, "bits": 4, "in_list": True}]}, "lacks layers"),
+    ],
+)
+def test_a_file_that_was_changed_by_hand_in_part(
+    change: dict[str, object], message: str, networks, tmp_path
+) -> None:
+    groups = [{"layers": list(g.layers), "bits": 4, "in_list": True} for g in networks["resnet18"]]
+    content = {
+        "format": "ompq-bit-config/1", "model": "resnet18", "quant_type": "PTQ", "act_bits": 8,
+        "bits": [4] * 18, "groups": groups,
+    }  # fmt: skip
+    (tmp_path / "changed.json").write_text(json.dumps(content | change))
+    with pytest.raises(OmpqError, match=message):
+        resolve(str(tmp_path / "changed.json"), networks["resnet18"], "PTQ")
 
 
 def test_assign_counts_pinned_activations_at_eight(networks) -> None:
