@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import ompq
+from ompq.errors import OmpqError
 
 OPSET = 21
 # The first version of the format that opset 21 belongs to: older runtimes read no newer one.
@@ -185,7 +186,13 @@ class GraphBuilder:
             producer_version=ompq.__version__,
         )
         helper.set_model_props(model, dict(metadata))
-        onnx.checker.check_model(model, full_check=True)
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise OmpqError(
+                f"this network has no valid form in ONNX: {reason}; please report this network"
+            ) from error
         return model
 
     def _append(

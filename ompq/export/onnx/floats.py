@@ -6,6 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from math import inf, prod
 
+import torch
+from onnx import TensorProto
+
 from ompq.export.onnx.operands import Call, Operand
 from ompq.graph.arguments import read_clip_bounds, read_dims
 
@@ -19,32 +22,48 @@ def write_unary(kind: str, call: Call) -> str:
 
 def write_binary(kind: str, call: Call) -> str:
     """Write an operator of two tensors or numbers."""
-    return call.add(kind, call.read("input"), call.read("other"))
+    return _settle(call, call.add(kind, read_number(call, "input"), read_number(call, "other")))
+
+
+def read_number(call: Call, argument: str) -> Operand:
+    """Read an argument of arithmetic in float, where it holds truth values or whole numbers too."""
+    operand = call.read(argument)
+    if call.holds_floats(argument):
+        return operand
+    return Operand(call.add("Cast", operand, to=TensorProto.FLOAT), operand.shape)
+
+
+def _settle(call: Call, value: str) -> str:
+    """Give what was computed in float the type that PyTorch gives it, if that is of integers."""
+    kind = call.node.meta.get("dtype")
+    if kind in (None, torch.bool) or kind.is_floating_point:
+        return value
+    return call.add("Cast", value, to=TensorProto.INT64)
 
 
 def write_addition(kind: str, call: Call) -> str:
     """Write a sum or difference, whose second part a factor may multiply."""
-    first, second = call.read("input"), call.read("other").name
+    first, second = read_number(call, "input"), read_number(call, "other").name
     factor = call.get("alpha", 1)
     if factor != 1:
         second = call.add("Mul", second, float(factor))
-    return call.add(kind, first, second)
+    return _settle(call, call.add(kind, first, second))
 
 
 def write_reversed_difference(call: Call) -> str:
     """Write `rsub`: the second minus the first."""
     if call.get("alpha", 1) != 1:
         raise call.refuse("it multiplies by `alpha`")
-    return call.add("Sub", call.read("other"), call.read("input"))
+    return _settle(call, call.add("Sub", read_number(call, "other"), read_number(call, "input")))
 
 
 def write_quotient(call: Call) -> str:
     """Write a quotient, rounded or not."""
-    quotient = call.add("Div", call.read("input"), call.read("other"))
+    quotient = call.add("Div", read_number(call, "input"), read_number(call, "other"))
     mode = call.get("rounding_mode", None)
     if mode not in (None, "floor"):
         raise call.refuse(f"its `rounding_mode` is {mode}")
-    return call.add("Floor", quotient) if mode else quotient
+    return _settle(call, call.add("Floor", quotient) if mode else quotient)
 
 
 def write_clip(call: Call) -> str:
@@ -138,7 +157,8 @@ def write_reduction(kind: str, call: Call) -> str:
     if dims is None or not call.gives_tensor:
         raise call.refuse("its dimensions cannot be told, or it gives several tensors")
     keep = int(bool(call.get("keepdim", False)))
-    return call.add(kind, call.source, call.put_sizes(*dims), keepdims=keep)
+    source = read_number(call, "input")
+    return _settle(call, call.add(kind, source, call.put_sizes(*dims), keepdims=keep))
 
 
 def write_norm(call: Call) -> str:

@@ -160,6 +160,7 @@ def trace_inside(node: Node, module: GraphModule, survey: Survey) -> TracedInsid
     of_one, of_two = opened.draw()
     try:
         traced = _trace(opened)
+        _check_opened(node, traced)
         record_values(traced, of_one, of_two)
         gather_pieces(traced)
         follow_in_place_changes(traced)
@@ -170,6 +171,13 @@ def trace_inside(node: Node, module: GraphModule, survey: Survey) -> TracedInsid
     if len(expected) != 1 or not torch.allclose(found[0], expected[0], 1e-3, 1e-4):
         raise Untraceable("it gives several tensors, or computes otherwise when it is traced")
     return TracedInside(traced, opened.inputs)
+
+
+def _check_opened(node: Node, traced: GraphModule) -> None:
+    """Refuse what tracing has not opened: it would be opened without end."""
+    for inner in traced.graph.nodes:
+        if inner.op == node.op != "call_module" and inner.target == node.target:
+            raise Untraceable("it is a kernel of PyTorch's")
 
 
 def _trace(opened: Opened) -> GraphModule:

@@ -143,6 +143,12 @@ class Call:
             return given.meta.get("dtype") is torch.bool
         return isinstance(given, Tensor) and given.dtype is torch.bool
 
+    def holds_floats(self, argument: str) -> bool:
+        """Tell whether an argument is a tensor of floats, or a number."""
+        given = self._given.get(argument)
+        kind = given.meta.get("dtype") if isinstance(given, Node) else getattr(given, "dtype", None)
+        return kind is None or bool(kind.is_floating_point)
+
     def put(self, value: Tensor | NDArray[Any] | float) -> Operand:
         """Put a constant into the graph; floats become float32."""
         array = to_array(value)

@@ -113,7 +113,7 @@ def find_selection(places: Places, shape: Sequence[int]) -> Selection | None:
     >>> [picks.tolist() for picks in chosen.picks], chosen.order
     ([[1, 0], [2, 1]], (0, 1))
     """
-    if places.size == 0:
+    if places.size == 0 or not shape:
         return None
     picks, axes = [], []
     for coordinates in np.unravel_index(places, tuple(shape)):

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import re
 import warnings
 from typing import Any
 
@@ -17,6 +18,10 @@ from onnx import AttributeProto, helper, numpy_helper
 from ompq.export.onnx.builder import OPSET, GraphBuilder
 from ompq.export.onnx.inside import Opened, Untraceable, read_layout
 from ompq.export.onnx.operands import NoForm
+
+_LONGEST_REASON = 160
+# The exporter writes for terminals.
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 
 def export_by_torch(
@@ -40,9 +45,16 @@ def export_by_torch(
         model = _export(opened)
     # The exporter's errors are of many classes, which other versions name otherwise.
     except Exception as error:
-        line = str(error).strip().split("\n")[0][:160]
-        raise NoForm(f"{reason}; PyTorch's exporter fails too: {line}") from error
+        raise NoForm(f"{reason}; PyTorch's exporter fails too: {_find_reason(error)}") from error
     return _insert(builder, model, inputs, reason)
+
+
+def _find_reason(error: BaseException) -> str:
+    """Return the first line of what an error came of, rather than what the exporter advises."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = _COLOURS.sub("", str(error)).strip().splitlines()
+    return lines[0][:_LONGEST_REASON] if lines else type(error).__name__
 
 
 def _export(opened: Opened) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from ompq.errors import UNSUITED_ERRORS
 from ompq.export.onnx.builder import GraphBuilder
 from ompq.export.onnx.inside import Untraceable, find_constant, open_node, trace_inside
 from ompq.export.onnx.layouts import Arranger
@@ -103,6 +104,10 @@ class Walker:
                 return writer(call)
             except NoForm as error:
                 return self._write_by_torch(call, error)
+            except UNSUITED_ERRORS as error:
+                line = str(error).split("\n")[0]
+                refused = call.refuse(f"its arguments were not foreseen ({line})")
+                return self._write_by_torch(call, refused)
         try:
             return self._write_inside(call)
         except NoForm as error:

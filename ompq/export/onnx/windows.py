@@ -18,8 +18,8 @@ _LEAST = -(2**62)
 
 
 @dataclass(frozen=True)
-class MaxWindow:
-    """Window of a pooling by largest values, along one dimension.
+class Window:
+    """Window of a pooling, along one dimension.
 
     Attributes:
         kernel: Number of values.
@@ -70,10 +70,10 @@ def write_choice(
     if name.startswith("adaptive"):
         sides = list(zip(before[-dims:], after[-dims:], strict=True))
         if any(size % count for size, count in sides):
-            return _write_uneven(builder, value, before, after, node.name)
-        windows = [MaxWindow(size // count, size // count, 1, (0, 0)) for size, count in sides]
+            return write_uneven(builder, value, before, after, node.name)
+        windows = [Window(size // count, size // count, 1, (0, 0)) for size, count in sides]
     else:
-        windows = _read_windows(arguments, before[-dims:], after[-dims:])
+        windows = read_windows(arguments, before[-dims:], after[-dims:])
     alone = len(before) == dims + 1
     front = builder.constant(np.array([0], dtype=np.int64))
     # Without a dimension of images, or with images where channels are, PyTorch pools as well.
@@ -82,10 +82,16 @@ def write_choice(
     return builder.add("Squeeze", [value, front], node.name) if alone else value
 
 
-def _read_windows(
+def read_windows(
     arguments: dict[str, Any], before: tuple[int, ...], after: tuple[int, ...]
-) -> list[MaxWindow]:
-    """Read the windows of a pooling from its arguments, and from how many there are of them."""
+) -> list[Window]:
+    """Read the windows of a pooling from its arguments, and from how many there are of them.
+
+    Args:
+        arguments: Arguments of the pooling, by torch's names.
+        before: Sizes of the dimensions that it pools.
+        after: Number of windows along each of them.
+    """
     dims = len(before)
     kernels = _spread(arguments["kernel_size"], dims)
     strides = _spread(arguments.get("stride") or kernels, dims)
@@ -96,12 +102,12 @@ def _read_windows(
         reach = (after[dim] - 1) * strides[dim] + dilations[dim] * (kernels[dim] - 1) + 1
         # As far as the last window goes: further than the padding where it is cut off.
         pads = paddings[dim], max(reach - before[dim] - paddings[dim], 0)
-        windows.append(MaxWindow(kernels[dim], strides[dim], dilations[dim], pads))
+        windows.append(Window(kernels[dim], strides[dim], dilations[dim], pads))
     return windows
 
 
 def _write_pooling(
-    builder: GraphBuilder, value: str, windows: list[MaxWindow], zero: np.generic, name: str
+    builder: GraphBuilder, value: str, windows: list[Window], zero: np.generic, name: str
 ) -> str:
     pads = [window.pads[side] for side in (0, 1) for window in windows]
     if any(max(window.pads) >= window.kernel for window in windows):
@@ -123,10 +129,18 @@ def _write_pooling(
     )
 
 
-def _write_uneven(
+def write_uneven(
     builder: GraphBuilder, value: str, before: tuple[int, ...], after: tuple[int, ...], name: str
 ) -> str:
-    """Write an adaptive pooling whose windows are of several sizes, one dimension by the other."""
+    """Write an adaptive pooling whose windows are of several sizes, one dimension by the other.
+
+    Args:
+        builder: Graph that operators are added to.
+        value: Name of what it reads.
+        before: Shape of what it reads.
+        after: Shape of what it gives.
+        name: Name that the operators should have.
+    """
     for axis in (len(before) - 2, len(before) - 1):
         if before[axis] == after[axis]:
             continue

@@ -123,16 +123,39 @@ FUNCTIONS: dict[str, Function] = {
     "local response norm": lambda x: F.local_response_norm(x, 3),
     "max pool": lambda x: F.max_pool2d(x, 3, 2, 1),
     "ceil pool": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+    "largest of a cut-off window": lambda x: F.max_pool2d(x, 3, 3, 1, 2, ceil_mode=True),
+    "largest far into the padding": lambda x: F.max_pool2d(x, 2, 7, 1, 4, ceil_mode=True),
     "average pool": lambda x: F.avg_pool2d(x, 3, 2, 1),
     "average without zeros": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
     "average by another divisor": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
+    "average of a cut-off window": lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
+    "average of it with zeros": lambda x: F.avg_pool2d(x, 3, 2, (1, 0), ceil_mode=True),
+    "average of it without zeros": lambda x: F.avg_pool2d(
+        x, 3, 2, 1, ceil_mode=True, count_include_pad=False
+    ),
+    "average of a window left out": lambda x: F.avg_pool2d(x, 2, 2, 1, ceil_mode=True),
+    "average of a cut-off window by a divisor": lambda x: F.avg_pool2d(
+        x, 3, 2, 1, ceil_mode=True, divisor_override=4
+    ),
     "adaptive average": lambda x: F.adaptive_avg_pool2d(x, (4, 2)),
     "uneven average": lambda x: F.adaptive_avg_pool2d(x, (3, 5)),
     "adaptive maximum": lambda x: F.adaptive_max_pool2d(x, 2),
+    "uneven maximum": lambda x: F.adaptive_max_pool2d(x, (3, 5)),
+    "more maxima than pixels": lambda x: F.adaptive_max_pool2d(x, (12, 8)),
     "nearest": lambda x: F.interpolate(x, scale_factor=2.0),
     "bilinear": lambda x: F.interpolate(x, size=(12, 20), mode="bilinear"),
     "corners": lambda x: F.interpolate(x, size=(12, 12), mode="bilinear", align_corners=True),
     "bicubic": lambda x: F.interpolate(x, size=(16, 16), mode="bicubic"),
+    "smaller by bicubic": lambda x: F.interpolate(x, size=(5, 7), mode="bicubic"),
+    "smaller by bicubic corners": lambda x: F.interpolate(
+        x, size=(1, 5), mode="bicubic", align_corners=True
+    ),
+    "antialiased": lambda x: F.interpolate(x, size=(5, 6), mode="bilinear", antialias=True),
+    "uneven scale": lambda x: F.interpolate(x, scale_factor=(1.3, 2.0), mode="bilinear"),
+    "truth values as numbers": lambda x: x * (x > 0.1) + (x > 0.3),
+    "how many are positive": lambda x: x * (x > 0).sum(1, keepdim=True),
+    "whole numbers as numbers": lambda x: x * torch.arange(8).view(1, 8, 1, 1) / 8,
+    "number per image": lambda x: x * x.mean((1, 2, 3))[:, None, None, None],
     "attention": lambda x: F.scaled_dot_product_attention(x, x.tanh(), x),
     "causal attention": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
     "attention of another scale": lambda x: F.scaled_dot_product_attention(x, x, x, scale=0.1),
@@ -243,3 +266,25 @@ def test_what_nobody_can_write_is_named_with_what_to_install(
 def test_what_has_no_entry_is_written_by_torch() -> None:
     pytest.importorskip("onnxscript")
     assert find_error(after_convolution(lambda x: torch.cumsum(x, 1))) < 1e-4
+
+
+def test_what_the_exporter_cannot_write_either_is_named_by_what_it_came_of() -> None:
+    pytest.importorskip("onnxscript")
+    with pytest.raises(OmpqError, match=r"fails too: .*fractional_max_pool2d") as caught:
+        write(after_convolution(lambda x: F.fractional_max_pool2d(x, 2, (4, 4))))
+    assert str(caught.value).isprintable()
+
+
+KERNELS: dict[str, Function] = {
+    "cumsum": lambda x: x.cumsum(2),
+    "ones around": lambda x: F.pad(x, (1, 2, 0, 1), value=0.5),
+    "prod": lambda x: (x + 1).prod(1, keepdim=True) * x,
+    "logsumexp": lambda x: x - torch.logsumexp(x, 1, keepdim=True),
+    "values of max": lambda x: x - x.max(1, keepdim=True).values,
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_that_nothing_is_known_of_are_left_to_the_exporter(name: str) -> None:
+    pytest.importorskip("onnxscript")
+    assert find_error(after_convolution(KERNELS[name])) < 1e-4
