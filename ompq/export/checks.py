@@ -13,7 +13,7 @@ from torch import Tensor
 from ompq.errors import OmpqError
 from ompq.export.runtimes import OpenFile, open_onnx, open_packed, run_c
 from ompq.export.seals import check_model, check_program
-from ompq.export.test_images import TestImages, find_test_images
+from ompq.export.test_images import SUFFIX, TestImages, find_test_images
 
 # Runs that the time for an image is the median of.
 _TIMED_RUNS = 10
@@ -176,6 +176,8 @@ def _find_file(path: Path) -> Path:
         raise OmpqError(f"{path} does not exist; give a file that was exported")
     if path.suffix == ".html":
         return path.with_name("model.onnx")
+    if path.name.endswith(SUFFIX):
+        raise OmpqError(f"{path} goes with an exported file; give that one")
     if path.suffix == ".h":
         raise OmpqError(f"{path} goes with a network in C; give its .c file")
     return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +27,15 @@ from ompq.export.runtimes import NoRuntime
 from ompq.export.seals import compute_checksum
 from ompq.export.targets import TARGETS, Target
 from ompq.export.test_images import TestImages, find_test_images
-from ompq.files import check_writable
+from ompq.files import check_writable, temporary_folder
 from ompq.runtime import say
 
 # Test images that stay beside a file; more are run when it is written.
 TEST_IMAGES = 8
 _BATCH = 8
 _MIB = 2**20
+# What the folders are named after in which files are made.
+_ROOM = "export"
 
 
 def export_network(
@@ -111,8 +113,7 @@ def _export(
 ) -> Exported:
     target = TARGETS[name]
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as room:
-            beside = Path(room)
+        with temporary_folder(folder / _ROOM) as beside:
             written = target.write(read, tests.first(TEST_IMAGES), beside)
             file = beside / written.file
             promised = read.description["model_size_mb"] * _MIB
@@ -123,6 +124,9 @@ def _export(
                     _compare_with_plain(read, file, tests, beside)
             except NoRuntime as missing:
                 say(str(missing))
+            except OmpqError as error:
+                # The folder that it names is gone by the time that this is read.
+                raise OmpqError(str(error).replace(f"{beside}{os.sep}", "")) from error
             if target.has_images:
                 _leave_test_images(file, target, tests, computed)
             put_all_into_place(beside, folder)
@@ -163,8 +167,8 @@ def _leave_test_images(
 
 def _compare_with_plain(read: Artifact, file: Path, tests: TestImages, room: Path) -> None:
     """Compare the packed form with the plain one, whose logits it has to the bit."""
-    with tempfile.TemporaryDirectory(dir=room.parent, prefix=".export-") as other:
-        plain = Path(other) / TARGETS["onnx"].write(read, tests, Path(other)).file
+    with temporary_folder(room.parent / _ROOM) as other:
+        plain = other / TARGETS["onnx"].write(read, tests, other).file
         expected = compute_logits(open_file(plain), tests.images)
         computed = compute_logits(open_file(file), tests.images)
     differing = count_differing(computed, expected)

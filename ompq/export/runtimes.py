@@ -19,6 +19,9 @@ from ompq.errors import OmpqError
 
 _C_FLAGS = ("-std=c99", "-O2", "-Wall", "-Werror")
 _C_TIMEOUT = 600
+# Severity of the messages that ONNX Runtime prints by itself.
+_FATAL = 4
+_ORT_MARK = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _COMPARISON = """\
 #include <stdio.h>
 #include <time.h>
@@ -91,17 +94,20 @@ def open_onnx(file: Path) -> OpenFile:
         raise NoRuntime(
             "ONNX Runtime is not installed, and nothing was run; pip install onnxruntime"
         ) from error
+    runtime = f"ONNX Runtime {onnxruntime.__version__}"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
+    # What goes wrong is raised too.
+    options.log_severity_level = _FATAL
     begin = time.perf_counter()
     try:
         session = onnxruntime.InferenceSession(
             str(file), options, providers=["CPUExecutionProvider"]
         )
     except _runtime_errors() as error:
-        reason = str(error).splitlines()[0]
-        raise OmpqError(f"ONNX Runtime cannot read {file}: {reason}; export it again") from error
+        raise OmpqError(
+            f"{runtime} cannot read {file}: {_shorten(error)}; another version may"
+        ) from error
     seconds = time.perf_counter() - begin
     name = session.get_inputs()[0].name
 
@@ -109,11 +115,16 @@ def open_onnx(file: Path) -> OpenFile:
         try:
             (logits, *_) = session.run(None, {name: images.numpy()})
         except _runtime_errors() as error:
-            reason = str(error).splitlines()[0]
-            raise OmpqError(f"ONNX Runtime cannot run {file}: {reason}") from error
+            raise OmpqError(f"{runtime} cannot run {file}: {_shorten(error)}") from error
         return torch.from_numpy(logits)
 
-    return OpenFile(run, seconds, f"ONNX Runtime {onnxruntime.__version__}")
+    return OpenFile(run, seconds, runtime)
+
+
+def _shorten(error: Exception) -> str:
+    """Return what an error of ONNX Runtime says, without where in its sources it was met first."""
+    line = next(iter(str(error).splitlines()), "")
+    return _ORT_MARK.split(line)[-1].strip(" :") or type(error).__name__
 
 
 def _runtime_errors() -> tuple[type[Exception], ...]:

@@ -24,6 +24,7 @@ from ompq.files import (
     save_state,
     save_tensors,
     set_aside,
+    temporary_folder,
     write_json,
     write_text,
 )
@@ -115,6 +116,22 @@ class TestAtomicPath:
             file.touch()
         write_text(tmp_path / "a.txt", "new")
         assert set(tmp_path.iterdir()) == {tmp_path / "a.txt", *others}
+
+
+def test_a_temporary_folder_is_gone_at_the_end_and_so_are_those_of_killed_processes(
+    tmp_path: Path,
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    begin = f".made-{platform.node()}-"
+    orphan, others = tmp_path / f"{begin}{dead.pid}-x1", tmp_path / f"{begin}{os.getppid()}-x1"
+    for folder in (orphan, others):
+        folder.mkdir()
+        (folder / "part").write_text("half")
+    with temporary_folder(tmp_path / "made") as made:
+        (made / "part").write_text("whole")
+        assert made.parent == tmp_path and not orphan.exists()
+    assert list(tmp_path.iterdir()) == [others]
 
 
 class TestSetAside:

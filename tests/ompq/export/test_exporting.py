@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from ompq.data import make_loader
 from ompq.errors import OmpqError
 from ompq.export import TARGETS, TestImages, export_network, verify_file
 from ompq.export.runtimes import open_onnx
+from ompq.export.targets import Written
 from ompq.export.test_images import find_test_images
 from ompq.graph import trace
 from ompq.integer import ConversionSettings, calibrate, convert_to_integers
@@ -212,9 +214,29 @@ def test_what_is_no_model_is_said_in_one_line(content: bytes, tmp_path: Path) ->
     needs_runtime("onnx")
     file = tmp_path / "model.onnx"
     file.write_bytes(content)
-    with pytest.raises(OmpqError, match="ONNX Runtime cannot read") as raised:
+    with pytest.raises(OmpqError, match=r"ONNX Runtime .* cannot read") as raised:
         open_onnx(file)
     assert "\n" not in str(raised.value)
+
+
+def test_a_model_that_cannot_be_run_leaves_nothing_and_its_line_names_what_is_there(
+    read: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("onnx")
+    needs_runtime("onnx")
+
+    def write(read: Artifact, tests: TestImages, folder: Path) -> Written:
+        (folder / "model.onnx").write_bytes(b"nothing of the kind")
+        return Written("model.onnx", 1)
+
+    monkeypatch.setitem(TARGETS, "onnx", replace(TARGETS["onnx"], write=write))
+    with pytest.raises(OmpqError, match=r"ONNX Runtime .* cannot read model\.onnx: \w") as raised:
+        export_network(read, ["onnx"], tmp_path)
+    assert "ONNXRuntimeError" not in str(raised.value) and str(tmp_path) not in str(raised.value)
+    assert not list(tmp_path.iterdir()) and not capfd.readouterr().err
 
 
 def test_what_others_made_or_changed_is_not_replaced(
@@ -238,6 +260,8 @@ def test_what_cannot_be_verified_is_said(read: Artifact, tmp_path: Path) -> None
     with pytest.raises(OmpqError, match="does not exist"):
         verify_file(tmp_path / "model.onnx")
     (found,) = export_network(read, ["packed"], tmp_path)
+    with pytest.raises(OmpqError, match="goes with an exported file"):
+        verify_file(find_test_images(found.file))
     find_test_images(found.file).unlink()
     with pytest.raises(OmpqError, match=r"test\.safetensors does not exist"):
         verify_file(found.file)
