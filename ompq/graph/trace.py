@@ -65,6 +65,7 @@ def trace(
     _take_images_alone(root)
     trace_module = partial(_trace, input_shape)
     traced = fx.GraphModule(root, trace_module(root), type(network).__name__)
+    _give_constants_memory(traced)
     compare_with_training(traced, root, trace_module)
     _record_shapes(traced, input_shape)
     _check_output(traced)
@@ -100,6 +101,14 @@ def _make_tracers(input_shape: tuple[int, int, int]) -> Iterator[LayerTracer]:
         from timm.models import get_notrace_functions, get_notrace_modules
 
         yield LayerTracer(tuple(get_notrace_modules()), tuple(get_notrace_functions()))
+
+
+def _give_constants_memory(traced: fx.GraphModule) -> None:
+    """Give constants whose elements share memory (expanded ones) memory of their own, in place."""
+    for module in traced.modules():
+        for name, held in module._buffers.items():
+            if held is not None and 0 in held.stride():
+                module._buffers[name] = held.contiguous()
 
 
 def _take_images_alone(root: nn.Module) -> None:

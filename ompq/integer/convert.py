@@ -53,7 +53,9 @@ def convert_to_integers(
     float_operations = rewriter.find_float_operations()
     _replace_standalone_norms(module)
     module.delete_all_unused_submodules()
-    module.requires_grad_(True)
+    for parameter in module.parameters():
+        # Integers, such as places to gather values from, have no gradient.
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     module.graph.lint()
     module.recompile()
     sources = {node.name: source for node, source in rewriter.scale_sources.items()}

@@ -13,7 +13,7 @@ from rewritten import change_file
 from support import lively
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.nn.functional import avg_pool2d, dropout, relu, relu6
+from torch.nn.functional import avg_pool2d, conv2d, dropout, relu, relu6
 
 from ompq import artifact
 from ompq.assignment import uniform
@@ -328,5 +328,31 @@ def test_of_two_norms_in_a_row_the_first_alone_is_part_of_the_layer(tmp_path: Pa
         assert measure_error(build(seen, IMAGES), network, IMAGES) < 0.02
     converted = build(fold_batch_norm(graph), IMAGES)
     artifact.save_quantized(tmp_path / "q.safetensors", converted, uniform(graph.groups, 8))
+    read = artifact.load_quantized(tmp_path / "q.safetensors", network).network.module
+    assert torch.equal(read(IMAGES), converted.module(IMAGES))
+
+
+class _Constants(nn.Module):
+    """A network that chooses channels by a parameter of integers, and blurs by one kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 8, 2), nn.Linear(4, 5)
+        self.chosen = nn.Parameter(torch.tensor([0, 3, 5, 6]), requires_grad=False)
+        self.register_buffer("kernel", torch.full((1, 1, 3, 3), 1 / 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.index_select(relu(self.stem(x)), 1, self.chosen)
+        return self.head(pooled(conv2d(x, self.kernel.expand(4, -1, -1, -1), groups=4)))
+
+
+def test_constants_of_integers_and_of_few_values_are_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = _Constants().eval()
+    converted = build(network, IMAGES)
+    assert measure_error(converted, network, IMAGES) < 0.02
+    train(converted, IMAGES)
+    groups = trace(network, (3, 16, 16)).groups
+    artifact.save_quantized(tmp_path / "q.safetensors", converted, uniform(groups, 8))
     read = artifact.load_quantized(tmp_path / "q.safetensors", network).network.module
     assert torch.equal(read(IMAGES), converted.module(IMAGES))
