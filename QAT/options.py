@@ -261,7 +261,13 @@ def _parse_boolean(text: str) -> bool:
 
 
 def read_settings(arguments: argparse.Namespace) -> TrainingSettings:
-    """Return the settings of the fine-tuning that the command line asks for."""
+    """Return the settings of the fine-tuning that the command line asks for.
+
+    Raises:
+        OmpqError: A setting is out of range, or a teacher's weights are given and no teacher.
+    """
+    if arguments.teacher_path is not None and arguments.distill_method == NO_TEACHER:
+        raise OmpqError("`teacher_path` goes with `distill_method` KD_naive")
     threshold = 0 if arguments.fix_BN else None
     return TrainingSettings(
         epochs=arguments.epochs,

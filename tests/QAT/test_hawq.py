@@ -88,3 +88,13 @@ def test_literals_and_files_are_read_and_never_run(tmp_path: Path) -> None:
     for text in ("{'a': __import__('os')}", "{", "{'a': 'b'}"):
         with pytest.raises(OmpqError):
             read_dictionary(text)
+
+
+def test_a_dictionary_of_nothing_and_the_rest_of_a_bit_configuration(tmp_path: Path) -> None:
+    with pytest.raises(OmpqError, match="is empty"):
+        read_dictionary("{}")
+    file = tmp_path / "bits.json"
+    file.write_text(json.dumps({"model": "resnet18", "groups": []}))
+    assert read_dictionary(str(file)) is None
+    file.write_text(json.dumps({"quant_input": 8}), encoding="utf-8-sig")
+    assert read_dictionary(str(file)) == {"quant_input": 8}

@@ -290,6 +290,7 @@ def test_a_network_of_the_users_own_with_a_shared_layer(
         (["--resume_quantize"], "goes with --resume"),
         (["--init_from", "/nowhere"], "does not exist"),
         (["--distill_method", "KD_naive", "--teacher_path", "/nowhere"], "does not exist"),
+        (["--teacher_path", "/nowhere"], "--teacher_path goes with --distill_method KD_naive"),
         (["--distill_method", "KD_naive", "--teacher_arch", "small_resnet"], "with --teacher_path"),
         (["--lr", "1e30"], "training diverged by step 6"),
         (["--world_size", "2", "--multiprocessing_distributed"], "--dist_url"),
