@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mixed_bit.allocation.program import Allocation
 from mixed_bit.comparison.distance import Distance, find_smallest
 from mixed_bit.comparison.outcome import OutcomeEvaluator
+from mixed_bit.feasibility import check_feasible
 from mixed_bit.problem import Problem
 from mixed_bit.sensitivity import METRICS, Sensitivity
 from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
@@ -131,9 +132,9 @@ def build_evaluator(
     batches = iterate_images(images)
     first = list(islice(batches, 2))
     if not first:
-        raise OmpqError("there are no calibration images")
+        raise OmpqError("there are no calibration images; give a tensor of them, or batches")
     problem = Problem.build(trace_for(network, first[0]), settings)
-    problem.check_feasible()
+    check_feasible(problem)
     device = next(problem.graph.module.parameters()).device
     shards = (Shard(batch.to(device), len(batch)) for batch in chain(first, batches))
     return SensitivityEvaluator(problem, shards, labels=labels, unbiased=len(first) > 1, seed=seed)

@@ -27,6 +27,7 @@ with interruptible_imports():
         write_comparison,
     )
     from mixed_bit.comparison.outcome import OutcomeEvaluator
+    from mixed_bit.feasibility import check_feasible
     from mixed_bit.options import build_compare_parser as build_parser
     from mixed_bit.options import check_at_least
     from mixed_bit.problem import Problem
@@ -113,7 +114,7 @@ def compare_from(arguments: argparse.Namespace) -> Comparison:
         candidate_bits_by_layer=arguments.bits_by_layer,
     )
     problem = Problem.build(graph, settings)
-    problem.check_feasible()
+    check_feasible(problem)
     held_out = arguments.num_eval if arguments.eval_split == "train" else 0
     found = calibration_images(
         arguments.dataset,

@@ -40,6 +40,7 @@ with interruptible_imports():
         trace_front,
         write_front,
     )
+    from mixed_bit.feasibility import check_feasible
     from mixed_bit.options import build_search_parser as build_parser
     from mixed_bit.options import read_settings
     from mixed_bit.problem import Problem
@@ -161,7 +162,10 @@ def _shard(batches: Iterator[Tensor], ranks: Ranks, device: torch.device) -> Ite
     """Yield this rank's contiguous part of every batch, on its device."""
     for batch in batches:
         if batch.shape[0] < ranks.world_size:
-            raise OmpqError(f"{ranks.world_size} ranks cannot share {batch.shape[0]} image(s)")
+            raise OmpqError(
+                f"{ranks.world_size} ranks cannot share {batch.shape[0]} image(s); raise "
+                "`batch_size` or `num_images`, or start fewer processes"
+            )
         parts = batch.split(shard_sizes(batch.shape[0], ranks.world_size))
         yield Shard(parts[ranks.rank].to(device), batch.shape[0])
 
@@ -192,7 +196,7 @@ def extract(arguments: argparse.Namespace) -> Found:
     side = preprocess.input_size
     shape = (preprocess.channels, side, side) if images is None else images.shape
     problem = Problem.build(trace(network.module.to(device), shape), settings)
-    problem.check_feasible()
+    check_feasible(problem)
     images = _read_images(*asked) if images is None else images
     _check_batches(images.count, arguments.batch_size)
     _print_images(arguments, preprocess, images, ranks)
@@ -249,7 +253,7 @@ def _check(problem: Problem, images: _Images, say: Callable[[str], None] | None)
     images.batches = chain([first], images.batches)
     graph = check_network(problem.graph, first, say or (lambda note: None))
     checked = Problem.build(graph, problem.settings)
-    checked.check_feasible()
+    check_feasible(checked)
     return checked
 
 
@@ -257,7 +261,7 @@ def _check_batches(count: int, batch_size: int) -> None:
     if count > batch_size and min(batch_sizes(count, batch_size)) < MINIMUM_UNBIASED_IMAGES:
         raise OmpqError(
             f"`batch_size` {batch_size}: the minibatch estimate needs {MINIMUM_UNBIASED_IMAGES} "
-            "images in a batch"
+            "images in a batch; raise it, or take another `num_images`"
         )
 
 

@@ -202,7 +202,7 @@ def build_compare_parser() -> Parser:
         prog="compare.py",
         description="Compare every way to allocate bits at equal size, by what really happens to "
         "the output.",
-        fields=_FIELDS,
+        fields={**_FIELDS, "size_mb": "sizes"},
     )
     add_network_options(parser, "--model", "-a", "--arch")
     group = add_data_options(parser, "images", "--save_path", "--data_path", "--data")
@@ -369,7 +369,9 @@ def _check_sweep(arguments: argparse.Namespace) -> None:
             "--metric"
         )
     if (arguments.auto or sweep) and arguments.solver != "ilp":
-        raise OmpqError(f"--solver {arguments.solver} goes with neither --auto nor --sweep")
+        raise OmpqError(
+            f"--solver {arguments.solver} goes with neither --auto nor --sweep; leave it out"
+        )
 
 
 def _read_pins(given: list[tuple[str, int]]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from mixed_bit.allocation.activation_memory import MemoryModel
 from mixed_bit.allocation.budgets import build_budgets
 from mixed_bit.allocation.program import Allocation, Budget, Program
 from mixed_bit.allocation.shared_activations import solve_with_shared_activations
-from mixed_bit.allocation.solve import check_feasible, solve
+from mixed_bit.allocation.solve import solve
 from mixed_bit.choices import Choices
 from mixed_bit.sensitivity.base import Sensitivity, find_chosen_sites
 from mixed_bit.settings import SearchSettings
@@ -63,10 +63,9 @@ class Problem:
         choices = Choices.read(graph.groups, settings)
         allowed = {width for group in listed for width in choices.widths[group.name]}
         widths = tuple(sorted({*settings.widths, *allowed}))
-        act_widths: tuple[int, ...] = ()
+        act_widths = _list_act_widths(settings)
         sites: dict[str, tuple[int, ...]] = {}
-        if settings.act_widths:
-            act_widths = tuple(sorted({*settings.act_widths, PINNED_BITS}))
+        if act_widths:
             network = make_quantizable(graph, uniform(graph.groups, max(widths)))
             sites = find_chosen_sites(network, listed)
         memory = None
@@ -90,19 +89,33 @@ class Problem:
         """Return the problem with another size budget, MB (2²⁰ bytes)."""
         return self.with_settings(replace(self.settings, size_mb=size_mb))
 
-    def check_feasible(self) -> None:
-        """Refuse a budget that no widths keep, before any image is looked at.
+    def loosen(self, settings: SearchSettings) -> Problem:
+        """Return the problem with other widths or pins; what is chosen of activations stays."""
+        choices = Choices.read(self.graph.groups, settings)
+        allowed = {width for group in self.listed for width in choices.widths[group.name]}
+        memory = self.memory
+        if memory is not None and settings.act_bits != self.settings.act_bits:
+            memory = MemoryModel.of_one_width(
+                self.graph, self.listed, settings.act_bits, memory.schedule
+            )
+        return replace(
+            self,
+            settings=settings,
+            choices=choices,
+            widths=tuple(sorted({*settings.widths, *allowed})),
+            act_widths=_list_act_widths(settings),
+            memory=memory,
+        )
 
-        Raises:
-            OmpqError: Names the smallest feasible value of the budget.
-        """
+    def build_empty_program(self) -> Program:
+        """Write down the program before anything is measured: budgets, and no sensitivities."""
         nothing = Sensitivity(
             weights=np.zeros((len(self.listed), len(self.widths))),
             activations=np.zeros((len(self.listed), len(self.act_widths))),
             log_scale=np.zeros(len(self.listed)),
             forward_passes=0.0,
         )
-        check_feasible(self.build_program(nothing))
+        return self.build_program(nothing)
 
     def build_program(self, sensitivity: Sensitivity) -> Program:
         """Write down: minimise the sum of the groups' sensitivities under every budget.
@@ -182,6 +195,11 @@ class Problem:
         listed = {group.name for group in self.listed}
         others = [group for group in self.graph.groups if group.name not in listed]
         return [(group, self.choices.widths[group.name][0]) for group in others]
+
+
+def _list_act_widths(settings: SearchSettings) -> tuple[int, ...]:
+    """List the activation widths to decide on, with the 8 bits of what has no choice."""
+    return tuple(sorted({*settings.act_widths, PINNED_BITS})) if settings.act_widths else ()
 
 
 def _listed_groups(groups: Sequence[Group], quant_type: str) -> tuple[Group, ...]:

@@ -101,7 +101,7 @@ class SearchSettings:
                 "`act_memory_kb`"
             )
         if (self.latency_ms is None) != (self.latency_table is None):
-            raise OmpqError("`latency_ms` and `latency_table` go together")
+            raise OmpqError("`latency_ms` and `latency_table` go together; give both")
 
     def _check_budgets(self) -> None:
         budgets = {name: getattr(self, name) for name in BUDGETS}

@@ -36,7 +36,11 @@ class MemoryModel:
 
     @classmethod
     def of_one_width(
-        cls, graph: NetworkGraph, listed: Sequence[Group], act_bits: int
+        cls,
+        graph: NetworkGraph,
+        listed: Sequence[Group],
+        act_bits: int,
+        schedule: Schedule | None = None,
     ) -> MemoryModel:
         """Take the memory of a network whose listed groups read one activation width.
 
@@ -44,8 +48,9 @@ class MemoryModel:
             graph: Float network.
             listed: Groups with an entry in the bit list; the others read 8 bits.
             act_bits: The width.
+            schedule: Schedule of the network, where it is known.
         """
-        schedule = build_schedule(graph)
+        schedule = schedule or build_schedule(graph)
         widths = find_value_widths(graph, schedule, _spread(graph, listed, act_bits))
         return cls(schedule, widths, {})
 

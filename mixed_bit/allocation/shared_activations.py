@@ -72,7 +72,7 @@ def solve_with_shared_activations(
             solved += 1
     raise OmpqError(
         "no activation widths on which the groups that read one value agree keep the budgets; "
-        "loosen `bops_g`"
+        "loosen `bops_g` or `act_memory_kb`"
     )
 
 

@@ -174,7 +174,7 @@ class _Front:
                 parts.append(self._explain_one(name, limit, unit, read))
         told = "; ".join(part for part in parts if part)
         told = told or "`kl_nats` and `drop_points` are each met, but not by one network"
-        return f"{told}; ask for less, or widen `candidate_bits` and loosen `pins`"
+        return f"{told}; allow as much, or widen `candidate_bits` and loosen `pins`"
 
     def _explain_one(
         self, name: str, limit: float, unit: str, read: Callable[[Distance], float]

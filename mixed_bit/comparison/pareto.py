@@ -14,6 +14,7 @@ from mixed_bit.allocation.program import Program
 from mixed_bit.bit_search import SearchResult, measure_and_solve
 from mixed_bit.comparison.candidates import choose_best
 from mixed_bit.comparison.outcome import OutcomeEvaluator
+from mixed_bit.feasibility import check_feasible
 from mixed_bit.problem import Problem
 from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
 from mixed_bit.settings import FRONT_POINTS, MEASURED_FRONT_POINTS, check_front_ends
@@ -80,7 +81,7 @@ def trace_front(
     if first.assignment.size_mb < low_mb:
         raise OmpqError(
             f"`sweep` {low_mb} {high_mb}: no allocation lies between; the largest that fits has "
-            f"{first.assignment.size_mb:.4f} MB"
+            f"{first.assignment.size_mb:.4f} MB; lower the first size, or widen `candidate_bits`"
         )
     while True:
         choice = program.choice(result.allocation)
@@ -118,7 +119,7 @@ def measure_front(
         sizes_mb: Budgets, MB, in the order in which they are tried; see `space_evenly`.
         seed: Seed of random allocations.
     """
-    problem.at_size(min(sizes_mb)).check_feasible()
+    check_feasible(problem.at_size(min(sizes_mb)))
     for size in sizes_mb:
         result, tried = choose_best(evaluator, outcomes, problem.at_size(size), seed=seed)
         winner = min(tried, key=lambda trial: trial.outcome.kl)

@@ -49,10 +49,10 @@ class LatencyTable:
 
     def _look_up(self, layer: str, width: int) -> int:
         if layer not in self.times:
-            raise OmpqError(f"{self.source} has no times for the layer {layer}")
+            raise OmpqError(f"{self.source} has no times for the layer {layer}; measure or add it")
         wider = [bits for bits in self.times[layer] if bits >= width]
         if not wider:
-            raise OmpqError(f"{self.source}: {layer} has no time for {width} bits or more")
+            raise OmpqError(f"{self.source}: {layer} has no time for {width} bits or more; add one")
         # Whole nanoseconds, since budgets are kept in whole numbers.
         return round(self.times[layer][min(wider)] * NANOSECONDS_PER_MS)
 
@@ -84,12 +84,12 @@ def load_latency(path: str | Path) -> LatencyTable:
     times: dict[str, dict[int, float]] = {}
     for layer, entries in content.items():
         if not isinstance(entries, dict) or not entries:
-            raise OmpqError(f"{form}; the entry of {layer} is {entries!r}")
+            raise OmpqError(f"{form}; the entry of {layer} is {entries!r}; correct it")
         times[layer] = {}
         for bits, value in entries.items():
             is_time = isinstance(value, int | float) and not isinstance(value, bool)
             is_width = bits.isdecimal() and len(bits) <= 2
             if not is_width or not is_time or not 0 <= value <= _LONGEST_MS:
-                raise OmpqError(f"{form}; {layer} has {bits!r}: {value!r}")
+                raise OmpqError(f"{form}; {layer} has {bits!r}: {value!r}; correct that entry")
             times[layer][int(bits)] = float(value)
     return LatencyTable(times, str(path))

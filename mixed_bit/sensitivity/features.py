@@ -203,7 +203,7 @@ class _GramReader:
             name = self._names[self.indices[tap]]
             raise OmpqError(
                 f"the feature of {name} has shape {tuple(feature.shape)} for {expected} images; "
-                "its first dimension must be the image"
+                "its first dimension must be the image; keep images first there"
             )
 
 

@@ -85,8 +85,8 @@ def test_candidates_and_pins(graph: NetworkGraph, images: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size_mb": 0.01}, r"smallest feasible size is 0\.0\d+ MB"),
-        ({"bops_g": 0.001}, r"smallest feasible BOPs is 0\.\d+ G"),
+        ({"size_mb": 0.01}, r"`size_mb` 0\.01 is below 0\.0\d+, the least with these widths"),
+        ({"bops_g": 0.001}, r"`bops_g` 0\.001 is below 0\.\d+, the least with these widths"),
         ({"size_mb": 1.0, "pins": {"nowhere": 4}}, "no such layer"),
         ({"size_mb": 1.0, "pins": {"classifier": 9}}, "whole numbers from 2 to 8"),
         ({"size_mb": 1.0, "candidate_bits": (1, 4)}, "whole numbers from 2 to 8"),
@@ -104,7 +104,7 @@ def test_requests_that_make_no_sense(options, message, graph, images) -> None:
 def test_the_smallest_feasible_size_is_feasible(graph: NetworkGraph, images: torch.Tensor) -> None:
     with pytest.raises(OmpqError) as refused:
         find(graph, images, size_mb=0.001)
-    smallest = float(str(refused.value).split("smallest feasible size is ")[1].split(" MB")[0])
+    smallest = float(str(refused.value).split("is below ")[1].split(",")[0])
     assert set(find(graph, images, size_mb=smallest).assignment.bits) == {2}
 
 

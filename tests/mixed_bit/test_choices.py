@@ -167,10 +167,10 @@ def test_compare_is_deterministic_and_complete(script, common, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sizes", "0.001"], "smallest feasible size"),
+        (["--sizes", "0.001"], "is below 0.0"),
         (["--sizes", "0.06", "--random", "-1"], "--random"),
         (["--sizes", "0.06", "--num_eval", "1"], "--num_eval 1"),
-        (["--mean_bits", "1"], "smallest feasible size"),
+        (["--mean_bits", "1"], "the least with these widths"),
     ],
 )
 def test_compare_refuses_what_makes_no_sense(options, message: str, common) -> None:

@@ -134,7 +134,7 @@ def test_errors_are_one_line_and_nothing_is_lost(script, tmp_path: Path) -> None
     assert run.returncode == 2
     assert run.stdout == ""
     assert run.stderr.count("\n") == 1
-    assert run.stderr.startswith("error: a size of 0.01 MB cannot be reached: the smallest")
+    assert run.stderr.startswith("error: --model_size 0.01 is below 0.0")
     assert (tmp_path / "bit_config.json").read_text() == "precious"
     run = script(SCRIPT, *common, "--model_sise", "1")
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
@@ -181,7 +181,7 @@ def test_ctrl_c_leaves_what_was_there(tmp_path: Path) -> None:
         (["--pin", "layer1"], "is not NAME=BITS"),
         (["--bits", "4,x"], "is not a list such as 4,8"),
         (["--bits", "1,4"], "whole numbers from 2 to 8"),
-        (["--model_size", "1"], "smallest feasible size is"),
+        (["--model_size", "1"], "--model_size 1 is below "),
         (["--device", "cuda:99"], "cuda:99"),
         (["--num_classes", "3"], "1000"),
         (["--calibration_data", "/nowhere.pt"], "no such file"),

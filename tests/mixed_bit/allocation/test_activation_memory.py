@@ -15,6 +15,7 @@ from mixed_bit import SearchSettings, build_bit_config, search
 from mixed_bit.allocation.activation_memory import find_undominated
 from mixed_bit.allocation.program import Budget, Program
 from mixed_bit.allocation.solve import solve
+from mixed_bit.feasibility import check_feasible
 from mixed_bit.problem import Problem
 from mixed_bit.sensitivity.base import Sensitivity
 from ompq.activation_memory import measure_peak
@@ -106,7 +107,7 @@ def test_chosen_widths_against_enumeration(share: float, graph, images) -> None:
     assert found.objective == pytest.approx(best)
     below = Problem.build(graph, ask(act_memory_kb=least - 0.001, candidate_act_bits=acts))
     with pytest.raises(OmpqError, match=f"{least:.4f}"):
-        below.check_feasible()
+        check_feasible(below)
 
 
 @settings(max_examples=60, derandomize=True)
