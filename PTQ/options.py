@@ -19,8 +19,10 @@ from ompq.options import (
     add_data_options,
     add_network_options,
     add_run_options,
+    add_target,
 )
 from ompq.preprocess import Preprocess
+from ompq.target import Target, read_target
 from PTQ.settings import CACHE_DEVICES, LOSSES, Settings
 
 DEFAULT_ACT_BITS = 4
@@ -97,6 +99,7 @@ def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
     group = add_configuration_choice(
         parser, "configuration", list_help='a list such as "[4, 3, 8]" or a bit_config.json'
     )
+    add_target(group, "what contradicts it is refused; it sets --sym, --channel_wise, --act_quant")
     group.add_argument(
         "--n_bits_w", type=int, default=4, help="weight bits where no configuration is given"
     )
@@ -157,12 +160,39 @@ def _add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_settings(arguments: argparse.Namespace) -> Settings:
-    """Return the settings of the reconstruction that the command line asks for."""
-    return Settings(
-        per_channel=arguments.channel_wise,
+def read_requested_target(arguments: argparse.Namespace) -> Target | None:
+    """Read the target that the command line names; None without one.
+
+    Raises:
+        OmpqError: The file is no target, or another option contradicts it.
+    """
+    if arguments.target is None:
+        return None
+    target = read_target(arguments.target)
+    target.check_choices(
         symmetric=arguments.sym,
-        act_quant=arguments.act_quant,
+        per_channel=arguments.channel_wise,
+        act_bits=arguments.n_bits_a,
+    )
+    return target
+
+
+def read_settings(arguments: argparse.Namespace) -> Settings:
+    """Return the settings of the reconstruction that the command line and its target ask for."""
+    target = read_requested_target(arguments)
+    symmetric, per_channel, act_quant = (
+        arguments.sym,
+        arguments.channel_wise,
+        arguments.act_quant,
+    )
+    if target is not None:
+        symmetric = True if target.symmetric else symmetric
+        per_channel = per_channel or bool(target.per_channel)
+        act_quant = act_quant or target.activation_bits is not None
+    return Settings(
+        per_channel=per_channel,
+        symmetric=symmetric,
+        act_quant=act_quant,
         quantize_sums=arguments.quantize_sums,
         weight_iterations=arguments.iters_w,
         act_iterations=arguments.iters_a,
@@ -189,8 +219,21 @@ def read_assignment(arguments: argparse.Namespace, graph: NetworkGraph) -> Assig
         graph: Network that gets the widths.
 
     Raises:
-        OmpqError: The configuration does not fit the network or the other options.
+        OmpqError: The configuration does not fit the network, the target or the other options.
     """
+    target = read_requested_target(arguments)
+    if target is None:
+        return _read_assignment(arguments, graph, DEFAULT_ACT_BITS)
+    usual = target.choose_act_bits(DEFAULT_ACT_BITS)
+    assignment = _read_assignment(arguments, graph, usual)
+    target.check(assignment, graph, act_quant=read_settings(arguments).act_quant)
+    return assignment
+
+
+def _read_assignment(
+    arguments: argparse.Namespace, graph: NetworkGraph, usual_act_bits: int
+) -> Assignment:
+    """Return the widths; `usual_act_bits` are those of activations where nothing tells any."""
     given = arguments.quant_scheme if arguments.bit_cfg is None else arguments.bit_cfg
     act_bits = arguments.n_bits_a
     if given is not None and arguments.disable_8bit_head_stem:
@@ -204,9 +247,9 @@ def read_assignment(arguments: argparse.Namespace, graph: NetworkGraph) -> Assig
             given,
             graph.groups,
             "PTQ",
-            act_bits=DEFAULT_ACT_BITS if is_list and act_bits is None else act_bits,
+            act_bits=usual_act_bits if is_list and act_bits is None else act_bits,
         )
-    act_bits = DEFAULT_ACT_BITS if act_bits is None else act_bits
+    act_bits = usual_act_bits if act_bits is None else act_bits
     if arguments.disable_8bit_head_stem:
         widths = [arguments.n_bits_w] * len(graph.groups)
         return assign(graph.groups, "PTQ", widths, act_bits)

@@ -15,7 +15,9 @@ from ompq.options import (
     add_data_options,
     add_network_options,
     add_run_options,
+    add_target,
 )
+from ompq.target import Target, read_target
 from QAT.settings import TrainingSettings
 
 DEFAULT_SCHEME = "uniform8"
@@ -117,6 +119,7 @@ def _add_quantization_options(parser: argparse.ArgumentParser) -> None:
         "JSON)",
         scheme_help=f"a published scheme or uniformN (default {DEFAULT_SCHEME})",
     )
+    add_target(group, "what contradicts it is refused")
     group.add_argument("--act_bits", type=int, help="activation bits (default: the scheme's own)")
     group.add_argument(
         "--quantizer",
@@ -302,6 +305,19 @@ def read_conversion_settings(arguments: argparse.Namespace) -> ConversionSetting
         learned=arguments.quantizer == LEARNED,
         quantize_sums=arguments.quantize_sums,
     )
+
+
+def read_requested_target(arguments: argparse.Namespace) -> Target | None:
+    """Read the target that the command line names; None without one.
+
+    Raises:
+        OmpqError: The file is no target, or another option contradicts it.
+    """
+    if arguments.target is None:
+        return None
+    target = read_target(arguments.target)
+    target.check_choices(per_channel=arguments.channel_wise, act_bits=arguments.act_bits)
+    return target
 
 
 def check_process_options(arguments: argparse.Namespace) -> None:

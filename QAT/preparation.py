@@ -35,7 +35,12 @@ from QAT.checkpoint import WEIGHTS
 from QAT.distillation import Teacher, load_teacher
 from QAT.hawq import match_dictionary, read_dictionary
 from QAT.initialise import prepare
-from QAT.options import BINDING_OPTIONS, DEFAULT_SCHEME, read_conversion_settings
+from QAT.options import (
+    BINDING_OPTIONS,
+    DEFAULT_SCHEME,
+    read_conversion_settings,
+    read_requested_target,
+)
 from QAT.settings import TrainingSettings
 from QAT.task import TrainingTask
 
@@ -81,6 +86,7 @@ def prepare_run(
     Raises:
         OmpqError: Something is missing, or does not go together.
     """
+    target = read_requested_target(arguments)
     if arguments.path is not None:
         # The published command asks for the library's weights as well; a checkpoint goes before.
         arguments.pretrained = False
@@ -99,6 +105,8 @@ def prepare_run(
     if arguments.init_from is not None:
         source = load_named("init_from", arguments.init_from)
     assignment = _choose_assignment(arguments, graph, source)
+    if target is not None:
+        target.check(assignment, graph)
     if network.source == RANDOM_WEIGHTS:
         print_notes_once(arguments, ranks, [RANDOM_WEIGHTS_NOTE])
     print_notes_once(arguments, ranks, network.notes)

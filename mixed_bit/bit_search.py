@@ -296,7 +296,8 @@ def build_bit_config(
 def _name_choices(settings: SearchSettings) -> dict[str, Any]:
     """Name widths that were given by layer, where some were."""
     by_layer = {name: list(widths) for name, widths in settings.candidate_bits_by_layer.items()}
-    given = {"candidates_by_layer": by_layer, "pins": dict(settings.pins)}
+    target = None if settings.target is None else settings.target.name
+    given = {"candidates_by_layer": by_layer, "pins": dict(settings.pins), "target": target}
     return {key: value for key, value in given.items() if value}
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from mixed_bit.settings import SearchSettings
 from ompq.assignment import PINNED_BITS, QUANT_TYPES
 from ompq.errors import OmpqError
-from ompq.graph import Group
+from ompq.graph import Group, NetworkGraph
 from ompq.layer_patterns import match_layers
+from ompq.target import Target, name_operation
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,18 @@ class Choices:
     pinned_by: Mapping[str, str]
 
     @classmethod
-    def read(cls, groups: Sequence[Group], settings: SearchSettings) -> Choices:
+    def read(cls, graph: NetworkGraph, settings: SearchSettings) -> Choices:
         """Find the widths that settings give to every group of a network.
 
         Args:
-            groups: All groups of the network.
-            settings: Candidate widths and pins.
+            graph: The network.
+            settings: Candidate widths, pins and target.
 
         Raises:
             OmpqError: A pattern matches no layer, or none that has a choice; patterns contradict
-                each other in layers that are tied.
+                each other in layers that are tied; a target leaves a layer without width.
         """
+        groups = graph.groups
         layers = [layer for group in groups for layer in group.layers]
         pinned = match_layers(settings.pins, layers, "`pins`")
         by_group = {group.name: _read_pin(group, pinned) for group in groups}
@@ -57,6 +59,11 @@ class Choices:
                 widths[group.name] = (PINNED_BITS,)
             else:
                 widths[group.name] = settings.widths if own is None else own
+        if settings.target is not None:
+            widths = {
+                group.name: _keep_target(group, widths[group.name], graph, settings.target)
+                for group in groups
+            }
         return cls(
             widths,
             {name: width for name, (_, width) in pins.items()},
@@ -107,6 +114,28 @@ def _read_candidates(
         left = set(widths) if left is None else left & set(widths)
         before.append(told)
     return None if left is None else tuple(sorted(left))
+
+
+def _keep_target(
+    group: Group, widths: tuple[int, ...], graph: NetworkGraph, target: Target
+) -> tuple[int, ...]:
+    """Return the widths of a group that a target has for all of its layers.
+
+    Raises:
+        OmpqError: It has none of them.
+    """
+    left = set(widths)
+    for layer in group.layers:
+        operation = name_operation(graph.layer_module(layer))
+        allowed = target.find_widths(operation)
+        if not left & set(allowed):
+            given, had = (", ".join(map(str, found)) for found in (sorted(left), allowed))
+            raise OmpqError(
+                f"target {target.name}: {layer} is to have {given} bits, {operation} may have "
+                f"{had}; give it some of these by `candidate_bits`, `pins` or `quant_type`"
+            )
+        left &= set(allowed)
+    return tuple(sorted(left))
 
 
 def _check_choice_is_left(groups: Sequence[Group], settings: SearchSettings) -> None:

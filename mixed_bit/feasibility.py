@@ -80,13 +80,23 @@ def _explain(problem: Problem, floor: Floor) -> str:
     bound = "these widths and pins" if settings.pins else "these widths"
     place = f", at {budget.place}" if budget.place else ""
     limit = getattr(settings, budget.field)
-    text = f"`{budget.field}` {limit:g} is below {floor}, the least with {bound}{place}"
+    source = _name_source(settings, budget.field)
+    text = f"`{budget.field}` {limit:g}{source} is below {floor}, the least with {bound}{place}"
     pins = sorted(_loosen_pins(problem, floor), key=lambda pair: pair[1].amount)
     told = [f"{name} {other}" for name, other in pins[:_NAMED]]
     if len(pins) > _NAMED:
         told[-1] += f" (and {len(pins) - _NAMED} more `pins`)"
     told += [f"{name} {other}" for name, other in _loosen_widths(problem, floor)]
     return "; ".join([text, *told])
+
+
+def _name_source(settings: SearchSettings, field: str) -> str:
+    """Name the target that a budget comes from; empty where the user gave it."""
+    target = settings.target
+    if target is None:
+        return ""
+    memory = {"size_mb": target.flash_mb, "act_memory_kb": target.act_memory_kb}
+    return f" of target {target.name}" if memory.get(field) == getattr(settings, field) else ""
 
 
 def _loosen_pins(problem: Problem, floor: Floor) -> Iterator[tuple[str, Floor]]:
@@ -119,6 +129,11 @@ def _loosen_widths(problem: Problem, floor: Floor) -> Iterator[tuple[str, Floor]
     found = _find_less(problem, floor, replace(settings, pins=pins)) if kept else None
     if found is not None:
         yield f"with the first and the last layer at {least} bits by `pins`", found
+    if settings.target is not None:
+        free = replace(settings, target=None, candidate_bits=everything)
+        found = _find_less(problem, floor, free)
+        if found is not None:
+            yield f"with other widths than target {settings.target.name} has", found
     narrow = _narrow_activations(settings)
     found = _find_less(problem, floor, narrow) if narrow else None
     if found is not None:
@@ -137,8 +152,10 @@ def _narrow_activations(settings: SearchSettings) -> SearchSettings | None:
     if settings.candidate_act_bits:
         wider = tuple(sorted({NARROWEST, *settings.candidate_act_bits}))
         same = wider == settings.act_widths
-        return None if same else replace(settings, candidate_act_bits=wider)
-    return None if settings.act_bits == NARROWEST else replace(settings, act_bits=NARROWEST)
+        return None if same else replace(settings, candidate_act_bits=wider, target=None)
+    if settings.act_bits == NARROWEST:
+        return None
+    return replace(settings, act_bits=NARROWEST, target=None)
 
 
 def _find_less(problem: Problem, floor: Floor, settings: SearchSettings) -> Floor | None:

@@ -16,7 +16,7 @@ from mixed_bit.settings import (
     SearchSettings,
     check_front_ends,
 )
-from ompq.assignment import QUANT_TYPES
+from ompq.assignment import DEFAULT_ACT_BITS, QUANT_TYPES
 from ompq.data.datasets.registry import SPLITS
 from ompq.errors import OmpqError
 from ompq.options import (
@@ -25,7 +25,9 @@ from ompq.options import (
     add_input_size,
     add_network_options,
     add_run_options,
+    add_target,
 )
+from ompq.target import read_target
 from ompq.values import float_list, int_list, pin, widths_by_layer
 
 # Fields of `SearchSettings` whose options are called otherwise.
@@ -119,7 +121,6 @@ def _add_budget_options(parser: Parser) -> None:
     group.add_argument(
         "--act_bits",
         type=int_list,
-        default=(8,),
         metavar="A,A,…",
         help="activation bits, for the BOPs (default: 8); several to choose from, with --bops or "
         "--act_memory",
@@ -138,6 +139,7 @@ def _add_budget_options(parser: Parser) -> None:
         help="budget of the memory of activations (1024 bytes): the most that lies in memory at "
         "one step of the network, for one image",
     )
+    add_target(group, "its widths limit the layers', its memory the size and the activations")
     group.add_argument(
         "--kl",
         type=float,
@@ -319,7 +321,10 @@ def read_settings(arguments: argparse.Namespace) -> SearchSettings:
     check_at_least(arguments, num_images=2, batch_size=1, workers=0)
     _check_labels(arguments)
     _check_sweep(arguments)
-    several = len(set(arguments.act_bits)) > 1
+    target = read_target(arguments.target) if arguments.target else None
+    usual = DEFAULT_ACT_BITS if target is None else target.choose_act_bits(DEFAULT_ACT_BITS)
+    act_bits = arguments.act_bits or (usual,)
+    several = len(set(act_bits)) > 1
     table = arguments.latency_table
     return SearchSettings(
         quant_type=arguments.quant_type,
@@ -328,13 +333,14 @@ def read_settings(arguments: argparse.Namespace) -> SearchSettings:
         candidate_bits=arguments.bits,
         candidate_bits_by_layer=arguments.bits_by_layer,
         pins=_read_pins(arguments.pin),
-        act_bits=max(arguments.act_bits, default=0),
-        candidate_act_bits=arguments.act_bits if several else (),
+        act_bits=max(act_bits),
+        candidate_act_bits=act_bits if several else (),
         latency_ms=arguments.latency,
         latency_table=load_latency(table) if table else None,
         act_memory_kb=arguments.act_memory,
         kl_nats=arguments.kl,
         drop_points=arguments.drop,
+        target=target,
         metric=arguments.metric,
         beta=arguments.beta,
         solver=arguments.solver,

@@ -60,9 +60,8 @@ class Problem:
                 or tied layers are to have several widths.
         """
         listed = _listed_groups(graph.groups, settings.quant_type)
-        choices = Choices.read(graph.groups, settings)
-        allowed = {width for group in listed for width in choices.widths[group.name]}
-        widths = tuple(sorted({*settings.widths, *allowed}))
+        choices = Choices.read(graph, settings)
+        widths = _list_widths(listed, choices, settings)
         act_widths = _list_act_widths(settings)
         sites: dict[str, tuple[int, ...]] = {}
         if act_widths:
@@ -91,8 +90,7 @@ class Problem:
 
     def loosen(self, settings: SearchSettings) -> Problem:
         """Return the problem with other widths or pins; what is chosen of activations stays."""
-        choices = Choices.read(self.graph.groups, settings)
-        allowed = {width for group in self.listed for width in choices.widths[group.name]}
+        choices = Choices.read(self.graph, settings)
         memory = self.memory
         if memory is not None and settings.act_bits != self.settings.act_bits:
             memory = MemoryModel.of_one_width(
@@ -102,7 +100,7 @@ class Problem:
             self,
             settings=settings,
             choices=choices,
-            widths=tuple(sorted({*settings.widths, *allowed})),
+            widths=_list_widths(self.listed, choices, settings),
             act_widths=_list_act_widths(settings),
             memory=memory,
         )
@@ -195,6 +193,15 @@ class Problem:
         listed = {group.name for group in self.listed}
         others = [group for group in self.graph.groups if group.name not in listed]
         return [(group, self.choices.widths[group.name][0]) for group in others]
+
+
+def _list_widths(
+    listed: Sequence[Group], choices: Choices, settings: SearchSettings
+) -> tuple[int, ...]:
+    """List the weight widths to decide on; without a target all that the settings name."""
+    allowed = {width for group in listed for width in choices.widths[group.name]}
+    named = settings.widths if settings.target is None else ()
+    return tuple(sorted({*named, *allowed}))
 
 
 def _list_act_widths(settings: SearchSettings) -> tuple[int, ...]:

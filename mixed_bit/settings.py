@@ -12,6 +12,7 @@ from ompq.assignment import DEFAULT_ACT_BITS, QUANT_TYPES
 from ompq.cost import check_widths
 from ompq.errors import OmpqError
 from ompq.fields import settle_fields
+from ompq.target import Target
 
 SOLVERS = ("ilp", "lp", "projection")
 ROUNDINGS = ("fill", "nearest")
@@ -48,6 +49,8 @@ class SearchSettings:
             more than this, nats per image, on images held out; budgets stay limits.
         drop_points: Find the smallest network that loses no more than this of top-1 accuracy,
             points of per cent, on images held out; both distances may be given.
+        target: Device to find widths for; its widths limit those of every layer, and its memory
+            the size and the activations.
         metric: What a width costs a group, one of `METRICS`.
         beta: β ≥ 0 of θ = exp(−β γ), for the metrics of orthogonality.
         solver: `ilp`, `lp` or `projection`; see `mixed_bit.allocation.solve`.
@@ -68,6 +71,7 @@ class SearchSettings:
     act_memory_kb: float | None = None
     kl_nats: float | None = None
     drop_points: float | None = None
+    target: Target | None = None
     metric: str = "orm"
     beta: float = 10.0
     solver: str = "ilp"
@@ -76,6 +80,7 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         settle_fields(self, besides=BUDGETS)
+        self._take_budgets_of_target()
         if self.quant_type not in QUANT_TYPES:
             known = ", ".join(QUANT_TYPES)
             raise OmpqError(f"`quant_type` {self.quant_type}: unknown; choose one of {known}")
@@ -95,6 +100,9 @@ class SearchSettings:
         for layer, width in self.pins.items():
             check_widths([width], f"`pins` {layer}")
         check_widths([self.act_bits, *self.candidate_act_bits], "`act_bits`")
+        if self.target is not None:
+            for width in self.candidate_act_bits or (self.act_bits,):
+                self.target.check_choices(act_bits=width)
         if self.candidate_act_bits and self.bops_g is None and self.act_memory_kb is None:
             raise OmpqError(
                 "`act_bits` to choose from need a budget they count in: set `bops_g` or "
@@ -116,6 +124,18 @@ class SearchSettings:
             if value is not None and not is_number:
                 raise OmpqError(f"`{name}` {value!r}: a budget is a number above 0, up to 1e9")
 
+    def _take_budgets_of_target(self) -> None:
+        """Lower the budgets to the memory of the target, where they are not below it."""
+        if self.target is None:
+            return
+        memory = {"size_mb": self.target.flash_mb, "act_memory_kb": self.target.act_memory_kb}
+        for name, limit in memory.items():
+            given = getattr(self, name)
+            is_number = isinstance(given, int | float)
+            if limit is not None and (given is None or (is_number and given > limit)):
+                # Object's own, since the dataclass is frozen.
+                object.__setattr__(self, name, limit)
+
     def _check_distance(self) -> None:
         for name in ("kl_nats", "drop_points"):
             value = getattr(self, name)
@@ -134,8 +154,11 @@ class SearchSettings:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Return the candidate widths, ascending."""
-        return tuple(sorted(set(self.candidate_bits or QUANT_TYPES[self.quant_type].candidates)))
+        """Return the candidate widths, ascending; without any given, all of the target."""
+        usual = QUANT_TYPES[self.quant_type].candidates
+        if self.target is not None:
+            usual = self.target.widths
+        return tuple(sorted(set(self.candidate_bits or usual)))
 
     @property
     def act_widths(self) -> tuple[int, ...]:

@@ -122,6 +122,21 @@ def add_configuration_choice(
     return group
 
 
+def add_target(group: argparse._ArgumentGroup, effect: str) -> None:
+    """Add `--target` to a group of options.
+
+    Args:
+        group: Group to add it to.
+        effect: What it does in this script.
+    """
+    group.add_argument(
+        "--target",
+        type=Path,
+        metavar="FILE",
+        help=f"a device, as a YAML file (examples/targets): {effect}",
+    )
+
+
 def add_run_options(
     parser: argparse.ArgumentParser,
     output_dir: str,

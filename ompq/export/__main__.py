@@ -14,12 +14,14 @@ with interruptible_imports():
     from ompq.artifact import Artifact, load_quantized
     from ompq.errors import OmpqError
     from ompq.export.checks import verify_file
+    from ompq.export.device import check_device
     from ompq.export.exporting import draw_images, export_network
     from ompq.export.options import build_parser, check_verification, choose_targets
     from ompq.export.report import print_table
     from ompq.export.targets import WEB_FOLDER, list_files
     from ompq.files import check_writable, lock_folder
     from ompq.stored_images import find_data, read_images
+    from ompq.target import read_target
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -35,7 +37,10 @@ def export(arguments: argparse.Namespace) -> None:
     source: Path = arguments.source
     if arguments.output_dir is not None:
         check_writable(arguments.output_dir, "folder")
+    target = None if arguments.target is None else read_target(arguments.target)
     read = load_quantized(source)
+    if target is not None:
+        check_device(read, target)
     folder = arguments.output_dir or (source if source.is_dir() else source.parent)
     images = _choose_images(arguments, read)
     parser = arguments.parser

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ompq.data import BACKENDS, DATASETS
 from ompq.errors import OmpqError
-from ompq.options import Parser
+from ompq.options import Parser, add_target
 from ompq.values import natural, positive
 
 FORMATS = ("packed", "onnx", "c", "web")
@@ -43,6 +43,7 @@ def build_parser() -> Parser:
         action="store_true",
         help="with --to packed: weights coded by their frequencies, where that is smaller",
     )
+    add_target(group, "a network that it does not compute is refused")
     group.add_argument(
         "--output_dir", type=Path, help="folder for the files (default: that of the network)"
     )
