@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ompq.errors import OmpqError
 from ompq.zoo._checkpoint import Checkpoint, StoredWeights, read_checkpoint
 from ompq.zoo._classes import count_classes, tell_classes
+from ompq.zoo._computed import compute_weights
 from ompq.zoo._layouts import LAYOUTS, Layout
 from ompq.zoo._prefix import list_prefixes, name_leftovers, strip_prefix
 from ompq.zoo._sources import USER_LIBRARY, Source, find_source
@@ -165,10 +166,11 @@ def _fit(
     if module is None:
         module = source.build_float(None)
     prefix, translated = _choose_prefix(layout, candidates, module.state_dict())
+    notes = [compute_weights(translated, module.state_dict())]
     wanted = _find_wanted_classes(source, module, translated)
     if wanted is not None:
         module = source.build_float(wanted)
-    notes = [adapt(module, translated) for adapt in layout.adapts]
+    notes += [adapt(module, translated) for adapt in layout.adapts]
     own = module.state_dict()
     dropped = [key for key in translated if _AUXILIARY.fullmatch(key) and key not in own]
     if dropped:
