@@ -22,10 +22,11 @@ from ompq.errors import OmpqError
 from ompq.files import DESCRIPTION, atomic_path
 
 CHECKSUM = "checksum"
+SUFFIX = ".safetensors"
 _ZEROS = b"00000000"
 # As it stands in the file: in a text within the header's JSON, its quotation marks escaped.
 _BEFORE_CHECKSUM = f'\\"{CHECKSUM}\\":\\"'.encode()
-# The file begins with the length of its header.
+# The file begins with the length of its header, which is JSON.
 _LENGTH_BYTES = 8
 # What reading a header raises, or tensors of a type that is not known.
 _UNREADABLE = (SafetensorError, AttributeError, LookupError, TypeError, ValueError)
@@ -90,6 +91,11 @@ def load_content(path: Path) -> FileContent:
         metadata = json.loads(header).get("__metadata__", {})
         description = json.loads(metadata.get(DESCRIPTION, "null"))
     except _UNREADABLE as error:
+        if path.suffix != SUFFIX and content[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
+            raise OmpqError(
+                f"{path} is no {SUFFIX} file; give the folder of a finished run, or the file of a "
+                "quantized network in it"
+            ) from error
         reason = str(error).split("\n")[0]
         raise OmpqError(
             f"{path} is damaged: it is no whole safetensors file ({reason}); write it again"

@@ -72,6 +72,24 @@ def test_a_truncated_file_is_refused_in_one_line(kept: int, content: bytes, tmp_
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "text", [b"", b'{\n  "arguments": {}\n}', b"PK\x03\x04 and so on", b"notes"]
+)
+def test_what_is_of_another_kind_is_not_called_damaged(text: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_bytes(text)
+    with pytest.raises(OmpqError, match=r"results.json is no \.safetensors file; give") as refused:
+        load_content(file)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_file_of_another_name_is_damaged(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "network"
+    file.write_bytes(content[:-1])
+    with pytest.raises(OmpqError, match="is damaged"):
+        load_content(file)
+
+
 def test_a_file_without_a_checksum_is_read(tmp_path: Path) -> None:
     file = tmp_path / "file.safetensors"
     save_file(TENSORS, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -254,6 +255,28 @@ def test_what_others_made_or_changed_is_not_replaced(
     with pytest.raises(OmpqError, match=r"model\.h is no file that an export wrote"):
         export_network(read, ["c"], tmp_path, digits)
     assert not (tmp_path / "model.c").exists() and (tmp_path / "model.h").read_text() == "mine"
+
+
+def test_a_pair_that_a_killed_export_left_is_replaced_by_the_next(
+    read: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = export_network(read, ["packed"], tmp_path)
+    replace_file = os.replace
+
+    def die(old: Path, new: Path) -> None:
+        if Path(new) == find_test_images(found.file):
+            raise KeyboardInterrupt
+        replace_file(old, new)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", die)
+        export_network(read, ["packed-entropy"], tmp_path)
+    with pytest.raises(OmpqError, match="export the network again"):
+        verify_file(found.file)
+    for name in ("packed-entropy", "packed"):
+        export_network(read, [name], tmp_path)
+        assert not verify_file(found.file).differing
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_cannot_be_verified_is_said(read: Artifact, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,55 @@ def test_where_the_new_folder_cannot_come_the_earlier_one_comes_back(
     with pytest.raises(OSError, match="no"):
         put_all_into_place(made.parent, tmp_path)
     assert (place / "index.html").read_text() == "old"
+
+
+def kill_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], None]:
+    """Return a function that puts a room's files into place, and is killed at a renaming."""
+
+    def put(room: Path, folder: Path) -> None:
+        replace, left = os.replace, number
+
+        def die(old: Path, new: Path) -> None:
+            nonlocal left
+            if Path(old).parent == room:
+                if not left:
+                    raise KeyboardInterrupt
+                left -= 1
+            replace(old, new)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(os, "replace", die)
+            put_all_into_place(room, folder)
+
+    return put
+
+
+NAMES = ("model.c", "model.h", "test_vectors.h")
+
+
+@pytest.mark.parametrize("number", range(len(NAMES)))
+def test_what_a_killed_export_left_is_replaced_by_the_next(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill = kill_at(number, monkeypatch)
+    for name in ("first", "second"):
+        kill(make_folder(tmp_path / name, *NAMES, text=name), tmp_path)
+    put_all_into_place(make_folder(tmp_path / "room", *NAMES), tmp_path)
+    assert all((tmp_path / name).read_text() == "new" for name in NAMES)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("record", [None, b"", b"[]", b"\xff"])
+def test_what_was_changed_after_a_killed_export_is_not_replaced(
+    record: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_at(2, monkeypatch)(make_folder(tmp_path / "killed", *NAMES), tmp_path)
+    (held,) = tmp_path.glob(".*")
+    if record is None:
+        (tmp_path / "model.h").write_text("mine")
+    else:
+        held.write_bytes(record)
+    before = (tmp_path / "model.h").read_text()
+    with pytest.raises(OmpqError, match="no file that an export wrote"):
+        put_all_into_place(make_folder(tmp_path / "room", *NAMES, text="newer"), tmp_path)
+    assert (tmp_path / "model.h").read_text() == before
