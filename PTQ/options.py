@@ -97,7 +97,10 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
     group = add_configuration_choice(
-        parser, "configuration", list_help='a list such as "[4, 3, 8]" or a bit_config.json'
+        parser,
+        "configuration",
+        list_help='a list such as "[4, 3, 8]", a bit_config.json, or '
+        "layers and their bits of another tool: NNCF's, ModelOpt's or MCT's JSON, or a CSV",
     )
     add_target(group, "what contradicts it is refused; it sets --sym, --channel_wise, --act_quant")
     group.add_argument(

@@ -115,8 +115,9 @@ def _add_quantization_options(parser: argparse.ArgumentParser) -> None:
     group = add_configuration_choice(
         parser,
         "quantization",
-        list_help='a list such as "[4, 8]", a bit_config.json, or a HAWQ dictionary (literal or '
-        "JSON)",
+        list_help='a list such as "[4, 8]", a bit_config.json, a HAWQ dictionary (literal or '
+        "JSON), or layers and their bits of another tool: NNCF's, ModelOpt's or MCT's JSON, or a "
+        "CSV",
         scheme_help=f"a published scheme or uniformN (default {DEFAULT_SCHEME})",
     )
     add_target(group, "what contradicts it is refused")

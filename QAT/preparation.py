@@ -14,6 +14,7 @@ import torch
 
 from ompq.artifact import Artifact
 from ompq.assignment import Assignment, assign, resolve
+from ompq.bit_import import read_layer_bits
 from ompq.data import CalibrationImages, Loader, calibration_images, make_loader
 from ompq.errors import OmpqError
 from ompq.files import checksum
@@ -185,7 +186,8 @@ def _choose_assignment(
         without = assign(graph.groups, "PTQ", held["bits"], held["act_bits"])
         return replace(without, group_act_bits=tuple(held["activation_bits"]))
     given = DEFAULT_SCHEME if given is None else given
-    named = read_dictionary(given)
+    imported = read_layer_bits(given.strip())
+    named = read_dictionary(given) if imported is None else None
     if named is not None:
         if arguments.act_bits is not None:
             raise OmpqError("a HAWQ dictionary tells the activations' widths; leave `act_bits` out")

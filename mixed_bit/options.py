@@ -249,7 +249,10 @@ def build_cost_parser() -> Parser:
     choice = group.add_mutually_exclusive_group(required=True)
     choice.add_argument("--quant_scheme", metavar="NAME", help="a published scheme or uniformN")
     choice.add_argument(
-        "--bit_cfg", metavar="LIST|FILE", help='a list such as "[4, 3, 8]" or a bit_config.json'
+        "--bit_cfg",
+        metavar="LIST|FILE",
+        help='a list such as "[4, 3, 8]", a bit_config.json, '
+        "or layers and their bits of another tool (JSON or CSV)",
     )
     _add_quant_type(group, "what the list covers")
     group.add_argument("--act_bits", type=int, help="activation bits (default: the scheme's, or 8)")

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import bit_config
+from ompq.bit_import import LayerBits, read_layer_bits
 from ompq.cost import bops, check_widths, float_size_mb, size_mb
 from ompq.errors import OmpqError
 from ompq.files import read_json, write_json
 from ompq.graph import Group, NetworkGraph
+from ompq.schemes import find_published_ops, look_up
 
 FORMAT = "ompq-bit-config/1"
 FILE = "bit_config.json"
@@ -138,9 +140,13 @@ def check_assignment(given: object, graph: NetworkGraph) -> None:
         layers = {layer for group in given.groups for layer in group.layers}
         differing = sorted(layers ^ set(graph.layers))
         if differing:
-            raise OmpqError(f"`assignment` is of another network: layer {differing[0]} differs")
+            raise OmpqError(
+                f"`assignment` is of another network: layer {differing[0]} differs; make it anew"
+            )
         if given.float_size_mb != float_size_mb(graph.groups):
-            raise OmpqError("`assignment` is of another network: its layers are of other sizes")
+            raise OmpqError(
+                "`assignment` is of another network: its layers are of other sizes; make it anew"
+            )
         return
     raise OmpqError(
         f"`assignment` is a {type(given).__name__}; make one of a bit list by ompq.assign(groups, "
@@ -200,8 +206,8 @@ def resolve(
     """Return the assignment that a user names: a list, a file, a published scheme or `uniformN`.
 
     Args:
-        text: A list `"[4, 3, …]"`, the path of a `bit_config.json` or of the folder that holds it,
-            or a scheme of `bit_config.py`.
+        text: A list `"[4, 3, …]"`, the path of a `bit_config.json`, of the folder that holds it or
+            of another tool's file (see `ompq.bit_import`), or a scheme of `bit_config.py`.
         groups: Groups of the network that the assignment is for, in execution order.
         quant_type: `QAT` or `PTQ`, which decides the groups that a list covers.
         act_bits: Activation width; where None, that of the scheme or file, else 8.
@@ -218,9 +224,12 @@ def resolve(
     if stripped.startswith(("[", "(")):
         chosen = DEFAULT_ACT_BITS if act_bits is None else act_bits
         return assign(groups, quant_type, _parse_list(stripped), chosen)
-    if stripped.endswith(".json") or Path(stripped).is_file():
+    imported = read_layer_bits(stripped)
+    if imported is not None:
+        return _import(imported, groups, quant_type, act_bits)
+    if stripped.endswith((".json", ".csv")) or Path(stripped).is_file():
         return load(stripped).assignment(groups, act_bits)
-    scheme = _look_up(stripped)
+    scheme = look_up(stripped, FILE)
     if isinstance(scheme, Path):
         return load(scheme).assignment(groups, act_bits)
     chosen = act_bits if act_bits is not None else scheme.act_bits or DEFAULT_ACT_BITS
@@ -231,39 +240,24 @@ def resolve(
     if needed != len(scheme.bits):
         raise OmpqError(
             f"{scheme.name} is for {scheme.network} ({scheme.quant_type}, {len(scheme.bits)} "
-            f"groups); this network has {needed}"
+            f"groups); this network has {needed}; give a list, or uniformN"
         )
     return replace(
         assign(groups, scheme.quant_type, list(scheme.bits), chosen),
-        published_ops=_find_published_ops(groups, scheme),
+        published_ops=find_published_ops(groups, scheme),
     )
 
 
-def _look_up(text: str) -> bit_config.Published | bit_config.Uniform | Path:
-    """Return the scheme that a text names, or the file in the folder that it names."""
-    try:
-        return bit_config.lookup(text)
-    except LookupError as error:
-        if not Path(text).is_dir():
-            raise OmpqError(str(error)) from error
-        file = Path(text) / FILE
-        if not file.is_file():
-            raise OmpqError(
-                f"`bit_cfg` {text} is a folder without {FILE}; give the output folder of a search, "
-                "or a file"
-            ) from error
-        return file
-
-
-def _find_published_ops(groups: Sequence[Group], scheme: bit_config.Published) -> dict[str, int]:
-    """Map groups to their published operations, where these differ from those of `ompq.cost`.
-
-    The map is empty where the network is not the published one.
-    """
-    ops = {group.name: group.ops for group in groups}
-    if any(ops.get(name) != counted for name, counted, _ in scheme.miscounted):
-        return {}
-    return {name: published for name, _, published in scheme.miscounted}
+def _import(
+    found: LayerBits, groups: Sequence[Group], quant_type: str, act_bits: int | None
+) -> Assignment:
+    """Assign the widths that another tool gave."""
+    widths, reads = found.spread(groups, PINNED_BITS)
+    listed = tuple(QUANT_TYPES[quant_type].takes_part(group) for group in groups)
+    if act_bits is None and reads:
+        return Assignment(tuple(groups), widths, listed, max(reads), group_act_bits=reads)
+    chosen = found.find_act_bits() if act_bits is None else act_bits
+    return Assignment(tuple(groups), widths, listed, chosen or DEFAULT_ACT_BITS)
 
 
 def _parse_list(text: str) -> list[Any]:
@@ -338,7 +332,7 @@ class BitConfig:
         if foreign or len(widths) != len(keys):
             raise OmpqError(
                 f"the bit configuration is for {self.model} with {len(widths)} groups, this "
-                f"network has {len(keys)}"
+                f"network has {len(keys)}; search anew for this one"
                 + (f"; it has no entry for {', '.join(foreign[:5])}" if foreign else "")
             )
         listed = tuple(in_list[key] for key in keys)
@@ -376,11 +370,15 @@ def load(path: str | Path) -> BitConfig:
     """
     content = read_json(path, "bit_cfg")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise OmpqError(f"{path} is not a bit configuration of format {FORMAT}")
+        raise OmpqError(
+            f"{path} is not a bit configuration of format {FORMAT}, nor layers and their bits"
+        )
     bad = [key for key, kind in _REQUIRED.items() if not isinstance(content.get(key), kind)]
     entries = content.get("groups") or []
     if bad or not all(map(_is_group, entries)):
-        raise OmpqError(f"{path} lacks {', '.join(bad) or 'layers, bits or in_list of a group'}")
+        raise OmpqError(
+            f"{path} lacks {', '.join(bad) or 'layers, bits or in_list of a group'}; search anew"
+        )
     listed = [entry["bits"] for entry in entries if entry["in_list"]]
     if content["bits"] != listed:
         told = f"{path}: `bits` is {content['bits']}, and its groups have {listed}"
