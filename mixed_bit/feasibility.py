@@ -15,6 +15,8 @@ from ompq.assignment import PINNED_BITS
 from ompq.errors import OmpqError
 
 NARROWEST = 2
+# Budgets that the widths of activations count in.
+_BY_ACTIVATIONS = ("bops_g", "act_memory_kb")
 # Pins that a message names, those of most effect first.
 _NAMED = 6
 # Halvings that find the least memory beside other budgets: to a thousandth of what there is.
@@ -134,7 +136,7 @@ def _loosen_widths(problem: Problem, floor: Floor) -> Iterator[tuple[str, Floor]
         found = _find_less(problem, floor, free)
         if found is not None:
             yield f"with other widths than target {settings.target.name} has", found
-    narrow = _narrow_activations(settings)
+    narrow = _narrow_activations(settings) if floor.budget.field in _BY_ACTIVATIONS else None
     found = _find_less(problem, floor, narrow) if narrow else None
     if found is not None:
         yield f"with `act_bits` {NARROWEST}", found
@@ -148,14 +150,15 @@ def _list_kept(problem: Problem) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _narrow_activations(settings: SearchSettings) -> SearchSettings | None:
-    """Return the settings with the narrowest activations; None where they are that already."""
+    """Return the settings with the narrowest activations; None where nothing is narrower."""
+    limited = settings.target is not None and settings.target.activation_bits is not None
+    if limited:
+        return None
     if settings.candidate_act_bits:
         wider = tuple(sorted({NARROWEST, *settings.candidate_act_bits}))
         same = wider == settings.act_widths
-        return None if same else replace(settings, candidate_act_bits=wider, target=None)
-    if settings.act_bits == NARROWEST:
-        return None
-    return replace(settings, act_bits=NARROWEST, target=None)
+        return None if same else replace(settings, candidate_act_bits=wider)
+    return None if settings.act_bits == NARROWEST else replace(settings, act_bits=NARROWEST)
 
 
 def _find_less(problem: Problem, floor: Floor, settings: SearchSettings) -> Floor | None:

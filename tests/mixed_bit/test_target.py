@@ -84,6 +84,7 @@ def test_memory_of_the_device_is_a_budget(graph: NetworkGraph) -> None:
     told = str(refused.value)
     assert "`size_mb` 0.000976562 of target tiny.yaml is below 0.0" in told
     assert "with other widths than target tiny.yaml has 0.0" in told
+    assert "act_bits" not in told
 
 
 def test_activation_widths_are_those_of_the_device(tmp_path: Path) -> None:
