@@ -31,6 +31,7 @@ from ompq.integer import (
 )
 from ompq.packing import find_activation_prefix, pack, unpack
 from ompq.preprocess import Preprocess
+from ompq.probe import check_probe, probe
 from ompq.quantized import QUANTIZER_PATH, QuantizedNetwork, QuantizedWeight, insert_quantizers
 from ompq.quantizers import QuantParams
 from ompq.runtime import versions
@@ -42,6 +43,8 @@ FORMAT = f"{_KIND}{_VERSION}"
 # One byte for each weight, and no checksum: still read.
 _UNPACKED_VERSION = 2
 FILE = "quantized.safetensors"
+# An architecture has one of these where the code of the network is a user's, which may change.
+_OF_A_USER = frozenset(("own", "file"))
 # Width of the widest integers that a zero point belongs to: those of sums.
 _MOST_BITS = 24
 # What a file tells of its network that the network itself does not.
@@ -161,6 +164,8 @@ def _write(
         "exclusions": quantized.exclusions.to_json(),
         "versions": versions(),
     }
+    if about["architecture"].keys() & _OF_A_USER:
+        description["probe"] = probe(quantized)
     packed, description = pack(tensors, description, entropy=entropy)
     save_sealed(path, packed, description)
 
@@ -210,7 +215,7 @@ def load_quantized(path: str | Path, network: nn.Module | None = None) -> Artifa
 
     Raises:
         OmpqError: the file is missing, damaged, of another format, or does not fit the network
-            that it names.
+            that it names, whose code may have been changed since.
     """
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
@@ -256,6 +261,8 @@ def _build(
     else:
         quantized = QuantizedNetwork(_add_quantizers(folded, description["activations"]))
         _fill(quantized, description, tensors, file)
+    # Files of earlier versions hold none.
+    check_probe(quantized, description.get("probe", ()))
     settings = description["preprocess"]
     settings |= {key: tuple(settings[key]) for key in ("mean", "std")}
     integers = _find_integers(quantized, description, tensors)
