@@ -48,8 +48,18 @@ def measure_peak(graph: NetworkGraph, assignment: Assignment) -> MemoryPeak:
         graph: Float network.
         assignment: Widths of its groups, of which those of activations matter.
     """
+    return find_peak(graph, assignment.layer_act_bits())
+
+
+def find_peak(graph: NetworkGraph, act_bits: Mapping[str, int]) -> MemoryPeak:
+    """Find the most memory that activations take at one time, for one image.
+
+    Args:
+        graph: Float network, its batch norms folded or not.
+        act_bits: Layer → width of what it reads.
+    """
     schedule = build_schedule(graph)
-    widths = find_value_widths(graph, schedule, assignment.layer_act_bits())
+    widths = find_value_widths(graph, schedule, act_bits)
     step, bits = schedule.find_peak(widths)
     return MemoryPeak(bits / BITS_PER_KB, step.name)
 

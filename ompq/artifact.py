@@ -63,12 +63,15 @@ class Artifact:
         description: Metadata of the file.
         integers: What `ompq.integer.IntegerExecution` computes with; empty where the network does
             not run on integers alone.
+        graph: Structure of the float network that a network of integers was converted from, batch
+            norm folded, whose values do not matter; None where activations are in float.
     """
 
     network: QuantizedNetwork | IntegerNetwork
     preprocess: Preprocess
     description: Mapping[str, Any]
     integers: Mapping[str, Tensor]
+    graph: NetworkGraph | None = None
 
     @property
     def title(self) -> str:
@@ -266,7 +269,8 @@ def _build(
     settings = description["preprocess"]
     settings |= {key: tuple(settings[key]) for key in ("mean", "std")}
     integers = _find_integers(quantized, description, tensors)
-    return Artifact(quantized, Preprocess(**settings), description, integers)
+    graph = folded if isinstance(quantized, IntegerNetwork) else None
+    return Artifact(quantized, Preprocess(**settings), description, integers, graph)
 
 
 def _find_integers(

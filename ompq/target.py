@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from ompq.activation_memory import measure_peak
+from ompq.activation_memory import MemoryPeak, measure_peak
 from ompq.assignment import Assignment
 from ompq.cost import check_widths
 from ompq.errors import OmpqError
@@ -109,10 +109,16 @@ class Target:
                 f"target {self.name} has activations of {_list(self.activation_bits)} bits, and "
                 "these stay in float; quantize them by `act_quant`"
             )
-        if self.act_memory_kb is None or not act_quant:
-            return
-        peak = measure_peak(graph, assignment)
-        if peak.kb > self.act_memory_kb:
+        if self.act_memory_kb is not None and act_quant:
+            self.check_memory(measure_peak(graph, assignment))
+
+    def check_memory(self, peak: MemoryPeak) -> None:
+        """Refuse activations that the device has no memory for.
+
+        Raises:
+            OmpqError: Names what they take, and the step of most.
+        """
+        if self.act_memory_kb is not None and peak.kb > self.act_memory_kb:
             raise OmpqError(
                 f"target {self.name} has {self.act_memory_kb:g} KB for activations, and these take "
                 f"{peak.kb:.4f} KB at {peak.step}; take smaller images or narrower activations"

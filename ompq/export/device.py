@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ompq.activation_memory import find_peak
 from ompq.artifact import Artifact
 from ompq.errors import OmpqError
 from ompq.integer import IntegerNetwork
@@ -40,6 +41,8 @@ def check_device(read: Artifact, target: Target) -> None:
             )
     target.check_widths(modules, bits, acts)
     target.check_size(description["model_size_mb"])
+    if read.graph is not None and target.act_memory_kb is not None:
+        target.check_memory(find_peak(read.graph, description["reads"]))
     for layer, params in _list_params(read):
         if target.symmetric and _has_zero_point(params):
             raise OmpqError(

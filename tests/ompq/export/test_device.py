@@ -8,6 +8,7 @@ import pytest
 import torch
 from saved import IMAGES, save
 
+from ompq.activation_memory import measure_peak
 from ompq.artifact import Artifact, load_quantized, save_quantized
 from ompq.assignment import uniform
 from ompq.errors import OmpqError
@@ -46,6 +47,11 @@ def test_widths_and_scales_of_integers(integers: Path) -> None:
     assert "reads 8 bits, activations may have 4" in refuse(read, activation_bits=(4,))
     assert "one weight scale per layer, and stem.0 has 16" in refuse(read, per_channel=False)
     assert "1 KB for weights, and these take" in refuse(read, flash_kb=1.0)
+    graph = trace(load_network("small_resnet").module, (3, 16, 16))
+    kb = measure_peak(graph, uniform(graph.groups, 4, 8)).kb
+    check_device(read, Target("d.yaml", act_memory_kb=kb))
+    told = refuse(read, act_memory_kb=kb - 0.01)
+    assert f"KB for activations, and these take {kb:.4f} KB at stages.0.0.conv2" in told
 
 
 def test_simulated_networks(tmp_path: Path) -> None:
