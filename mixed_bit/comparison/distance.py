@@ -67,8 +67,8 @@ class Distance:
         loss = "by labels" if self.by_labels else "changed answers, an upper bound: no labels"
         return (
             f"judged on {self.num_images} images held out (half of all): divergence "
-            f"{self.kl:.4g} nats, loss of top-1 {self.drop:.2f} points ({loss}); "
-            f"{self.tried} allocations tried"
+            f"{self.kl:.4g} nats, loss of top-1 {self.drop:.2f} points ({loss}; an image counts "
+            f"{100 / self.num_images:.2g}); {self.tried} allocations tried"
         )
 
 

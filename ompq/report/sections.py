@@ -44,6 +44,7 @@ def collect_figures(run: Run) -> dict[str, str]:
         "size": number(held.get("model_size_mb"), 4, " MB", "model_size_mb"),
         "float size": number(held.get("float_size_mb"), 4, " MB", "float_size_mb"),
         "bit operations": number(held.get("bops_g"), 3, " G", "bops_g"),
+        "activations in memory": number(held.get("act_memory_kb"), 1, " KB", "act_memory_kb"),
         "time": number(_seconds(held), 1, " s"),
         "quantized parameters": _parameters(held),
     }
