@@ -189,6 +189,9 @@ def _read_json(found: LayerBits, content: dict[str, Any]) -> LayerBits | None:
     layers = _find_key(content, "quantized_layers")
     if isinstance(layers, dict):
         return _read_algorithms(found, layers)
+    whole = content.get("quantization")
+    if isinstance(whole, dict) and "quant_algo" in whole and not whole.get("exclude_modules"):
+        return _read_algorithms(found, {"*": whole})
     if "quant_cfg" in content:
         return _read_quantizers(found, content["quant_cfg"])
     selected = _find_key(content, "manual_weights_bit_width_selection_list")

@@ -106,6 +106,13 @@ def test_modelopt_by_layer(graph, tmp_path: Path) -> None:
     assert "model.fc has the format NVFP4" in refuse(tmp_path, config, graph)
 
 
+def test_modelopt_in_one_format(graph, tmp_path: Path) -> None:
+    config = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "W4A8_AWQ"}}
+    assert set(read(tmp_path, config, graph).widths) == {4}
+    config["quantization"]["exclude_modules"] = ["fc"]
+    assert "nor layers and their bits" in refuse(tmp_path, config, graph)
+
+
 def test_modelopt_by_quantizer(graph, tmp_path: Path) -> None:
     config = {
         "quant_cfg": {
