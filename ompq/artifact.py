@@ -265,7 +265,7 @@ def _build(
         quantized = QuantizedNetwork(_add_quantizers(folded, description["activations"]))
         _fill(quantized, description, tensors, file)
     # Files of earlier versions hold none.
-    check_probe(quantized, description.get("probe", ()))
+    check_probe(quantized, description.get("probe", ()), f"{file}: {architecture['name']}")
     settings = description["preprocess"]
     settings |= {key: tuple(settings[key]) for key in ("mean", "std")}
     integers = _find_integers(quantized, description, tensors)

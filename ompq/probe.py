@@ -44,12 +44,15 @@ def probe(network: QuantizedNetwork | IntegerNetwork) -> list[float]:
     return outputs[0] if outputs[0] == outputs[1] else []
 
 
-def check_probe(network: QuantizedNetwork | IntegerNetwork, expected: Sequence[float]) -> None:
+def check_probe(
+    network: QuantizedNetwork | IntegerNetwork, expected: Sequence[float], name: str
+) -> None:
     """Refuse a network that gives other outputs for the fixed image than are expected.
 
     Args:
         network: Quantized network.
         expected: Outputs that `probe` gave where it was written; none to accept every network.
+        name: Name of its file and its own, for the error.
 
     Raises:
         OmpqError: They differ by more than machines do.
@@ -65,7 +68,7 @@ def check_probe(network: QuantizedNetwork | IntegerNetwork, expected: Sequence[f
         return
     other = next((f"{a:g} for {b:g}" for a, b in pairs if abs(a - b) > allowed), "their number")
     raise OmpqError(
-        f"the network computes something else than when its file was written ({other} on the same "
+        f"{name} computes something else than when the file was written ({other} on the same "
         "image): its code was changed since; give the code of that time, or quantize it again"
     )
 
