@@ -9,10 +9,11 @@ import torch
 
 from ompq import artifact
 from ompq.artifact import Artifact
-from ompq.data import unreadable_note
+from ompq.data import DATASETS, unreadable_note
 from ompq.errors import OmpqError
 from ompq.evaluation import predict
 from ompq.options import check_classes, make_evaluation_loader, note_unused, print_images
+from ompq.stored_images import find_data
 from ompq.verification import verify
 
 _LEAST_BATCH = 64
@@ -44,6 +45,7 @@ def evaluate_stored(arguments: argparse.Namespace, folder: Path, device: torch.d
     """
     read = load_named("evaluate", folder)
     arguments.parser.print_notes(note_unused(arguments))
+    _choose_data(arguments, folder)
     loader = make_evaluation_loader(
         arguments,
         read.preprocess,
@@ -61,3 +63,14 @@ def evaluate_stored(arguments: argparse.Namespace, folder: Path, device: torch.d
     else:
         print(f"{read.title}: {predict(read.network.module, loader, device).accuracy()}")
     arguments.parser.print_notes(unreadable_note(loader.skipped))
+
+
+def _choose_data(arguments: argparse.Namespace, folder: Path) -> None:
+    """Take the data set of the run that wrote the network, where the user names none."""
+    # The default is this very object; what a user types, though it be equal, is another one.
+    if arguments.dataset is not arguments.parser.get_default("dataset"):
+        return
+    dataset, root = find_data(folder, arguments.data)
+    if dataset in DATASETS:
+        arguments.dataset, arguments.data = dataset, root
+        arguments.parser.print_note(f"the images are those of the run: `dataset` {dataset}")

@@ -121,9 +121,9 @@ def test_the_script_ends_with_the_integers_and_runs_them_again(
     run(build_parser().parse_args(options))
     told = capsys.readouterr().out
     (row,) = [line for line in told.splitlines() if line.startswith("integers ")]
+    # The run tells which images it was judged on.
     run(build_parser().parse_args(
-        ["--evaluate", str(tmp_path / "out"), "--integer_only", "--dataset", "digits",
-         "--workers", "0"]
+        ["--evaluate", str(tmp_path / "out"), "--integer_only", "--workers", "0"]
     ))  # fmt: skip
     again = capsys.readouterr().out
     assert "359 of 359 images give the logits of the simulation to the bit" in again
