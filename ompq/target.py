@@ -15,7 +15,6 @@ A target is a YAML file, all of whose keys may be left out:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -41,6 +40,8 @@ _NAMED = 5
 _LISTS = ("weight_bits", "activation_bits")
 _SWITCHES = ("symmetric", "per_channel")
 _SIZES = ("act_memory_kb", "flash_kb")
+# What a program of whole numbers can count in; a terabyte.
+_LARGEST_KB = 1e9
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,21 @@ class Target:
         return usual if allowed is None or usual in allowed else max(allowed)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """A loader that refuses a key that is there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a dictionary of a node, each of whose keys is there once."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} is there twice", problem_mark=key.start_mark
+                )
+            seen.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+
 def name_operation(module: nn.Module) -> str:
     """Name what a layer is to a target: conv, depthwise or linear.
 
@@ -232,14 +248,14 @@ def read_target(path: str | Path) -> Target:
     """
     where = f"target {path}"
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OmpqError(f"{where} cannot be read: {reason}; check `target`") from error
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f" in line {mark.line + 1}"
-        problem = getattr(error, "problem", None) or "nested too deeply"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "nested too deeply")
         raise OmpqError(f"{where} is no YAML{line}: {problem}; correct it") from error
     known = [entry.name for entry in fields(Target) if entry.name != "name"]
     if not isinstance(content, dict) or not content:
@@ -293,9 +309,10 @@ def _read_switch(where: str, value: object) -> bool:
 
 
 def _read_size(where: str, value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and 0 < value <= _LARGEST_KB:
         return float(value)
-    raise OmpqError(f"{where} is {value!r}; write a number of KB (1024 bytes) above 0")
+    raise OmpqError(f"{where} is {value!r}; write a number of KB (1024 bytes) above 0, up to 1e9")
 
 
 def _list(widths: Sequence[int]) -> str:
