@@ -12,20 +12,19 @@ A file is known by its structure, never by its name:
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ompq.bit_table import is_whole_number, read_bit_table
 from ompq.errors import OmpqError
 from ompq.graph import Group
-from ompq.layer_names import match_names
+from ompq.layer_names import match_names, match_quantizers
 
 _WIDEST = 8
 # Names of HAWQ's dictionaries, which are matched by structure instead.
@@ -85,17 +84,19 @@ class LayerBits:
             OmpqError: A name fits no layer, or a layer has no name.
         """
         if self.by_quantizer:
-            weights = _match_quantizers(self.weights, layers, "weight_quantizer")
-            reads = _match_quantizers(self.reads, layers, "input_quantizer")
+            weights = match_quantizers(self.weights, layers, "weight_quantizer")
+            reads = match_quantizers(self.reads, layers, "input_quantizer")
         else:
             weights = match_names(self.weights, layers, self.source)
             reads = match_names(self.reads, layers, self.source) if self.reads else {}
         missing = [layer for layer in layers if layer not in weights]
         if missing:
             more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            mend = "add a line for each, or one with a glob"
+            if self.by_quantizer:
+                mend = "every layer has 2 to 8 here, also one that is excluded or disabled there"
             raise OmpqError(
-                f"{self.source} gives no bits to {', '.join(missing[:_SHOWN])}{more}; add a line "
-                "for each, or one with a glob"
+                f"{self.source} gives no bits to {', '.join(missing[:_SHOWN])}{more}; {mend}"
             )
         self._check(weights, "weight")
         # Wider ones are what other tools call unquantized.
@@ -176,10 +177,27 @@ def read_layer_bits(path: str | Path) -> LayerBits | None:
         return None  # whoever reads it next says why
     found = LayerBits(f"`bit_cfg` {path}")
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=partial(_take_unique, found.source))
     except (ValueError, RecursionError):
         return _read_lines(found, text)
-    return _read_json(found, content) if isinstance(content, dict) else None
+    try:
+        return _read_json(found, content) if isinstance(content, dict) else None
+    except RecursionError as error:
+        raise OmpqError(f"{found.source} is nested too deeply; write layers and bits") from error
+
+
+def _take_unique(source: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of JSON's pairs, of which JSON would take the last of each name.
+
+    Raises:
+        OmpqError: A name has several values.
+    """
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found and found[name] != value:
+            raise OmpqError(f"{source}: {name} is there twice; leave one out")
+        found[name] = value
+    return found
 
 
 def _read_json(found: LayerBits, content: dict[str, Any]) -> LayerBits | None:
@@ -190,8 +208,8 @@ def _read_json(found: LayerBits, content: dict[str, Any]) -> LayerBits | None:
     if isinstance(layers, dict):
         return _read_algorithms(found, layers)
     whole = content.get("quantization")
-    if isinstance(whole, dict) and "quant_algo" in whole and not whole.get("exclude_modules"):
-        return _read_algorithms(found, {"*": whole})
+    if isinstance(whole, dict) and "quant_algo" in whole:
+        return _exclude(_read_algorithms(found, {"*": whole}), whole.get("exclude_modules"))
     if "quant_cfg" in content:
         return _read_quantizers(found, content["quant_cfg"])
     selected = _find_key(content, "manual_weights_bit_width_selection_list")
@@ -264,10 +282,30 @@ def _read_algorithms(found: LayerBits, layers: dict[str, Any]) -> LayerBits:
     return found
 
 
+def _exclude(found: LayerBits, excluded: object) -> LayerBits:
+    """Take the widths of modules away, which stay in float there: names and globs of ModelOpt."""
+    if not excluded:
+        return found
+    if not isinstance(excluded, list) or not all(isinstance(name, str) for name in excluded):
+        raise OmpqError(
+            f"{found.source}: exclude_modules is {excluded!r}; write a list of names, or []"
+        )
+    found.by_quantizer = True
+    for widths in (found.weights, found.reads):
+        # A name stands for what is in the module too.
+        names = [name for each in excluded for name in (f"{each}.*_quantizer", f"{each}.*.*")]
+        widths |= dict.fromkeys(names, 0) if widths else {}
+    return found
+
+
 def _read_quantizers(found: LayerBits, given: object) -> LayerBits:
     """Read ModelOpt's glob of quantizers → `num_bits`, as a dictionary or as a list in order."""
     found.by_quantizer = True
     for pattern, entry in _list_quantizers(found, given):
+        if isinstance(entry, list) and any(isinstance(step, dict) for step in entry):
+            raise OmpqError(
+                f"{found.source}: {pattern} quantizes in several steps; give it one num_bits"
+            )
         if pattern == "default" or not isinstance(entry, dict):
             continue
         bits = entry.get("num_bits")
@@ -334,7 +372,7 @@ def _read_layers(found: LayerBits, content: dict[str, Any]) -> LayerBits | None:
             if bits is None:
                 return None
             found.add(name, bits, acts)
-        elif isinstance(entry, int) and not isinstance(entry, bool):
+        elif _looks_like_bits(entry):
             found.add(name, entry)
         else:
             return None
@@ -343,52 +381,14 @@ def _read_layers(found: LayerBits, content: dict[str, Any]) -> LayerBits | None:
 
 def _read_lines(found: LayerBits, text: str) -> LayerBits | None:
     """Read lines of layer and bits, and of what the layer reads where there is a third column."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if not lines or "{" in lines[0]:
-        return None
-    delimiter = max(";,\t", key=lines[0].count)
-    rows = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter))
-    rows = [[cell.strip() for cell in row] for row in rows]
-    if any(len(row) < 2 for row in rows):
-        return None
-    columns = [0, 1, 2]
-    if not any(map(_is_number, rows[0])):
-        columns = _read_header(rows.pop(0))
-    for row in rows:
-        cells = [row[column] if 0 <= column < len(row) else "" for column in columns]
-        name, bits, acts = cells
-        if not name or not _is_number(bits) or (acts and not _is_number(acts)):
-            raise OmpqError(
-                f"{found.source}: the line {delimiter.join(row)!r} is not a layer and its bits; "
-                f"write it like conv1{delimiter}4"
-            )
-        found.add(name, int(bits), int(acts) if acts else None)
+    rows = read_bit_table(text, found.source)
+    for name, bits, acts in rows or []:
+        found.add(name, bits, acts)
     return found if found.weights else None
 
 
-def _read_header(names: Sequence[str]) -> list[int]:
-    """Find the columns of layer, weight bits and activation bits; −1 where there is none."""
-    lower = [name.lower() for name in names]
-    acts = [i for i, name in enumerate(lower) if name.startswith(("act", "input"))]
-    layers = [i for i, name in enumerate(lower) if re.search("layer|name|module|node", name)]
-    bits = [i for i, name in enumerate(lower) if re.search("bit|width", name)]
-    bits = [i for i in bits if i not in acts and i not in layers]
-    layer = layers[0] if layers else 0
-    return [layer, bits[0] if bits else 1 - min(layer, 1), acts[0] if acts else -1]
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?\d+", text) is not None
-
-
-def _match_quantizers(
-    patterns: Mapping[str, int], layers: Sequence[str], kind: str
-) -> dict[str, int]:
-    """Give each layer what the last glob that fits its quantizer says; 0 bits are none."""
-    found = {}
-    for layer in layers:
-        for pattern, bits in patterns.items():
-            name = f"{layer}.{kind}"
-            if fnmatchcase(name, pattern) or fnmatchcase(f"model.{name}", pattern):
-                found[layer] = bits
-    return {layer: bits for layer, bits in found.items() if bits}
+def _looks_like_bits(entry: object) -> bool:
+    """Tell whether a value is meant as a width, though text or a fraction is none."""
+    if isinstance(entry, str):
+        return is_whole_number(entry.strip())
+    return isinstance(entry, int | float) and not isinstance(entry, bool)

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from ompq.errors import OmpqError
 from ompq.layer_patterns import find_closest, match_layers
@@ -77,6 +78,28 @@ def match_names(given: Mapping[str, int], layers: Sequence[str], source: str) ->
     globs = {name: bits for name, bits in given.items() if name not in names}
     matched = match_layers(globs, layers, source)
     return {layer: bits for layer, (_, bits) in matched.items()} | found
+
+
+def match_quantizers(
+    patterns: Mapping[str, int], layers: Sequence[str], kind: str
+) -> dict[str, int]:
+    """Give each layer what the last glob that fits its quantizer says; 0 bits are none.
+
+    Args:
+        patterns: Glob of quantizers → width.
+        layers: Names of the network's layers.
+        kind: Name of the quantizer that is asked for, of each layer.
+
+    >>> match_quantizers({"*_quantizer": 4, "fc.*": 0}, ["conv1", "fc"], "weight_quantizer")
+    {'conv1': 4}
+    """
+    found = {}
+    for layer in layers:
+        for pattern, bits in patterns.items():
+            name = f"{layer}.{kind}"
+            if fnmatchcase(name, pattern) or fnmatchcase(f"model.{name}", pattern):
+                found[layer] = bits
+    return {layer: bits for layer, bits in found.items() if bits}
 
 
 def _flatten(name: str) -> str:

@@ -110,7 +110,17 @@ def test_modelopt_in_one_format(graph, tmp_path: Path) -> None:
     config = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "W4A8_AWQ"}}
     assert set(read(tmp_path, config, graph).widths) == {4}
     config["quantization"]["exclude_modules"] = ["fc"]
-    assert "nor layers and their bits" in refuse(tmp_path, config, graph)
+    assert "gives no bits to fc; every layer has 2 to 8 here" in refuse(tmp_path, config, graph)
+    config["quantization"]["exclude_modules"] = ["layer4*"]
+    assert "gives no bits to layer4.0.conv1" in refuse(tmp_path, config, graph)
+    config["quantization"]["exclude_modules"] = ["layer4"]
+    assert "gives no bits to layer4.0.conv1" in refuse(tmp_path, config, graph)
+    # What this network does not have may well be left out of it.
+    config["quantization"]["exclude_modules"] = ["lm_head", "*router*"]
+    found = read(tmp_path, config, graph)
+    assert set(found.widths) == {4} and set(found.activations) == {8}
+    config["quantization"]["exclude_modules"] = "fc"
+    assert "exclude_modules is 'fc'; write a list" in refuse(tmp_path, config, graph)
 
 
 def test_modelopt_by_quantizer(graph, tmp_path: Path) -> None:
@@ -262,3 +272,21 @@ def test_a_small_network_of_numbered_layers(tmp_path: Path) -> None:
     graph = trace(module.eval(), (3, 8, 8))
     assert read(tmp_path, "0,4\n3,8\n", graph).widths == (4, 8)
     assert read(tmp_path, "model.0,4\nmodel.3,8\n", graph).widths == (4, 8)
+
+
+def test_a_quantizer_of_several_steps_is_refused(graph, tmp_path: Path) -> None:
+    steps = [{"num_bits": 4}, {"num_bits": [4, 3]}]
+    config = {"quant_cfg": {"*weight_quantizer": {"num_bits": 8}, "*fc.weight_quantizer": steps}}
+    assert "several steps" in refuse(tmp_path, config, graph)
+
+
+def test_a_name_with_two_widths_is_refused(graph, wanted, tmp_path: Path) -> None:
+    text = json.dumps(wanted)
+    again = text.replace("{", '{"fc": 2, ', 1)
+    assert "fc is there twice" in refuse(tmp_path, again, graph)
+
+
+@pytest.mark.parametrize("width", ["4", 4.0, 4.5, float("nan")])
+def test_widths_that_are_no_whole_numbers_are_named(width, graph, wanted, tmp_path: Path) -> None:
+    told = refuse(tmp_path, {**wanted, "fc": width}, graph)
+    assert f"fc has {width!r} bits" in told
