@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd, prod
 
 import torch
 from torch import Tensor
 
 from ompq.export.c.program import Task, View
+
+# More parts than that are better told by a table, and so is what takes few entries: nested loops
+# take about as much code as these.
+_MOST_PARTS = 8
+_ENTRIES_OF_LOOPS = 50
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,19 @@ class Gather(Task):
     zeros: bool
 
 
+@dataclass(frozen=True)
+class Copies(Task):
+    """Several copies, each of a part of the result.
+
+    Attributes:
+        parts: The copies; none of them fills zeros itself.
+        zeros: Whether what is not copied is zero.
+    """
+
+    parts: tuple[Copy, ...]
+    zeros: bool
+
+
 def plan_copy(view: View) -> Task:
     """Plan how the elements of a view become neighbours.
 
@@ -76,22 +94,65 @@ def plan_copy(view: View) -> Task:
     """
     places = view.places.reshape([size for size in view.shape if size > 1] or [1])
     zeros = bool((places < 0).any())
+    steps = [prod(places.shape[dim + 1 :]) for dim in range(places.dim())]
+    whole = _plan_loops(places, steps, 0)
+    if whole is not None:
+        return replace(whole, zeros=zeros)
+    gather = _plan_gather(places.flatten(), zeros)
+    cuts = [_cut(places, steps, dim) for dim in range(places.dim())]
+    parts = min((parts for parts in cuts if parts is not None), key=len, default=())
+    cheaper = bool(parts) and _ENTRIES_OF_LOOPS * len(parts) < len(gather.table)
+    return Copies(parts, zeros) if cheaper else gather
+
+
+def _plan_loops(places: Tensor, steps: list[int], to: int) -> Copy | None:
+    """Plan nested loops for places that lie at `to` in the result; None where these fail.
+
+    Args:
+        places: Places in the source; -1 for zeros.
+        steps: What an index of each dimension moves in the result.
+        to: Place of the first element in the result.
+    """
     kept = [_find_kept(places, dim) for dim in range(places.dim())]
-    if prod(map(len, kept)) != int((places >= 0).sum()) or prod(map(len, kept)) == 0:
-        return _plan_gather(places.flatten(), zeros)
+    count = int((places >= 0).sum())
+    if count == 0 or prod(map(len, kept)) != count:
+        return None
     chosen = places
     for dim, indices in enumerate(kept):
         chosen = chosen.index_select(dim, indices)
     axes = _separate(chosen)
     if axes is None:
-        return _plan_gather(places.flatten(), zeros)
-    steps = [prod(places.shape[dim + 1 :]) for dim in range(places.dim())]
+        return None
     first = sum(step * int(indices[0]) for step, indices in zip(steps, kept, strict=True))
     loops = [
         Axis((indices - indices[0]) * step, origin)
         for step, indices, origin in zip(steps, kept, axes, strict=True)
     ]
-    return _merge(loops, first, int(chosen.flatten()[0]), zeros)
+    return _merge(loops, to + first, int(chosen.flatten()[0]))
+
+
+def _cut(places: Tensor, steps: list[int], dim: int) -> tuple[Copy, ...] | None:
+    """Cut places along a dimension into few parts that loops can copy; None where many remain."""
+    parts: list[Copy] = []
+    start, size = 0, places.shape[dim]
+    while start < size:
+        if len(parts) == _MOST_PARTS:
+            return None
+        # Whatever is part of what loops can copy is so itself: the longest is found by halves.
+        low, high, best = start, size, None
+        while low < high:
+            middle = (low + high + 1) // 2
+            part = places.narrow(dim, start, middle - start)
+            planned = _plan_loops(part, steps, start * steps[dim])
+            if planned is None and bool((part >= 0).any()):
+                high = middle - 1
+            else:
+                low, best = middle, planned
+        if low == start:
+            return None
+        parts += [] if best is None else [best]
+        start = low
+    return tuple(parts)
 
 
 def find_zero_padding(view: View) -> tuple[View, int, int] | None:
@@ -135,7 +196,7 @@ def _separate(places: Tensor) -> list[Tensor] | None:
     return offsets if torch.equal(total.expand(places.shape), places) else None
 
 
-def _merge(loops: list[Axis], to: int, origin: int, zeros: bool) -> Copy:
+def _merge(loops: list[Axis], to: int, origin: int) -> Copy:
     """Make runs of the innermost loops, and one loop of two that are as one."""
     run, axes = 1, [axis for axis in loops if axis.count > 1]
     while axes and axes[-1].strides == (run, run):
@@ -147,7 +208,7 @@ def _merge(loops: list[Axis], to: int, origin: int, zeros: bool) -> Copy:
             merged[-1] = joined
         else:
             merged.append(axis)
-    return Copy(tuple(merged), to, origin, run, zeros)
+    return Copy(tuple(merged), to, origin, run, zeros=False)
 
 
 def _join(outer: Axis, inner: Axis) -> Axis | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ompq.export.c.constants import Constants
-from ompq.export.c.copies import Copy, Gather
+from ompq.export.c.copies import Copies, Copy, Gather
 from ompq.export.c.layers import Convolution, Layer, Product
 from ompq.export.c.pools import Pooling, Reduction, Side
 from ompq.export.c.program import (
@@ -98,6 +98,8 @@ class Writer:
             lines.append(f"const source operands[] = {{{regions}}};")
         if isinstance(task, Copy):
             lines += self._write_copy(number, task, step)
+        elif isinstance(task, Copies):
+            lines += self._write_copies(number, task, step)
         elif isinstance(task, Gather):
             lines += self._write_gather(number, task, step)
         else:
@@ -213,14 +215,25 @@ class Writer:
 
     def _write_copy(self, number: int, copy: Copy, step: Step) -> list[str]:
         """Write the nested loops of a copy."""
-        size = step.target.buffer.item_bytes
         lines = self._write_zeros(copy.zeros, step)
+        return [*lines, *self._write_loops(str(number), copy, step)]
+
+    def _write_copies(self, number: int, copies: Copies, step: Step) -> list[str]:
+        """Write the nested loops of several copies."""
+        lines = self._write_zeros(copies.zeros, step)
+        for part, copy in enumerate(copies.parts):
+            lines += self._write_loops(f"{number}_{part}", copy, step)
+        return lines
+
+    def _write_loops(self, label: str, copy: Copy, step: Step) -> list[str]:
+        size = step.target.buffer.item_bytes
+        lines: list[str] = []
         to, origin = [str(copy.to)], [str(copy.origin)]
         for depth, axis in enumerate(copy.axes):
             index = f"i{depth}"
             lines.append(f"for (int32_t {index} = 0; {index} < {axis.count}; {index}++)")
-            to.append(self._write_offset(f"to_{number}_{depth}", axis.strides[0], axis.to, index))
-            from_name = f"from_{number}_{depth}"
+            to.append(self._write_offset(f"to_{label}_{depth}", axis.strides[0], axis.to, index))
+            from_name = f"from_{label}_{depth}"
             origin.append(self._write_offset(from_name, axis.strides[1], axis.origin, index))
         ends = (" + ".join(part for part in parts if part != "0") or "0" for parts in (to, origin))
         target, source = ends

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ompq.export.c.copies import Copy, Gather, find_zero_padding, plan_copy
+from ompq.export.c.copies import Copies, Copy, Gather, find_zero_padding, plan_copy
 from ompq.export.c.program import Buffer, View
 
 SHAPE = (4, 6, 5)
@@ -20,23 +20,29 @@ COUNT = 4 * 6 * 5
 NUMBERED = torch.arange(COUNT).view(SHAPE)
 
 
+def copy_by_loops(copy: Copy, to: Tensor) -> None:
+    for turn in product(*(range(axis.count) for axis in copy.axes)):
+        pairs = list(zip(copy.axes, turn, strict=True))
+        place = copy.to + sum(int(axis.to[k]) for axis, k in pairs)
+        first = copy.origin + sum(int(axis.origin[k]) for axis, k in pairs)
+        to[place : place + copy.run] = torch.arange(first, first + copy.run)
+
+
 def carry_out(view: View) -> Tensor:
     """Do in Python what C does; elements that nothing is said of stay -2."""
     task = plan_copy(view)
-    assert isinstance(task, Copy | Gather)
+    assert isinstance(task, Copy | Copies | Gather)
     to = torch.full((view.places.numel(),), -1 if task.zeros else -2)
+    if isinstance(task, Copy | Copies):
+        for copy in task.parts if isinstance(task, Copies) else (task,):
+            copy_by_loops(copy, to)
+        return to.view(view.shape)
     if isinstance(task, Gather):
         for run, first in enumerate(task.table.tolist()):
             if first >= 0:
                 place = run * task.run
                 to[place : place + task.run] = torch.arange(first, first + task.run)
         return to.view(view.shape)
-    for turn in product(*(range(axis.count) for axis in task.axes)):
-        pairs = list(zip(task.axes, turn, strict=True))
-        place = task.to + sum(int(axis.to[k]) for axis, k in pairs)
-        first = task.origin + sum(int(axis.origin[k]) for axis, k in pairs)
-        to[place : place + task.run] = torch.arange(first, first + task.run)
-    return to.view(view.shape)
 
 
 def check(places: Tensor) -> None:
@@ -83,6 +89,19 @@ def test_slices_of_padded_permutations_are_loops_without_tables(
     places = x.flip(1) if flips else x
     check(places)
     assert isinstance(plan_copy(View(Buffer(COUNT, (0, 1)), places)), Copy) or (places < 0).all()
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_maps_beside_enlarged_maps_are_copied_part_by_part(dim: int) -> None:
+    kept = torch.arange(4 * 12 * 20).view(4, 12, 20)
+    small = torch.arange(4 * 6 * 10).view(4, 6, 10) + kept.numel()
+    enlarged = small.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    joined = torch.cat([kept, enlarged, kept.flip(dim)], dim)
+    places = pad(joined, (1, 1, 1, 1), value=-1)
+    view = View(Buffer(kept.numel() + small.numel(), (0, 1)), places)
+    assert torch.equal(carry_out(view), places)
+    task = plan_copy(view)
+    assert isinstance(task, Copies) and 3 <= len(task.parts) <= 8
 
 
 def test_neighbours_are_copied_at_once() -> None:

@@ -107,6 +107,29 @@ class Separable(nn.Module):
         return self.head(nn.functional.adaptive_avg_pool2d(x, 1)).flatten(1)
 
 
+class Enlarged(nn.Module):
+    """A concatenation of maps with smaller ones that are enlarged, as in a U-Net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, 2, 1)
+        self.joined, self.head = nn.Conv2d(20, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.stem(x))
+        up = nn.functional.interpolate(relu(self.down(x)), scale_factor=2.0)
+        return self.head(pooled(relu(self.joined(torch.cat([x, up], 1)))))
+
+
+def test_enlarged_maps_take_no_large_tables(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 16, 16)
+    network = build(Enlarged(), images)
+    source = check(network, images, tmp_path)
+    weights = 3 * 8 * 9 + 8 * 12 * 9 + 20 * 8 * 9 + 8 * 5
+    assert source.flash_bytes < 1.5 * weights
+
+
 class Dense(nn.Module):
     """Concatenations of concatenations."""
 
