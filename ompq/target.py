@@ -214,7 +214,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a dictionary of a node, each of whose keys is there once."""
-        seen = set()
+        seen: set[object] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
                 raise yaml.constructor.ConstructorError(
@@ -309,8 +309,7 @@ def _read_switch(where: str, value: object) -> bool:
 
 
 def _read_size(where: str, value: object) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and 0 < value <= _LARGEST_KB:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _LARGEST_KB:
         return float(value)
     raise OmpqError(f"{where} is {value!r}; write a number of KB (1024 bytes) above 0, up to 1e9")
 
