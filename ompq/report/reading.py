@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from ompq.cost import BITS_PER_MB
 from ompq.errors import OmpqError
+from ompq.report.content import read_content
 
 # What a run may have written, and the formats of it that are known here.
 _FILES = {
@@ -138,48 +138,43 @@ def read_folder(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise OmpqError(f"{folder} is no folder; give the output folder of a finished run")
-    held = {name: _read(folder / name, known) for name, known in _FILES.items()}
+    held = {name: read_content(folder / name, name, known) for name, known in _FILES.items()}
     if not any(held.values()):
         names = ", ".join(_FILES)
         raise OmpqError(f"{folder} holds no result of a run (none of {names})")
-    config = held["bit_config.json"]
-    results = held["results.json"]
-    if config is None and results is not None:
-        config = _find_config(results)
+    own, results = held["bit_config.json"], held["results.json"]
+    config = None if results is None else _find_config(results)
     return Run(
         folder=folder,
-        config=config,
+        config=own if config is None else config,
         results=results,
-        front=held["sweep.json"],
+        front=_keep_own(held["sweep.json"], own),
         comparison=held["compare.json"],
         debug=held["debug.json"],
         changes=held["changes.json"],
-        orthogonality=_read_matrix(folder / "orthogonality.npy"),
+        orthogonality=_read_matrix(folder / "orthogonality.npy", own),
     )
 
 
-def _read(file: Path, known: tuple[str, ...]) -> dict[str, Any] | None:
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        found = content["format"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise OmpqError(f"{file} cannot be read, or is no result of a run") from error
-    if found not in known:
-        raise OmpqError(f"{file} is of format {found}; known here: {', '.join(known)}")
-    return dict(content)
+def _keep_own(front: dict[str, Any] | None, config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a front, but not one that an earlier search left: its knee has other widths."""
+    if front is None or config is None:
+        return front
+    knees = [point["bits"] for point in front["points"] if point["knee"]]
+    return front if not knees or config.get("bits") in (None, *knees) else None
 
 
-def _read_matrix(file: Path) -> np.ndarray | None:
-    if not file.is_file():
+def _read_matrix(file: Path, config: dict[str, Any] | None) -> np.ndarray | None:
+    """Read a matrix, but not one that an earlier search left: the last one did not measure any."""
+    if not file.is_file() or (config is not None and config.get("estimator") is None):
         return None
     try:
         matrix = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise OmpqError(f"{file} cannot be read; run the search again") from error
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise OmpqError(f"{file} holds no square matrix; run the search again")
+    is_square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
+    if not is_square or matrix.dtype.kind != "f" or not np.isfinite(matrix).all():
+        raise OmpqError(f"{file} holds no square matrix of numbers; run the search again")
     return np.asarray(matrix, dtype=np.float64)
 
 
@@ -187,9 +182,10 @@ def _find_config(results: dict[str, Any]) -> dict[str, Any] | None:
     """Read the search that a run took its widths from, if it is still where it was."""
     given = results["arguments"].get("bit_cfg")
     try:
+        name = "bit_config.json"
         file = Path(str(given))
-        return _read(file, _FILES["bit_config.json"]) if file.suffix == ".json" else None
-    except (OSError, OmpqError):
+        return read_content(file / name if file.is_dir() else file, name, _FILES[name])
+    except (OSError, ValueError, OmpqError):
         return None
 
 

@@ -88,9 +88,9 @@ def show_bits(run: Run) -> str:
 
 def show_front(run: Run) -> str:
     """Draw the front of sizes, with the bits of the point that is chosen."""
-    if run.front is None:
+    points = [] if run.front is None else run.front["points"]
+    if not points:
         return ""
-    points = run.front["points"]
     told = [
         (p["model_size_mb"], p["value"], f"{p['model_size_mb']:.4f} MB: {p['value']:.4g}")
         for p in points
@@ -164,8 +164,8 @@ def show_debug(run: Run) -> str:
             text(entry["bits"]),
             text("" if entry["act_bits"] is None else entry["act_bits"]),
             *(number(entry[key], 1) for key in _DECIBELS),
-            number(100 * entry["clipped"], 2),
-            text(entry["dead_channels"]),
+            number(entry["clipped"] and 100 * entry["clipped"], 2),
+            text("–" if entry["dead_channels"] is None else entry["dead_channels"]),
             text(entry["hint"]),
         ]
         for entry in ordered
@@ -242,7 +242,7 @@ def show_comparison(run: Run) -> str:
         [
             text(r["method"]),
             number(r["rho"], 3),
-            text(f"{r['low']:.2f} … {r['high']:.2f}"),
+            f"{number(r['low'])} … {number(r['high'])}",
             significant(r["passes"]),
         ]
         for r in run.comparison.get("correlations", [])
@@ -325,7 +325,7 @@ def _accuracy(held: dict[str, Any], key: str, count: int | None) -> str:
     if not count:
         return shown
     share = value / 100
-    error = 100 * math.sqrt(share * (1 - share) / count)
+    error = 100 * math.sqrt(max(0.0, share * (1 - share)) / count)
     return shown + element(
         "small", text(f" ± {error:.2f}"), title=f"standard error of {count} images"
     )
@@ -379,7 +379,7 @@ def _curve(title: str, blocks: Sequence[dict[str, Any]], key: str) -> Curve:
 
 def _tell_tuning(run: Run) -> str:
     tuning = None if run.results is None else run.results.get("tuning")
-    if not tuning or not tuning.get("iterations"):
+    if not tuning or not tuning["iterations"] or None in (tuning["before"], tuning["after"]):
         return ""
     return (
         f"Tuning of all scales together: divergence {tuning['before']:.3g} → "
