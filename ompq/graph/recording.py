@@ -70,11 +70,12 @@ def _find_scripted() -> list[tuple[dict[str, Any], str]]:
     homes = [
         vars(module) for module in list(sys.modules.values()) if isinstance(module, ModuleType)
     ]
+    # By the type itself: asked for its class, many a deprecated name warns.
     return [
         (home, name)
         for home in homes
         for name, value in list(home.items())
-        if isinstance(value, torch.jit.ScriptFunction)
+        if issubclass(type(value), torch.jit.ScriptFunction)
     ]
 
 

@@ -142,6 +142,13 @@ def test_tracing_leaves_torch_and_its_users_as_they_were() -> None:
     assert torch.zeros is zeros and gated is function
 
 
+def test_tracing_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    """Names that torch keeps for old code warn whoever asks what they are."""
+    assert "reduce_op" in vars(torch.distributed)
+    trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (3, 8, 8))
+    assert not [str(warning.message) for warning in recwarn]
+
+
 def test_images_normalised_part_by_part_stay_images() -> None:
     def forward(net: nn.Module, x: Tensor) -> Tensor:
         x = x.clone()
