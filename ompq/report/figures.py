@@ -114,6 +114,7 @@ def draw_bars(bars: Sequence[Bar]) -> str:
         parts.append(_draw_bar(x, 0.8 * pitch, height, bar))
         if len(bars) <= _NAMED:
             parts.append(_draw_name(x, bar.name))
+    tall = _TOP + _HEIGHT + (_BOTTOM if len(bars) <= _NAMED else 18)
     if params is not None:
         dots = [(x, params(bar.params)) for x, bar in zip(places, bars, strict=True) if bar.params]
         parts += _draw_line(dots, "second")
@@ -122,7 +123,7 @@ def draw_bars(bars: Sequence[Bar]) -> str:
             for tick in params.ticks()
         ]
         parts.append(_draw_title(width - 8, "parameters", "end"))
-    return _frame(parts, width)
+    return _frame(parts, width, tall)
 
 
 def draw_curves(
@@ -141,13 +142,16 @@ def draw_curves(
         logarithmic: Whether y is drawn so, where all values are positive.
         level: A value of y to compare with, drawn dashed; None for none.
     """
-    width = 560
+    width = 510
     xs = [x for curve in curves for x, _, _ in curve.points]
     ys = [y for curve in curves for _, y, _ in curve.points] + ([] if level is None else [level])
     across = Axis.around(xs, _LEFT, width - 20)
     up = Axis.around(ys, _TOP + _HEIGHT, _TOP + 14, logarithmic and min(ys) > 0)
     parts = [*_draw_grid(up, up.ticks(), width), _draw_title(14, y_title)]
+    counted = all(isinstance(x, int) for x in xs)
     for tick in across.ticks():
+        if counted and tick % 1:
+            continue  # between two layers or steps there is nothing
         parts.append(_draw_label(across(tick), _TOP + _HEIGHT + 18, f"{tick:g}", "middle"))
     parts.append(_draw_label(width - 20, _TOP + _HEIGHT + 36, x_title, "end"))
     if level is not None:
@@ -160,7 +164,8 @@ def draw_curves(
         element("span", text(curve.title), class_=f"key {style}")
         for curve, style in zip(curves, ("first", "second", "third"), strict=False)
     ]
-    return _frame(parts, width, _TOP + _HEIGHT + 48) + element("p", *legend, class_="legend")
+    drawn = _frame(parts, width, _TOP + _HEIGHT + 48)
+    return element("div", drawn, element("p", *legend, class_="legend"))
 
 
 def draw_matrix(matrix: np.ndarray, names: Sequence[str]) -> str:
@@ -171,20 +176,22 @@ def draw_matrix(matrix: np.ndarray, names: Sequence[str]) -> str:
         names: n names.
     """
     low = min(float(matrix.min()), 0.9)
-    share = np.clip((matrix - low) / (1 - low), 0, 1)[..., None]
+    share = np.clip((matrix - low) / (1 - low), 0, 1)
     # From dark violet over red to pale yellow: even for eyes that tell red from green badly.
     stops = np.array([[28, 16, 68], [140, 41, 129], [241, 96, 93], [252, 253, 191]], float)
-    place = np.clip(share * (len(stops) - 1), 0, len(stops) - 1 - 1e-9)
-    index = place.astype(int)[..., 0]
-    pixels = stops[index] + (place - index[..., None]) * (stops[index + 1] - stops[index])
+    steps = np.linspace(0, len(stops) - 1, 256)
+    palette = [np.interp(steps, range(len(stops)), channel) for channel in stops.T]
+    picture = Image.fromarray(np.round(255 * share).astype(np.uint8))
+    picture.putpalette(np.stack(palette, 1).astype(np.uint8).tobytes())
     held = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(held, "PNG")
+    picture.save(held, "PNG")
     source = "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
     return element(
         "figure",
         f'<img class="matrix" alt="orthogonality matrix" src="{source}">',
         element("figcaption", text(f"from {low:.2f} (dark) to 1 (light)")),
-        embed({"names": list(names), "values": np.round(matrix, 3).tolist()}),
+        # In thousandths: a page of hundreds of groups stays small.
+        embed({"names": list(names), "values": np.round(1000 * matrix).astype(int).tolist()}),
         class_="matrix",
     )
 
@@ -262,10 +269,9 @@ def _draw_title(x: float, title: str, anchor: str = "start") -> str:
     return element("text", text(title), x=x, y=11, text_anchor=anchor, class_="label")
 
 
-def _frame(parts: Sequence[str], width: float, height: float | None = None) -> str:
-    tall = _TOP + _HEIGHT + _BOTTOM if height is None else height
+def _frame(parts: Sequence[str], width: float, height: float) -> str:
     drawn = element(
-        "svg", *parts, viewBox=f"0 0 {width:g} {tall:g}", width=width, height=tall, role="img"
+        "svg", *parts, viewBox=f"0 0 {width:g} {height:g}", width=width, height=height, role="img"
     )
     return element("div", drawn, class_="scroll")
 

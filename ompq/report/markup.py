@@ -68,7 +68,7 @@ def embed(value: Any) -> str:
     <script type="application/json">["\\u003c/script>"]</script>
     """
     # Nothing in it may look like markup: a script ends at the first thing that looks like its end.
-    content = json.dumps(value).replace("<", "\\u003c")
+    content = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json">{content}</script>'
 
 

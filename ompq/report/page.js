@@ -40,7 +40,7 @@ for (const figure of document.querySelectorAll("figure.matrix")) {
       Math.min(names.length - 1, Math.floor(((at - start) / length) * names.length));
     const row = place(event.clientY, box.top, box.height);
     const column = place(event.clientX, box.left, box.width);
-    const words = `${names[row]}\n${names[column]}\n${values[row][column]}`;
+    const words = `${names[row]}\n${names[column]}\n${values[row][column] / 1000}`;
     showTip(words, event.clientX, event.clientY);
   });
 }

@@ -123,6 +123,8 @@ class Run:
         if size_mb is None or not groups or any(group.params is None for group in groups):
             return {}
         others = size_mb * BITS_PER_MB - sum((g.params or 0) * g.bits for g in groups if g.listed)
+        if others < 0:
+            return {}  # sizes of something else
         listed = sum(group.params or 0 for group in groups if group.listed)
         return {width: (others + width * listed) / BITS_PER_MB for width in range(2, 9)}
 

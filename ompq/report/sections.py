@@ -10,6 +10,8 @@ from ompq.report.figures import Bar, Curve, draw_bars, draw_curves, draw_matrix,
 from ompq.report.markup import element, embed, number, significant, table, text
 from ompq.report.reading import GroupRow, Run
 
+# Of a class: ImageNet's are lists of synonyms.
+_LONGEST_NAME = 40
 _DECIBELS = {"weight": "its weight", "given": "what it reads", "own": "its own", "output": "in all"}
 
 
@@ -119,9 +121,10 @@ def show_curves(run: Run) -> str:
         if pairs:
             points = [(x, y, f"step {x}: {y:.4g}") for x, y in pairs]
             drawn += draw_curves([Curve(title, points)], "step", title, level=level)
-    return _section(
-        "Fine-tuning", element("div", drawn, class_="pair"), "Dashed: the float network."
-    )
+    if not drawn:
+        return ""
+    note = "" if run.main.get("top1_fp32") is None else "Dashed: the float network."
+    return _section("Fine-tuning", element("div", drawn, class_="pair"), note)
 
 
 def show_blocks(run: Run) -> str:
@@ -202,7 +205,8 @@ def show_changes(run: Run) -> str:
     def name(index: int | None) -> str:
         if index is None or index < 0:
             return "–"
-        return names[index] if index < len(names) else str(index)
+        known = names[index] if index < len(names) else str(index)
+        return known if len(known) <= _LONGEST_NAME else known[: _LONGEST_NAME - 1] + "…"
 
     cards = []
     for shown in held["images"]:
