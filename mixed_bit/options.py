@@ -31,7 +31,7 @@ from ompq.target import read_target
 from ompq.values import float_list, int_list, pin, widths_by_layer
 
 # Fields of `SearchSettings` whose options are called otherwise.
-_FIELDS = {
+_FIELDS: dict[str, str | tuple[str, ...]] = {
     "size_mb": "model_size",
     "bops_g": "bops",
     "candidate_bits": "bits",
@@ -72,7 +72,7 @@ def build_search_parser() -> Parser:
         prog="feature_extract.py",
         description="Find the bit width of every layer of a trained network from a handful of "
         "images.",
-        fields=_FIELDS,
+        fields={**_FIELDS, "size_mb": ("model_size", "sweep")},
     )
     add_network_options(parser, "--model", "-a", "--arch")
     _add_calibration_options(parser)

@@ -120,8 +120,8 @@ class SearchSettings:
                 "`drop_points`"
             )
         for name, value in budgets.items():
-            is_number = isinstance(value, int | float) and 0 < value <= LARGEST_BUDGET
-            if value is not None and not is_number:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (is_number and 0 < value <= LARGEST_BUDGET):
                 raise OmpqError(f"`{name}` {value!r}: a budget is a number above 0, up to 1e9")
 
     def _take_budgets_of_target(self) -> None:

@@ -66,7 +66,8 @@ def _settle(name: str, value: Any, hint: Any) -> Any:
         return tuple(map(int, value))
     if kind is Mapping and isinstance(value, Mapping):
         entry = get_args(hint)[1]
-        if all(map(_is_whole if entry is int else _holds_numbers, value.values())):
+        fits = _is_whole if entry is int else _holds_numbers
+        if all(isinstance(key, str) and fits(given) for key, given in value.items()):
             return {key: _settle(name, given, entry) for key, given in value.items()}
     if kind not in (bool, int, float, tuple, Mapping) and isinstance(value, kind):
         return value

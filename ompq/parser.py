@@ -44,11 +44,14 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         fields: Name of a field in the library → destination of the option that sets it, where the
-            two differ.
+            two differ; several destinations where several options set it, of which the typed one
+            is named.
         settings: Keyword arguments of `argparse.ArgumentParser`.
     """
 
-    def __init__(self, *, fields: Mapping[str, str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, *, fields: Mapping[str, str | tuple[str, ...]] | None = None, **settings: Any
+    ) -> None:
         settings.setdefault("formatter_class", _Help)
         command = Path(sys.argv[0]).name
         if command.startswith(_COMMANDS):
@@ -91,7 +94,9 @@ class Parser(argparse.ArgumentParser):
         typed = {word.partition("=")[0] for word in sys.argv[1:]}
 
         def flag(match: re.Match[str]) -> str:
-            found = flags.get(self._fields.get(match[1], match[1]))
+            names = self._fields.get(match[1], match[1])
+            names = (names,) if isinstance(names, str) else names
+            found = [option for name in names for option in flags.get(name, ())]
             return _choose_flag(found, typed) if found else match[0]
 
         return re.sub(r"`(\w+)`", flag, text)

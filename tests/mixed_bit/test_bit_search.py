@@ -92,6 +92,7 @@ def test_candidates_and_pins(graph: NetworkGraph, images: torch.Tensor) -> None:
         ({"size_mb": 1.0, "candidate_bits": (1, 4)}, "whole numbers from 2 to 8"),
         ({"size_mb": float("nan")}, "a number above 0"),
         ({}, "no budget"),
+        ({"size_mb": True}, "`size_mb` True: a budget is a number above 0"),
         ({"size_mb": 1.0, "beta": -1.0}, "not negative"),
         ({"size_mb": 1.0, "act_bits": 16}, "activation|act_bits"),
     ],

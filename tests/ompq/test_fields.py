@@ -48,6 +48,7 @@ class Own:
         ("widths", [4, 8.0]),
         ("pins", [("a", 4)]),
         ("pins", {"a": "4"}),
+        ("pins", {3: 4}),
         ("inner", "text"),
     ],
 )

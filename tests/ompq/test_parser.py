@@ -62,3 +62,14 @@ def test_fields_become_flags() -> None:
     parser.add_argument("--model_size")
     told = parser.in_flags("`size_mb` is 0; see `unknown`")
     assert told == "--model_size is 0; see `unknown`"
+
+
+def test_a_field_that_several_options_set_is_called_as_it_was_typed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parser = Parser(prog="some.py", fields={"size_mb": ("model_size", "sweep")})
+    parser.add_argument("--model_size")
+    parser.add_argument("--sweep", nargs=2)
+    for words, flag in (([], "--model_size"), (["--sweep", "1", "2"], "--sweep")):
+        monkeypatch.setattr(sys, "argv", ["some.py", *words])
+        assert parser.in_flags("`size_mb` 1 is below 2") == f"{flag} 1 is below 2"
