@@ -7,13 +7,14 @@ from ompq.script import interruptible_imports, run_script
 with interruptible_imports():
     import argparse
     from pathlib import Path
+    from typing import Any
 
     from ompq.artifact import load_quantized
     from ompq.debug.comparison import compare_layers
     from ompq.debug.options import build_parser
     from ompq.debug.report import print_table, write
     from ompq.errors import OmpqError
-    from ompq.files import check_writable
+    from ompq.files import lock_folder
     from ompq.graph import trace
     from ompq.options import json_ready
     from ompq.report import write_report
@@ -33,7 +34,13 @@ def run(arguments: argparse.Namespace) -> None:
     """
     source: Path = arguments.source
     given = read_run(source)
-    check_writable(source, "source")
+    # A run that goes on there would set aside what is written, and read what is half of it.
+    with lock_folder(source, "source"):
+        _run(arguments, given)
+
+
+def _run(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
+    source: Path = arguments.source
     read = load_quantized(source)
     checkpoint = arguments.path or given.get("path")
     if "model" not in given:

@@ -14,8 +14,11 @@ from ompq.assignment import uniform
 from ompq.debug.__main__ import run
 from ompq.debug.options import build_parser
 from ompq.errors import OmpqError
+from ompq.files import lock_folder
 from ompq.graph import trace
 from ompq.zoo import load_network
+
+FORMAT = "ompq-qat-results/1"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     widths = uniform(trace(network.module, shape).groups, 4, 8)
     save_quantized(made / FILE, quantized, widths, source=network, preprocess=network.preprocess)
     given = {"model": "small_resnet", "path": str(trained), "dataset": "digits", "data": None}
-    (made / "results.json").write_text(json.dumps({"arguments": given}))
+    (made / "results.json").write_text(json.dumps({"format": FORMAT, "arguments": given}))
     return made
 
 
@@ -70,3 +73,11 @@ def test_what_is_missing_is_one_line(
         call(tmp_path)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "debug.json").exists()
+
+
+def test_a_folder_in_which_a_run_goes_on_is_left_alone(tmp_path: Path) -> None:
+    given = {"model": "small_resnet", "dataset": "digits"}
+    (tmp_path / "results.json").write_text(json.dumps({"format": FORMAT, "arguments": given}))
+    with lock_folder(tmp_path), pytest.raises(OmpqError, match="is in use by a run"):
+        call(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
