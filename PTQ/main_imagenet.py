@@ -32,7 +32,7 @@ with interruptible_imports():
         print_images,
     )
     from ompq.preprocess import Preprocess
-    from ompq.report import write_report
+    from ompq.report import add_report
     from ompq.report.changes import FILE as CHANGES
     from ompq.report.changes import find_changes
     from ompq.report.entries import describe_groups
@@ -59,9 +59,9 @@ with interruptible_imports():
     )
     from PTQ.report import build_results, print_table
 
-RESULTS = (artifact.FILE, "results.json", CHANGES, REPORT)
+RESULTS = (artifact.FILE, "results.json", CHANGES)
 # What other commands wrote of an earlier result, which is set aside with it.
-_OF_RESULTS = (*RESULTS, "debug.json", "debug.png")
+_OF_RESULTS = (*RESULTS, REPORT, "debug.json", "debug.png")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     _write(prepared, result, content)
     arguments.parser.print_notes(unreadable_note(task.test.skipped))
     print_table([*result.rows, *([control] if control else [])])
-    print(f"written to {task.folder}/: {' '.join(RESULTS)}")
+    written = [*RESULTS, *add_report(task.folder, arguments.parser.print_note)]
+    print(f"written to {task.folder}/: {' '.join(written)}")
     return content
 
 
@@ -186,7 +187,6 @@ def _write(prepared: _Prepared, result: QuantizationResult, content: dict[str, A
     expected, found = result.float_row.predictions, result.deployed_row.predictions
     changes = find_changes(expected, found, prepared.task.test, prepared.preprocess)
     write_json(folder / CHANGES, changes.to_json(class_names))
-    write_report([folder])
     # Only now: killed before, the run is resumed from its finished blocks.
     remove_state(folder)
 

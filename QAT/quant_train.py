@@ -29,7 +29,7 @@ with interruptible_imports():
         json_ready,
         name_outputs,
     )
-    from ompq.report import write_report
+    from ompq.report import add_report
     from ompq.report.changes import FILE as CHANGES
     from ompq.report.changes import Changes, find_changes
     from ompq.report.entries import describe_groups
@@ -70,9 +70,9 @@ with interruptible_imports():
     from QAT.task import TrainingTask, measure_accuracy, predict_test
     from QAT.training import Progress, run_training
 
-RESULTS = (artifact.FILE, "results.json", "training.png", CHANGES, REPORT)
+RESULTS = (artifact.FILE, "results.json", "training.png", CHANGES)
 # What other commands wrote of an earlier result, which is set aside with it.
-_OF_RESULTS = (*RESULTS, "debug.json", "debug.png")
+_OF_RESULTS = (*RESULTS, REPORT, "debug.json", "debug.png")
 # Processes that are started where no GPU says how many.
 CPU_PROCESSES = 2
 
@@ -154,7 +154,8 @@ def _train(
         content["command"] = arguments.parser.command
         _write(prepared, content, progress, all_changes[0])
         print_table(float_accuracy, final, assignment, progress)
-        print(f"written to {task.folder}/: {' '.join(RESULTS)}")
+        written = [*RESULTS, *add_report(task.folder, arguments.parser.print_note)]
+        print(f"written to {task.folder}/: {' '.join(written)}")
     return content
 
 
@@ -222,7 +223,6 @@ def _write(
     write_json(folder / "results.json", content)
     draw(progress, content["top1_fp32"], folder / "training.png")
     write_json(folder / CHANGES, changes.to_json(class_names))
-    write_report([folder])
 
 
 def run(arguments: argparse.Namespace) -> None:

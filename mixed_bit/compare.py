@@ -44,7 +44,7 @@ with interruptible_imports():
     from ompq.graph import NetworkGraph, check_network, trace
     from ompq.options import check_classes, json_ready, load_requested_network, print_images
     from ompq.preprocess import Preprocess
-    from ompq.report import write_report
+    from ompq.report import add_report
     from ompq.runtime import resolve_device, seed_everything
     from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network
 
@@ -200,8 +200,8 @@ def _run(arguments: argparse.Namespace) -> None:
     write_comparison(comparison, folder / "compare.json", details)
     title = f"{arguments.model}: {arguments.quant_type}, prices of {arguments.num_images} images"
     draw_comparison(comparison, title, folder / "compare.png")
-    page = write_report([folder]).name
-    print(f"written to {folder}/: compare.json compare.png {page}")
+    written = ["compare.json", "compare.png", *add_report(folder, arguments.parser.print_note)]
+    print(f"written to {folder}/: {' '.join(written)}")
 
 
 def main() -> None:

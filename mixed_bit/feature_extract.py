@@ -57,7 +57,7 @@ with interruptible_imports():
     from ompq.graph import check_network, trace
     from ompq.options import check_classes, load_requested_network, print_images
     from ompq.preprocess import Preprocess
-    from ompq.report import write_report
+    from ompq.report import add_report
     from ompq.runtime import (
         Ranks,
         process_group,
@@ -321,7 +321,7 @@ def _run(arguments: argparse.Namespace) -> None:
     print_result(found.result, found.config, arguments.parser.in_flags)
     sys.stdout.flush()
     written = write(found, arguments.output_dir)
-    written.append(write_report([arguments.output_dir]).name)
+    written += add_report(arguments.output_dir, arguments.parser.print_note)
     print(f"written to {arguments.output_dir}/: {' '.join(written)}")
 
 

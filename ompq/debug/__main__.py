@@ -17,7 +17,7 @@ with interruptible_imports():
     from ompq.files import lock_folder
     from ompq.graph import trace
     from ompq.options import json_ready
-    from ompq.report import write_report
+    from ompq.report import add_report
     from ompq.runtime import versions
     from ompq.stored_images import find_data, read_images, read_run
     from ompq.zoo import load_network
@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace, given: dict[str, Any]) -> None:
     layers = compare_layers(graph, read.network, images)
     print_table(layers, arguments.shown)
     about = {"arguments": json_ready(arguments), "versions": versions(), "num_images": len(images)}
-    written = [*write(layers, about, source), write_report([source]).name]
+    written = [*write(layers, about, source), *add_report(source, arguments.parser.print_note)]
     print(f"written to {source}/: {' '.join(written)}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,6 +35,25 @@ def write_report(folders: Sequence[Path], path: Path | None = None) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def add_report(folder: Path, say: Callable[[str], None]) -> list[str]:
+    """Write the page of a run that has just ended, into its folder.
+
+    What others left there damaged costs the page, not the run.
+
+    Args:
+        folder: Folder of the run.
+        say: Function that is told why there is no page.
+
+    Returns:
+        Name of the page in a list; none where it was not written.
+    """
+    try:
+        return [write_report([folder]).name]
+    except OmpqError as error:
+        say(f"there is no {FILE}: {error}")
+        return []
 
 
 def build_page(runs: Sequence[Run]) -> str:

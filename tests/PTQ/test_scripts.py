@@ -33,7 +33,7 @@ from PTQ.settings import Settings
 SCRIPT = "PTQ/main_imagenet.py"
 QUICK = ["--iters_w", "20", "--iters_a", "10", "--num_samples", "64", "--workers", "0"]
 # What may differ between a run and its repetition.
-TIMES = ("seconds", "arguments")
+TIMES = ("seconds", "arguments", "command")
 
 
 @pytest.fixture

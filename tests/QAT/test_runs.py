@@ -21,7 +21,7 @@ from QAT.quant_train import run, train
 from QAT.training import BEST, LAST
 
 EARLIER = ROOT / "tests" / "earlier"
-TIMES = ("seconds", "training_seconds", "arguments")
+TIMES = ("seconds", "training_seconds", "arguments", "command")
 HOLDER = """
 import sys
 from ompq.files import lock_folder

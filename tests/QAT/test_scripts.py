@@ -30,7 +30,7 @@ from QAT.quant_train import run, train
 
 SCRIPT = "QAT/quant_train.py"
 CPU = torch.device("cpu")
-TIMES = ("seconds", "training_seconds", "arguments")
+TIMES = ("seconds", "training_seconds", "arguments", "command")
 
 
 @pytest.fixture

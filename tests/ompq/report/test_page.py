@@ -15,7 +15,7 @@ from chromium import BROWSER, Page, start_browser
 from reported import CONFIG, FILES, GROUPS, HISTORY, RESULTS, fill
 
 from ompq.errors import OmpqError
-from ompq.report import read_folder, write_report
+from ompq.report import add_report, read_folder, write_report
 from ompq.report.__main__ import build_parser, run
 
 
@@ -153,6 +153,15 @@ def test_damaged_and_newer_files_are_refused(content: str, told: str, tmp_path: 
     with pytest.raises(OmpqError, match=told):
         write_report([tmp_path])
     assert not (tmp_path / "report.html").exists()
+
+
+def test_what_others_left_damaged_costs_the_page_alone(tmp_path: Path) -> None:
+    told: list[str] = []
+    assert add_report(fill(tmp_path, "results.json"), told.append) == ["report.html"]
+    (tmp_path / "bit_config.json").write_text("{")
+    assert add_report(tmp_path, told.append) == []
+    (note,) = told
+    assert "there is no report.html" in note and "bit_config.json" in note
 
 
 def test_folders_without_results_are_refused(tmp_path: Path) -> None:
