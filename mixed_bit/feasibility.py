@@ -64,8 +64,7 @@ def find_floors(program: Program) -> dict[str, Floor]:
     """Find the least that the cheapest widths make of every budget, by its field."""
     found: dict[str, Floor] = {}
     for budget in program.budgets:
-        cost = np.where(program.allowed, budget.cost, np.iinfo(np.int64).max)
-        floor = Floor(int(cost.min(axis=1).sum()) + budget.constant, budget)
+        floor = Floor(budget.find_least(program.allowed), budget)
         if budget.field not in found or floor.amount > found[budget.field].amount:
             found[budget.field] = floor
     return found
@@ -223,11 +222,7 @@ def _halve_memory(
     """Find the least limit of all steps, by halving, while the other budgets are kept."""
     free = problem.solve(replace(program, budgets=others))
     high = max(step.spent(program.choice(free)) for step in steps)
-    low = max(
-        int(np.where(program.allowed, step.cost, np.iinfo(np.int64).max).min(axis=1).sum())
-        + step.constant
-        for step in steps
-    )
+    low = max(step.find_least(program.allowed) for step in steps)
     for _ in range(_HALVINGS):
         middle = (low + high) // 2
         tried = tuple(replace(step, limit=middle) for step in steps)

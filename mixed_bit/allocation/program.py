@@ -40,6 +40,15 @@ class Budget:
     field: str = ""
     place: str = ""
 
+    def find_least(self, allowed: NDArray[np.bool_]) -> int:
+        """Find the least that allowed columns can spend, what is outside of the program included.
+
+        Args:
+            allowed: Which columns each group may choose, groups × columns.
+        """
+        cheapest = np.where(allowed, self.cost, np.iinfo(np.int64).max).min(axis=1)
+        return int(cheapest.sum()) + self.constant
+
     @property
     def available(self) -> int:
         """Return what is left for the groups of the program."""

@@ -87,8 +87,7 @@ def find_smallest(
     """
     front = _Front(problem, program, outcomes)
     size = program.budgets[0]
-    least = int(np.where(program.allowed, size.cost, np.iinfo(np.int64).max).min(axis=1).sum())
-    low = size.constant + least - 1
+    low = size.find_least(program.allowed) - 1
     high = _find_start(front, low, size.limit)
     # What fails at a size fails at all sizes down to its own; what is near enough is its own size.
     while high - low > 1:
