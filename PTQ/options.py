@@ -22,7 +22,7 @@ from ompq.options import (
     add_target,
 )
 from ompq.preprocess import Preprocess
-from ompq.target import Target, read_target
+from ompq.target import Target, read_matching_target
 from PTQ.settings import CACHE_DEVICES, LOSSES, Settings
 
 DEFAULT_ACT_BITS = 4
@@ -169,15 +169,12 @@ def read_requested_target(arguments: argparse.Namespace) -> Target | None:
     Raises:
         OmpqError: The file is no target, or another option contradicts it.
     """
-    if arguments.target is None:
-        return None
-    target = read_target(arguments.target)
-    target.check_choices(
+    return read_matching_target(
+        arguments.target,
         symmetric=arguments.sym,
         per_channel=arguments.channel_wise,
         act_bits=arguments.n_bits_a,
     )
-    return target
 
 
 def read_settings(arguments: argparse.Namespace) -> Settings:

@@ -17,7 +17,7 @@ from ompq.options import (
     add_run_options,
     add_target,
 )
-from ompq.target import Target, read_target
+from ompq.target import Target, read_matching_target
 from QAT.settings import TrainingSettings
 
 DEFAULT_SCHEME = "uniform8"
@@ -314,11 +314,9 @@ def read_requested_target(arguments: argparse.Namespace) -> Target | None:
     Raises:
         OmpqError: The file is no target, or another option contradicts it.
     """
-    if arguments.target is None:
-        return None
-    target = read_target(arguments.target)
-    target.check_choices(per_channel=arguments.channel_wise, act_bits=arguments.act_bits)
-    return target
+    return read_matching_target(
+        arguments.target, per_channel=arguments.channel_wise, act_bits=arguments.act_bits
+    )
 
 
 def check_process_options(arguments: argparse.Namespace) -> None:

@@ -274,6 +274,23 @@ def read_target(path: str | Path) -> Target:
     return Target(name=str(path), **values)
 
 
+def read_matching_target(path: str | Path | None, **choices: Any) -> Target | None:
+    """Read a target, and refuse what else is asked for and contradicts it.
+
+    Args:
+        path: Path of the file; None for no target.
+        choices: What `Target.check_choices` takes.
+
+    Raises:
+        OmpqError: The file is no target, or a choice contradicts it.
+    """
+    if path is None:
+        return None
+    target = read_target(path)
+    target.check_choices(**choices)
+    return target
+
+
 def _check_keys(where: str, given: Mapping[Any, object], known: Sequence[str]) -> None:
     """Refuse keys that are not known, with the nearest that is."""
     for key in given:
