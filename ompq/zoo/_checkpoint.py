@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ompq.errors import OmpqError
 from ompq.zoo._unpickle import describe_code, describe_network, read_content
@@ -31,6 +31,8 @@ CONTAINERS = (
 SECOND_CHOICE = re.compile(r"(^|[._])(ema|swa|avg|averaged?|teacher|target|momentum)([._]|$)")
 # Tensors by name that are no weights.
 _NO_WEIGHTS = re.compile(r"(^|_)(optim|sched|scaler|grads?(_|$)|exp_avg)", re.IGNORECASE)
+# Buffers that training has made, of batch and instance norms.
+_STATISTICS = ("running_mean", "running_var")
 # What parallel training and torch.compile put before every name.
 WRAPPERS = ("module.", "_orig_mod.")
 _BEST = ("checkpoint/model_best.pth.tar", "model_best.pth.tar")
@@ -150,18 +152,25 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse tensors with NaN or infinity.
+def check_finite(module: nn.Module, where: str) -> None:
+    """Refuse NaN in a network's tensors, and infinity in what training has made.
+
+    Buffers may be infinite by design: masks of minus infinity, limits that do not bind. Parameters
+    and the statistics of norms may not.
 
     Args:
-        tensors: Tensors by name; those without floats pass.
+        module: The network.
         where: Origin of the tensors, for the message.
 
     Raises:
         OmpqError: A tensor is not finite; the first such tensor is named.
     """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+    parameters = dict(module.named_parameters())
+    for name, tensor in module.state_dict().items():
+        if not tensor.is_floating_point() or tensor.isfinite().all():
+            continue
+        trained = name in parameters or name.rpartition(".")[2] in _STATISTICS
+        if tensor.isnan().any() or trained:
             kind = "NaN" if tensor.isnan().any() else "infinity"
             raise OmpqError(f"{where}: {name} holds {kind}; use a sound checkpoint")
 

@@ -189,7 +189,7 @@ def _make_network(
 ) -> Network:
     kinds = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     module = module.float().cpu().eval()
-    check_finite(module.state_dict(), f"{name}, {origin}")
+    check_finite(module, f"{name}, {origin}")
     preprocess = preprocess or source.preprocess(module)
     network = Network(name, module, preprocess, count_classes(module, preprocess), origin)
     if kinds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import pickle
 from pathlib import Path
@@ -138,8 +139,20 @@ def test_no_weights_inside(tmp_path: Path, content: object) -> None:
         read_state_dict(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (float("inf"), "infinity")])
-def test_not_finite_is_named(value: float, kind: str) -> None:
-    bad = {"count": torch.tensor(3), "conv.weight": torch.tensor([1.0, value])}
-    with pytest.raises(OmpqError, match=f"here: conv.weight holds {kind}"):
-        check_finite(bad, "here")
+@pytest.mark.parametrize(("value", "kind"), [(math.nan, "NaN"), (math.inf, "infinity")])
+@pytest.mark.parametrize("name", ["weight", "running_mean", "running_var"])
+def test_what_training_has_made_must_be_finite(name: str, value: float, kind: str) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    network[1].state_dict()[name][1] = value
+    with pytest.raises(OmpqError, match=f"here: 1.{name} holds {kind}"):
+        check_finite(network, "here")
+
+
+def test_a_buffer_may_be_infinite_but_no_number() -> None:
+    network = nn.Linear(2, 2)
+    mask = torch.full((2, 2), -math.inf).triu(1)
+    network.register_buffer("mask", mask)
+    check_finite(network, "here")
+    mask[0, 0] = math.nan
+    with pytest.raises(OmpqError, match="here: mask holds NaN"):
+        check_finite(network, "here")
