@@ -84,7 +84,7 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
     images = torch.randn(arguments.num_images, 3, 224, 224, device=device)
     quant_type = NETWORKS.get(name, "PTQ")
     budget = uniform(graph.groups, 6 if quant_type == "QAT" else 3).size_mb
-    settings = SearchSettings(quant_type, size_mb=budget)
+    settings = SearchSettings(quant_type, size_mb=budget, metric="orm")
     groups = [group for group in graph.groups if QUANT_TYPES[quant_type].takes_part(group)]
 
     def forward() -> None:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from mixed_bit.allocation.program import Allocation
 from mixed_bit.comparison.distance import Distance, find_smallest
 from mixed_bit.comparison.outcome import OutcomeEvaluator
+from mixed_bit.default_metric import settle_metric
 from mixed_bit.feasibility import check_feasible
 from mixed_bit.problem import Problem
 from mixed_bit.sensitivity import METRICS, Sensitivity
 from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
 from mixed_bit.sensitivity.features import Orthogonality, Shard
 from mixed_bit.sensitivity.importance import Importance
-from mixed_bit.settings import LARGEST_BUDGET, SearchSettings
+from mixed_bit.settings import LARGEST_BUDGET, PAPER_METRIC, SearchSettings
 from ompq.activation_memory import measure_peak
 from ompq.assignment import Assignment, BitConfig
 from ompq.data import iterate_images
@@ -52,6 +53,7 @@ class SearchResult:
         num_images: Calibration images.
         seconds: Time of every stage.
         distance: How far the network is from the float one, where a distance was asked for.
+        notes: What a user should know of the metric that was taken, one line each.
     """
 
     assignment: Assignment
@@ -63,11 +65,12 @@ class SearchResult:
     num_images: int
     seconds: dict[str, float]
     distance: Distance | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         proof = "proven optimal" if self.allocation.optimal else "not proven optimal"
         size = self.assignment.size_mb
-        return f"<SearchResult {size:.4f} MB, {self.settings.metric}, {proof}: {self.bits}>"
+        return f"<SearchResult {size:.4f} MB, {self.settings.chosen_metric}, {proof}: {self.bits}>"
 
     @property
     def bits(self) -> list[int]:
@@ -202,9 +205,11 @@ def measure_and_solve(
         outcomes: Judges allocations by images held out, where the smallest network within a
             distance is sought.
     """
-    settings = problem.settings
     start = time.perf_counter()
-    sensitivity = evaluator.sensitivity(settings.metric, settings.beta)
+    problem, notes = settle_metric(evaluator, problem)
+    settings = problem.settings
+    metric, beta = settings.chosen_metric, settings.chosen_beta
+    sensitivity = evaluator.sensitivity(metric, beta)
     measured = time.perf_counter()
     distance = None
     if outcomes is None:
@@ -216,11 +221,11 @@ def measure_and_solve(
     solved = time.perf_counter()
     seconds = {"solve": solved - measured, "total": solved - start}
     orthogonality = importance = None
-    if METRICS[settings.metric].uses_orthogonality:
+    if METRICS[metric].uses_orthogonality:
         orthogonality = evaluator.orthogonality
-        importance = evaluator.importance(settings.beta)
+        importance = evaluator.importance(beta)
         seconds |= orthogonality.seconds
-    if settings.metric != "orm":
+    if metric != PAPER_METRIC:
         seconds["prices"] = measured - start
     return SearchResult(
         assignment=problem.assign(allocation),
@@ -232,6 +237,7 @@ def measure_and_solve(
         num_images=evaluator.num_images,
         seconds=seconds,
         distance=distance,
+        notes=notes,
     )
 
 
@@ -262,10 +268,10 @@ def build_bit_config(
         **_name_choices(settings),
         **_name_distance(result),
         "act_candidates": list(settings.act_widths),
-        "metric": settings.metric,
+        "metric": settings.chosen_metric,
         "price": result.allocation.objective,
         "forward_passes": result.sensitivity.forward_passes,
-        "beta": settings.beta,
+        "beta": settings.chosen_beta,
         "solver": settings.solver,
         "optimal": result.allocation.optimal,
         "note": result.allocation.note,
@@ -342,7 +348,7 @@ def _measured(result: SearchResult, index: int | None) -> dict[str, Any]:
         entry["importance"] = math.exp(log_importance)
         entry["log_importance"] = log_importance
         entry["log_theta"] = float(result.importance.log_theta[index])
-    if result.settings.metric != "orm":
+    if result.settings.chosen_metric != PAPER_METRIC:
         problem, sensitivity = result.problem, result.sensitivity
         entry["prices"] = _by_width(problem.widths, sensitivity.weights[index])
         if problem.act_widths:

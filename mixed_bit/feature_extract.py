@@ -313,7 +313,7 @@ def _run(arguments: argparse.Namespace) -> None:
     found = extract(arguments)
     if not Ranks.from_environment().is_main:
         return
-    if arguments.auto and arguments.metric != "orm":
+    if arguments.auto and arguments.metric is not None:
         note = f"`auto` tries every metric, not {arguments.metric} alone"
         arguments.parser.print_notes([note])
     if found.points:

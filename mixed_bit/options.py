@@ -43,6 +43,7 @@ _FIELDS: dict[str, str | tuple[str, ...]] = {
     "drop_points": "drop",
     "random_trials": "random",
     "rank_trials": "ranked",
+    "centred": "uncentred",
 }
 
 
@@ -175,9 +176,9 @@ def _add_method_options(parser: Parser) -> None:
     group.add_argument(
         "--metric",
         choices=METRICS,
-        default="orm",
         help="what a width costs a group: orthogonality (the paper's), relative error, Fisher "
-        "information, output divergence, Hessian trace, or relative error times orthogonality",
+        "information, output divergence, Hessian trace, or relative error times orthogonality "
+        "(default: fisher; orm with --beta, --solver or --uncentred, or in several processes)",
     )
     group.add_argument(
         "--auto",
@@ -188,7 +189,7 @@ def _add_method_options(parser: Parser) -> None:
     group.add_argument(
         "--labels", action="store_true", help="use the images' labels (default: own predictions)"
     )
-    group.add_argument("--beta", type=float, default=10.0, help="beta of theta = exp(-beta gamma)")
+    group.add_argument("--beta", type=float, help="beta of theta = exp(-beta gamma) (default: 10)")
     group.add_argument("--solver", choices=SOLVERS, default="ilp", help="how to solve the program")
     group.add_argument(
         "--rounding", choices=ROUNDINGS, default="fill", help="for --solver projection"
@@ -322,14 +323,13 @@ def read_settings(arguments: argparse.Namespace) -> SearchSettings:
         OmpqError: Options that do not go together, or values out of range.
     """
     check_at_least(arguments, num_images=2, batch_size=1, workers=0)
-    _check_labels(arguments)
     _check_sweep(arguments)
     target = read_target(arguments.target) if arguments.target else None
     usual = DEFAULT_ACT_BITS if target is None else target.choose_act_bits(DEFAULT_ACT_BITS)
     act_bits = arguments.act_bits or (usual,)
     several = len(set(act_bits)) > 1
     table = arguments.latency_table
-    return SearchSettings(
+    settings = SearchSettings(
         quant_type=arguments.quant_type,
         size_mb=arguments.sweep[1] if arguments.sweep else arguments.model_size,
         bops_g=arguments.bops,
@@ -350,13 +350,15 @@ def read_settings(arguments: argparse.Namespace) -> SearchSettings:
         rounding=arguments.rounding,
         centred=not arguments.uncentred,
     )
+    _check_labels(arguments, settings.chosen_metric)
+    return settings
 
 
-def _check_labels(arguments: argparse.Namespace) -> None:
+def _check_labels(arguments: argparse.Namespace, metric: str) -> None:
     if not arguments.labels:
         return
     using = [name for name, metric in METRICS.items() if metric.uses_labels]
-    if not arguments.auto and arguments.metric not in using:
+    if not arguments.auto and metric not in using:
         raise OmpqError(f"--labels goes with --metric {' or '.join(using)}, no other asks")
     if arguments.calibration_data is not None:
         raise OmpqError("--labels: a file of calibration images has none; give a data set")

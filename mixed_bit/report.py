@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from mixed_bit.bit_search import SearchResult
 from mixed_bit.comparison.pareto import FrontPoint, find_knee
 from mixed_bit.sensitivity.features import Orthogonality
+from mixed_bit.settings import PAPER_METRIC
 from ompq.assignment import BitConfig
 from ompq.data import unreadable_note
 from ompq.graph import describe_float_parts
@@ -77,7 +78,7 @@ def print_front(points: Sequence[FrontPoint]) -> None:
 def _describe_work(result: SearchResult) -> str:
     seconds = result.seconds
     solved = f"solve {seconds['solve']:.3f} s"
-    if result.settings.metric == "orm" and result.orthogonality is not None:
+    if result.settings.chosen_metric == PAPER_METRIC and result.orthogonality is not None:
         estimator = "minibatch, unbiased" if result.orthogonality.unbiased else "exact"
         return (
             f"{result.num_images} images, {estimator} estimator; forward "
@@ -85,7 +86,7 @@ def _describe_work(result: SearchResult) -> str:
         )
     passes = result.sensitivity.forward_passes
     return (
-        f"{result.num_images} images, prices by {result.settings.metric}; the work of "
+        f"{result.num_images} images, prices by {result.settings.chosen_metric}; the work of "
         f"{passes:.1f} forward passes, {seconds['prices']:.2f} s; {solved}"
     )
 
@@ -119,7 +120,7 @@ def _collect_columns(result: SearchResult) -> list[tuple[str, Callable[[Mapping[
             ("gamma", _make_number_cell("gamma", ".3f")),
             ("log c", _make_number_cell("log_importance", ".3f")),
         ]
-    if result.settings.metric != "orm":
+    if result.settings.chosen_metric != PAPER_METRIC:
         columns += [
             (f"at {width} bits", _make_width_cell(str(width))) for width in result.problem.widths
         ]
@@ -139,6 +140,7 @@ def collect_notes(result: SearchResult, config: BitConfig) -> list[str]:
     found = []
     if config.details["weights"] == RANDOM_WEIGHTS:
         found.append(RANDOM_WEIGHTS_NOTE)
+    found += result.notes
     orthogonality = result.orthogonality
     if orthogonality is not None and orthogonality.unbiased:
         found.append(
@@ -169,7 +171,7 @@ def draw_result(result: SearchResult, model: str, path: str | Path) -> None:
         size = result.assignment.size_mb
         drawn.suptitle(
             f"{model}: {size:.2f} MB from {result.assignment.float_size_mb:.2f} MB "
-            f"({result.settings.quant_type}, {result.settings.metric}, "
+            f"({result.settings.quant_type}, {result.settings.chosen_metric}, "
             f"{result.num_images} images)",
             color=INK,
         )
@@ -182,7 +184,9 @@ def _draw_sensitivity(drawn: Figure, axes: Axes, result: SearchResult) -> None:
     image = axes.imshow(
         np.log10(np.maximum(table, least)), cmap="magma", aspect="auto", interpolation="nearest"
     )
-    axes.set(title=f"sensitivity to each width ({result.settings.metric}, log10)", ylabel="group")
+    axes.set(
+        title=f"sensitivity to each width ({result.settings.chosen_metric}, log10)", ylabel="group"
+    )
     axes.set_xticks(
         range(len(result.problem.widths)), [f"{width} bits" for width in result.problem.widths]
     )

@@ -21,6 +21,9 @@ FRONT_POINTS = 200
 MEASURED_FRONT_POINTS = 10
 # Whole numbers of bits, bit operations and nanoseconds stay within 63 bits.
 LARGEST_BUDGET = 1e9
+# What a width costs a group where nobody says: the best rank among what takes seconds.
+DEFAULT_METRIC = "fisher"
+PAPER_METRIC, PAPER_BETA, PAPER_SOLVERS = "orm", 10.0, ("lp", "projection")
 BUDGETS = ("size_mb", "bops_g", "latency_ms", "act_memory_kb")
 
 
@@ -51,8 +54,11 @@ class SearchSettings:
             points of per cent, on images held out; both distances may be given.
         target: Device to find widths for; its widths limit those of every layer, and its memory
             the size and the activations.
-        metric: What a width costs a group, one of `METRICS`.
-        beta: β ≥ 0 of θ = exp(−β γ), for the metrics of orthogonality.
+        metric: What a width costs a group, one of `METRICS`. None for `fisher`, or for the paper's
+            `orm` where something of the paper's method is given (`beta`, another solver than
+            `ilp`, no centring), where several processes share the work, or where gradients cannot
+            be computed.
+        beta: β ≥ 0 of θ = exp(−β γ), for the metrics of orthogonality; None for the paper's 10.
         solver: `ilp`, `lp` or `projection`; see `mixed_bit.allocation.solve`.
         rounding: `fill` or `nearest`, for `projection`.
         centred: Centre the Gram matrices.
@@ -72,8 +78,8 @@ class SearchSettings:
     kl_nats: float | None = None
     drop_points: float | None = None
     target: Target | None = None
-    metric: str = "orm"
-    beta: float = 10.0
+    metric: str | None = None
+    beta: float | None = None
     solver: str = "ilp"
     rounding: str = "fill"
     centred: bool = True
@@ -84,11 +90,11 @@ class SearchSettings:
         if self.quant_type not in QUANT_TYPES:
             known = ", ".join(QUANT_TYPES)
             raise OmpqError(f"`quant_type` {self.quant_type}: unknown; choose one of {known}")
-        if self.metric not in METRICS:
+        if self.metric is not None and self.metric not in METRICS:
             raise OmpqError(f"`metric` {self.metric}: unknown; choose one of {', '.join(METRICS)}")
         self._check_budgets()
         self._check_distance()
-        if not (math.isfinite(self.beta) and self.beta >= 0):
+        if self.beta is not None and not (math.isfinite(self.beta) and self.beta >= 0):
             raise OmpqError(f"`beta` {self.beta}: give a finite number that is not negative")
         if self.candidate_bits is not None and not self.candidate_bits:
             raise OmpqError("`candidate_bits` is empty; give widths from 2 to 8, or None")
@@ -146,6 +152,28 @@ class SearchSettings:
                 f"`solver` {self.solver}: a distance is sought along the proven front; leave the "
                 "solver at ilp"
             )
+
+    @property
+    def chosen_metric(self) -> str:
+        """Return the metric: the one that is given, or what the other settings mean."""
+        if self.metric is not None:
+            return self.metric
+        return PAPER_METRIC if self.of_paper else DEFAULT_METRIC
+
+    @property
+    def of_paper(self) -> tuple[str, ...]:
+        """Return the names of the fields that mean the paper's method."""
+        given = {
+            "beta": self.beta is not None,
+            "solver": self.solver in PAPER_SOLVERS,
+            "centred": not self.centred,
+        }
+        return tuple(name for name, is_given in given.items() if is_given)
+
+    @property
+    def chosen_beta(self) -> float:
+        """Return β: the one that is given, or the paper's."""
+        return PAPER_BETA if self.beta is None else self.beta
 
     @property
     def has_distance(self) -> bool:

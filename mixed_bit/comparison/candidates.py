@@ -92,7 +92,7 @@ def try_candidates(
 
     for candidate in list_metric_candidates():
         chosen = _with_candidate(problem, candidate)
-        sensitivity = evaluator.sensitivity(chosen.settings.metric, chosen.settings.beta)
+        sensitivity = evaluator.sensitivity(candidate.name, chosen.settings.chosen_beta)
         yield trial(candidate, chosen.solve(chosen.build_program(sensitivity)))
     program = problem.build_program(evaluator.uniform_sensitivity())
     settings = problem.settings
@@ -148,5 +148,5 @@ def count_forward_passes(evaluator: SensitivityEvaluator, tried: int) -> float:
 def _with_candidate(problem: Problem, candidate: Candidate) -> Problem:
     """Return the problem as a metric candidate solves it."""
     settings = problem.settings
-    beta = settings.beta if candidate.beta is None else candidate.beta
+    beta = settings.chosen_beta if candidate.beta is None else candidate.beta
     return problem.with_settings(replace(settings, metric=candidate.name, beta=beta, solver="ilp"))

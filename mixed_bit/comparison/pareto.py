@@ -72,6 +72,7 @@ def trace_front(
     check_front_ends(low_mb, high_mb)
     # Measured once, and with it everything of the result but the widths.
     first = measure_and_solve(evaluator, problem.at_size(high_mb))
+    problem = first.problem
     program = first.problem.build_program(first.sensitivity)
     # Relative to the largest scale: with β = 100 those of orthogonality vanish in a float64.
     program = replace(program, log_scale=first.sensitivity.relative_scale)
@@ -85,7 +86,7 @@ def trace_front(
         )
     while True:
         choice = program.choice(result.allocation)
-        yield FrontPoint(result, program.total(choice), problem.settings.metric)
+        yield FrontPoint(result, program.total(choice), problem.settings.chosen_metric)
         found = program.budgets[0].spent(choice)
         limit = min(found - 1, int(limit - spacing))
         if limit < lowest:
@@ -199,7 +200,7 @@ def draw_front(points: Sequence[FrontPoint], title: str, path: str | Path) -> No
 
 def _label_values(points: Sequence[FrontPoint]) -> str:
     candidates = {point.candidate for point in points}
-    if candidates == {points[0].result.settings.metric}:
+    if candidates == {points[0].result.settings.chosen_metric}:
         return f"sensitivity ({points[0].candidate})"
     return "measured output divergence, nats"
 

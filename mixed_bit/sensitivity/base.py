@@ -29,12 +29,14 @@ class Sensitivity:
         log_scale: L values, which may lie far outside the exponents of a float64.
         forward_passes: Work of the measurement in multiply-accumulates, as a multiple of a forward
             pass of all calibration images.
+        unreached: Layers whose weights no gradient reaches, where gradients are measured.
     """
 
     weights: NDArray[np.float64]
     activations: NDArray[np.float64]
     log_scale: NDArray[np.float64]
     forward_passes: float
+    unreached: tuple[str, ...] = ()
 
     @property
     def relative_scale(self) -> NDArray[np.float64]:

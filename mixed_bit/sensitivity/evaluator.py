@@ -50,7 +50,7 @@ class SensitivityEvaluator:
         self._shards, self._are_kept = shards, isinstance(shards, list)
         if isinstance(shards, list):
             self.num_images = sum(shard.rows for shard in shards)
-        self._unbiased, self._ranks = unbiased, ranks or Ranks()
+        self._unbiased, self.ranks = unbiased, ranks or Ranks()
         self._measured: dict[str, Sensitivity] = {}
 
     @property
@@ -72,7 +72,7 @@ class SensitivityEvaluator:
             self._stream(),
             centred=self.problem.settings.centred,
             unbiased=self._unbiased,
-            ranks=self._ranks,
+            ranks=self.ranks,
         )
 
     def importance(self, beta: float) -> Importance:
@@ -90,7 +90,7 @@ class SensitivityEvaluator:
         Raises:
             OmpqError: There are several processes, or no images.
         """
-        if self._ranks.world_size > 1:
+        if self.ranks.world_size > 1:
             raise OmpqError("only `metric` orm runs as several processes; start a single one")
         shards = self._keep()
         if not shards:

@@ -11,7 +11,7 @@ of the sum of their squares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mixed_bit.sensitivity.base import ProbedNetwork, Sensitivity, round_weights
+from ompq.errors import UNSUITED_ERRORS, OmpqError
 from ompq.evaluation import draw_labels
 
 # (squared gradients, squared errors), rows × n each → what each row's rounding costs.
@@ -37,11 +38,23 @@ def measure_second_order(probed: ProbedNetwork, weigh: Weigh) -> Sensitivity:
         probed: Network, groups and widths to measure.
         weigh: Function of squared gradients and squared errors. It gets one row for a layer's
             weights (g² summed over the images), or one row for each image's activations.
+
+    Raises:
+        OmpqError: The network's gradients cannot be computed, or reach no weight.
     """
-    squares, of_site = _collect(probed, weigh)
+    try:
+        squares, of_site = _collect(probed, weigh)
+    except UNSUITED_ERRORS as error:
+        reason = (str(error) or type(error).__name__).split("\n")[0][:160]
+        raise OmpqError(
+            f"the network's gradients cannot be computed ({reason}); choose another `metric`"
+        ) from error
+    unreached = tuple(layer for layer in _list_owners(probed) if layer not in squares)
 
     @torch.no_grad()
     def measure_layer(layer: str) -> list[float]:
+        if layer not in squares:
+            return [0.0] * len(probed.widths)
         weight = probed.network.graph.layer_module(layer).weight
         return [
             float(weigh(squares[layer].reshape(1, -1), (weight - other).square().reshape(1, -1)))
@@ -54,16 +67,24 @@ def measure_second_order(probed: ProbedNetwork, weigh: Weigh) -> Sensitivity:
         activations=half * probed.spread_over_groups(of_site),
         log_scale=np.zeros(len(probed.groups)),
         forward_passes=4.0 if probed.act_widths else 3.0,
+        unreached=unreached,
     )
+
+
+def _list_owners(probed: ProbedNetwork) -> list[str]:
+    """List the layers of the groups; of those that share a weight, which has one gradient, one."""
+    owners = probed.network.graph.weight_owners()
+    return list({owners[layer]: None for group in probed.groups for layer in group.layers})
 
 
 def _collect(
     probed: ProbedNetwork, weigh: Weigh
-) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
+) -> tuple[Mapping[str, Tensor], dict[str, list[float]]]:
     """Sum over all images what the two tables of sensitivities need.
 
     Returns:
-        Layer → Σ g² of its weights, and site → its weighed errors at every activation width.
+        Layer → Σ g² of its weights, of the layers that a gradient reaches, and site → its weighed
+        errors at every activation width.
     """
     generator = torch.Generator().manual_seed(probed.seed)
     fitted = probed.fitted if probed.sites else {}
@@ -88,7 +109,8 @@ def _collect(
 
     # Gradients of given labels are not of zero mean: the square of their sum would be another one.
     size = 1 if probed.labels is not None else _IMAGES
-    with _collecting_squares(probed) as squares, probed.watching(read):
+    # A caller may have switched gradients off.
+    with torch.enable_grad(), _collecting_squares(probed) as squares, probed.watching(read):
         for images, labels in probed.split(size):
             logits = probed.network.module(images)
             if labels is None:
@@ -98,23 +120,25 @@ def _collect(
 
 
 @contextmanager
-def _collecting_squares(probed: ProbedNetwork) -> Iterator[dict[str, Tensor]]:
-    """Sum up each layer's squared weight gradients over the backward passes of the body."""
+def _collecting_squares(probed: ProbedNetwork) -> Iterator[Mapping[str, Tensor]]:
+    """Sum up each layer's squared weight gradients over the backward passes of the body.
+
+    A layer that no gradient reaches is not among them.
+    """
     squares: dict[str, Tensor] = {}
     handles = []
     graph = probed.network.graph
 
     def add(layer: str, weight: Tensor) -> None:
         if weight.grad is not None:
+            if layer not in squares:
+                squares[layer] = torch.zeros_like(weight)
             squares[layer].addcmul_(weight.grad, weight.grad)
             # Freed at once, so that no more than one layer's gradient is held.
             weight.grad = None
 
-    # A weight that several layers share has one gradient.
-    owners = graph.weight_owners()
-    for layer in {owners[layer]: None for group in probed.groups for layer in group.layers}:
-        weight = graph.layer_module(layer).weight
-        squares[layer] = torch.zeros_like(weight)
+    weights = {layer: graph.layer_module(layer).weight for layer in _list_owners(probed)}
+    for layer, weight in weights.items():
         weight.requires_grad_(True)
         handles.append(
             weight.register_post_accumulate_grad_hook(lambda w, layer=layer: add(layer, w))
@@ -124,5 +148,6 @@ def _collecting_squares(probed: ProbedNetwork) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-        for layer in squares:
-            graph.layer_module(layer).weight.requires_grad_(False)
+        for weight in weights.values():
+            weight.requires_grad_(False)
+            weight.grad = None

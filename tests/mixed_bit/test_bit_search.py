@@ -56,7 +56,7 @@ def test_the_program_is_never_worse_than_the_relaxation(
 
 
 def test_qat_pins_the_first_and_the_last_layer(graph: NetworkGraph, images: torch.Tensor) -> None:
-    result = find(graph, images, "QAT", size_mb=0.12)
+    result = find(graph, images, "QAT", size_mb=0.12, metric="orm")
     assert result.orthogonality.matrix.shape == (len(graph.groups) - 2,) * 2
     assert result.assignment.widths[0] == result.assignment.widths[-1] == 8
     assert set(result.assignment.bits) <= set(range(4, 9))

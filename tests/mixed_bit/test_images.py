@@ -58,7 +58,7 @@ def test_results_among_the_photos_are_not_looked_at_again(
     assert (photos / "bit_config.png").is_file()
     first, second = capsys.readouterr().out.split("written to ")
     line = "images: resize 16 bilinear, crop 16, mean (0.4), std (0.2), grey\n"
-    assert first.startswith(line) and "4 images, exact estimator" in first
+    assert first.startswith(line) and "4 images, prices by fisher" in first
     assert line in second
     assert "note: left out, since this toolkit has drawn it: bit_config.png" in second
     assert found.result.num_images == 4

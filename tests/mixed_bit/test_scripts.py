@@ -118,6 +118,7 @@ def test_calibration_data_and_minibatches(script, tmp_path: Path) -> None:
     torch.save(torch.randn(12, 3, 16, 16), tmp_path / "images.pt")
     common = ["--model", "small_resnet", "--calibration_data", tmp_path / "images.pt"]
     common += ["--quant_type", "PTQ", "--model_size", "0.06", "--output_dir", tmp_path]
+    common += ["--metric", "orm"]
     whole = script(SCRIPT, *common)
     assert "12 images, exact estimator" in whole.stdout
     assert "random weights" in whole.stdout
