@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
+from torch.fx import GraphModule
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from ompq.graph.operations import BATCH_NORMS, operation
 
 
 class StandaloneBatchNorm(nn.Module):
@@ -62,6 +65,26 @@ def separate_from_ranks(norm: _BatchNorm) -> _BatchNorm:
     separate._parameters, separate._buffers = norm._parameters, norm._buffers
     separate.affine, separate.track_running_stats = norm.affine, norm.track_running_stats
     return separate.train(norm.training)
+
+
+def replace_standalone_norms(module: GraphModule) -> None:
+    """Let plain batch norms that follow no layer be trained like those that do: over all ranks.
+
+    Args:
+        module: Traced network; it is changed in place.
+    """
+    nodes = [node for node in module.graph.nodes if node.op == "call_module"]
+    paths = {str(node.target) for node in nodes if operation(node, module) in BATCH_NORMS}
+    for path in paths:
+        found = module.get_submodule(path)
+        if isinstance(found, _BatchNorm):
+            module.set_submodule(path, StandaloneBatchNorm(found))
+    for node in module.graph.nodes:
+        owner, _, attribute = str(node.target).rpartition(".")
+        if node.op == "call_module" and node.target in paths:
+            node.args, node.kwargs = (node.all_input_nodes[0],), {}
+        elif node.op == "get_attr" and owner in paths:
+            node.target = f"{owner}.norm.{attribute}"
 
 
 class _Sum(torch.autograd.Function):

@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ompq.graph import NetworkGraph, find_image_maps
 from ompq.graph.network import copy_traced
-from ompq.graph.operations import BATCH_NORMS, carries_values, get_layer, operation
-from ompq.integer.batch_norm import StandaloneBatchNorm
+from ompq.graph.operations import carries_values, get_layer, operation
+from ompq.integer.batch_norm import replace_standalone_norms
 from ompq.integer.fake_quantizers import WeightFakeQuantizer
 from ompq.integer.forms import CASTS
 from ompq.integer.layers import QuantizedLayer
@@ -51,7 +51,7 @@ def convert_to_integers(
     rewriter = Rewriter(module, settings, act_bits, image_maps, left)
     rewriter.run()
     float_operations = rewriter.find_float_operations()
-    _replace_standalone_norms(module)
+    replace_standalone_norms(module)
     module.delete_all_unused_submodules()
     for parameter in module.parameters():
         # Integers, such as places to gather values from, have no gradient.
@@ -156,19 +156,3 @@ def _call_by_position(module: GraphModule, norms: Mapping[str, str]) -> None:
             module.graph.erase_node(node)
         elif isinstance(module.get_submodule(str(node.target)), QuantizedLayer):
             node.args, node.kwargs = (node.all_input_nodes[0],), {}
-
-
-def _replace_standalone_norms(module: GraphModule) -> None:
-    """Let plain batch norms that follow no layer be trained like those that do: over all ranks."""
-    nodes = [node for node in module.graph.nodes if node.op == "call_module"]
-    paths = {str(node.target) for node in nodes if operation(node, module) in BATCH_NORMS}
-    for path in paths:
-        found = module.get_submodule(path)
-        if isinstance(found, _BatchNorm):
-            module.set_submodule(path, StandaloneBatchNorm(found))
-    for node in module.graph.nodes:
-        owner, _, attribute = str(node.target).rpartition(".")
-        if node.op == "call_module" and node.target in paths:
-            node.args, node.kwargs = (node.all_input_nodes[0],), {}
-        elif node.op == "get_attr" and owner in paths:
-            node.target = f"{owner}.norm.{attribute}"

@@ -29,9 +29,9 @@ from ompq.integer.forms import (
 from ompq.integer.inserted import is_inserted
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.network import IntegerNetwork, summarise_operations
+from ompq.integer.operations import IntegerOperation
 from ompq.integer.requantization import (
     Dequantizer,
-    OutputRounding,
     QuantizedAdd,
     Requantizer,
     ScaleSource,
@@ -100,6 +100,9 @@ def export_node(network: IntegerNetwork, node: Node) -> dict[str, Tensor]:
             return {} if module.gives_floats else _export_layer(path, module)
         if isinstance(module, Requantizer):
             return _export_requantizer(path, module)
+        if isinstance(module, IntegerOperation):
+            held = module.compute_numbers()
+            return {f"{path}.{name}": value.cpu() for name, value in held.items()}
         if isinstance(module, Dequantizer) and module.scale_source is not None:
             return {f"{path}.scale": module.scale_source.get_scale().cpu()}
     if node.op == "output":
@@ -210,7 +213,7 @@ class IntegerExecution(Interpreter):
             return inputs[0].cpu() if scale is None else inputs[0].double() * scale
         if n.op == "call_module":
             module = self.fetch_attr(str(n.target))
-            if isinstance(module, QuantizedLayer | Requantizer | OutputRounding | Dequantizer):
+            if is_inserted(n, self.structure) or isinstance(module, QuantizedLayer):
                 return self._run_module(n, module)
         if n.op.startswith("call_") and self.network.scale_sources.get(n.name) is not None:
             return self._run_operation(n)
@@ -223,6 +226,11 @@ class IntegerExecution(Interpreter):
             if module.gives_floats:
                 return module(x.double().to(self.device) * module.source.get_scale())
             return self._run_layer(path, module, x)
+        if isinstance(module, IntegerOperation):
+            prefix = f"{path}."
+            own = [name for name in self.numbers if name.startswith(prefix)]
+            held = {name.removeprefix(prefix): self.numbers[name] for name in own}
+            return module.compute(held, *parts)
         # Before `Requantizer`, of which it is one.
         if isinstance(module, QuantizedAdd):
             return self._run_combination(path, module, parts)

@@ -96,6 +96,7 @@ class QuantizedLayer(nn.Module):
     """
 
     scales_channels = True
+    bits = 32
 
     def __init__(
         self,

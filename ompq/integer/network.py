@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
@@ -16,6 +17,7 @@ from ompq.graph.operations import IDENTITIES, LAYOUTS
 from ompq.integer.batch_norm import StandaloneBatchNorm
 from ompq.integer.fake_quantizers import RangeRule
 from ompq.integer.layers import QuantizedLayer
+from ompq.integer.operations import IntegerOperation
 from ompq.integer.readers import QuantizedSite
 from ompq.integer.requantization import Requantizer, ScaleSource
 
@@ -106,20 +108,35 @@ class IntegerNetwork:
         called = collect_called_modules(self.module)
         return {path: module for path, module in called.items() if isinstance(module, Requantizer)}
 
+    def operations(self) -> dict[str, IntegerOperation]:
+        """Return path → operation with an integer form of its own, in execution order."""
+        called = collect_called_modules(self.module)
+        return {
+            path: module for path, module in called.items() if isinstance(module, IntegerOperation)
+        }
+
     def enable(self, state: bool) -> None:
         """Switch all quantization on or off."""
-        for module in [*self.layers().values(), *self.requantizers().values()]:
+        found: tuple[Mapping[str, nn.Module], ...] = (
+            self.layers(),
+            self.requantizers(),
+            self.operations(),
+        )
+        for module in chain.from_iterable(each.values() for each in found):
             module.enabled = state  # type: ignore[assignment]
 
     def freeze_norms(self) -> None:
         """Make batch norms keep and use their running statistics from now on."""
-        for module in collect_called_modules(self.module).values():
+        called = list(collect_called_modules(self.module).values())
+        while called:
+            module = called.pop()
             if isinstance(module, QuantizedLayer | StandaloneBatchNorm):
                 module.freeze_norm = True
-            else:
+                continue
+            if _is_batch_norm(module):
                 # A norm with code of its own has nothing to be told by but its mode.
-                for norm in filter(_is_batch_norm, module.modules()):
-                    norm.register_forward_pre_hook(_evaluate)
+                module.register_forward_pre_hook(_evaluate)
+            called += module.children()
 
     def find_clamped_biases(self) -> list[str]:
         """Find the layers whose biases do not fit into their width, and so are clamped."""

@@ -24,6 +24,10 @@ class Scaled(Protocol):
 
     scales_channels: bool
 
+    @property
+    def bits(self) -> int:
+        """Return the width of its integers, sign included."""
+
     def get_scale(self) -> Tensor:
         """Return the scale: float64, of a shape that broadcasts to the value's."""
 
@@ -104,6 +108,11 @@ class Requantizer(nn.Module):
         """Return the least and the largest integer, less the zero point."""
         zero_point = int(self.fake_quantizer.zero_point)
         return self.fake_quantizer.low - zero_point, self.fake_quantizer.high - zero_point
+
+    @property
+    def bits(self) -> int:
+        """Return the width of the integers."""
+        return self.fake_quantizer.bits
 
     @property
     def largest(self) -> int:

@@ -25,14 +25,17 @@ from ompq.integer.inserted import (
     CAST_PATH,
     CLIP_PATH,
     COMBINATION_PATH,
+    OPERATION_PATH,
     OUTPUT_PATH,
     REQUANTIZER_PATH,
     VALUE_PATH,
     find_original,
     is_inserted,
+    make_path,
 )
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.network import ConversionSettings
+from ompq.integer.operations import IntegerOperation
 from ompq.integer.readers import LayerReaders, QuantizedSite, find_read_values
 from ompq.integer.requantization import (
     Dequantizer,
@@ -49,6 +52,7 @@ from ompq.integer.sharing import (
     flattens_pixels,
     has_channels_second,
 )
+from ompq.integer.substitution import Substitution
 
 # Width of sums of 8-bit values, of which none of a sum's bits is lost before it is quantized again.
 FINE_SUM_BITS = 24
@@ -82,6 +86,7 @@ class Rewriter:
         self.module, self.settings = module, settings
         self.image_maps, self.left_in_float = image_maps, left_in_float
         self.readers = LayerReaders(module, left_in_float)
+        self._substitution = Substitution(module, left_in_float)
         self.scale_sources: dict[Node, ScaleSource | None] = {}
         self._read = self._make_read_quantizers(act_bits)
         self.sites: list[QuantizedSite] = []
@@ -133,10 +138,10 @@ class Rewriter:
             self.scale_sources[node] = None
             self._round_output(node)
             return
-        node = self._quantize_combination(node)
+        node = self._substitute(self._quantize_combination(node))
         self.scale_sources[node] = self._find_scale_source(node)
-        values = ValueReaders(self.readers, self.scale_sources, self._read)
-        if self.settings.quantize_sums and values.need_one_quantization(node):
+        values = ValueReaders(self.readers, self._substitution, self.scale_sources, self._read)
+        if values.need_one_quantization(node, self.settings.quantize_sums):
             node = self._requantize_for_all(node)
         elif node in self._read and self._requantize_for_layers(node):
             return
@@ -159,7 +164,7 @@ class Rewriter:
             return
         users = [user for user in node.users if not is_inserted(user, self.module)]
         if users:
-            path = f"{CLIP_PATH}.{node.name}"
+            path = make_path(CLIP_PATH, node.name)
             call = self._insert(node, path, OutputRounding(scale_source), (node,))
             self.scale_sources[call] = scale_source
             for user in users:
@@ -192,8 +197,21 @@ class Rewriter:
             combination = QuantizedAdd(*common)
         else:
             combination = QuantizedCat(*common, arguments.get("dim", 0), stacks=name == "stack")
-        path = f"{COMBINATION_PATH}.{node.name}"
-        call = self._insert(node, path, combination, tuple(parts))
+        return self._replace(
+            node, make_path(COMBINATION_PATH, node.name), combination, tuple(parts)
+        )
+
+    def _substitute(self, node: Node) -> Node:
+        """Replace an operation that has an integer form of its own by it; return its node."""
+        made = self._substitution.make(node, self.scale_sources)
+        if made is None:
+            return node
+        values = tuple(source for source in node.all_input_nodes if carries_values(source))
+        return self._replace(node, make_path(OPERATION_PATH, node.name), made, values)
+
+    def _replace(self, node: Node, path: str, module: nn.Module, values: tuple[Node, ...]) -> Node:
+        """Put a module of some values in a node's place; return the node that calls it."""
+        call = self._insert(node, path, module, values)
         node.replace_all_uses_with(call)
         if node in self._read:
             self._read[call] = self._read.pop(node)
@@ -208,7 +226,7 @@ class Rewriter:
             found = self.module.get_submodule(str(node.target))
             if isinstance(found, QuantizedLayer):
                 return None if found.gives_floats else ScaleSource(found)
-            if isinstance(found, Requantizer):
+            if isinstance(found, Requantizer | IntegerOperation):
                 return ScaleSource(found)
         sources = [source for source in node.all_input_nodes if self._is_wide(source)]
         if not sources or not carries_values(node):
@@ -246,8 +264,11 @@ class Rewriter:
             return scale_source
         if shares and form is Form.ARRANGE and flattens_pixels(node, source):
             return replace(scale_source, flat=True)
-        count = count_summed(node, self.module) if form in (Form.SUM, Form.AVERAGE) else 1
-        bits = SUM_BITS if shares else scale_source.module.fake_quantizer.bits  # type: ignore[attr-defined]
+        sums = form in (Form.SUM, Form.AVERAGE)
+        # Wide integers cannot be summed either: they would exceed 32 bits.
+        shares |= sums and scale_source.module.bits > FINE_SUM_BITS
+        count = count_summed(node, self.module) if sums else 1
+        bits = SUM_BITS if shares else scale_source.module.bits
         if count is None or 2**bits * scale_source.count * count > _LARGEST_SUM:
             return None
         if shares:
@@ -260,7 +281,7 @@ class Rewriter:
 
         A layer's wide integers cannot be summed either: they would exceed 32 bits.
         """
-        path = f"{COMBINATION_PATH}.{find_original(source, self.module)}"
+        path = make_path(COMBINATION_PATH, find_original(source, self.module))
         if path not in self._inserted:
             fake_quantizer = self._build_fake_quantizer(SUM_BITS)
             requantizer = Requantizer(fake_quantizer, self.settings.dyadic)
@@ -282,7 +303,7 @@ class Rewriter:
         wide = own is not None and own.bits >= VALUE_BITS
         fake_quantizer = own if own is not None and wide else self._build_fake_quantizer(VALUE_BITS)
         users = list(node.users)
-        path = f"{VALUE_PATH}.{find_original(node, self.module)}"
+        path = make_path(VALUE_PATH, find_original(node, self.module))
         call = self._requantize(node, path, fake_quantizer, users)
         if own is not None and not wide:
             self._read[call] = own
@@ -294,7 +315,7 @@ class Rewriter:
         users = [user for user in node.users if self.readers.is_or_leads_to_layer(user)]
         behind = self._is_requantized_for_all(node)
         name = find_original(node, self.module) if behind else node.name
-        self._requantize(node, f"{REQUANTIZER_PATH}.{name}", self._read[node], users)
+        self._requantize(node, make_path(REQUANTIZER_PATH, name), self._read[node], users)
         return not node.users
 
     def _requantize(
@@ -349,7 +370,7 @@ class Rewriter:
         """Cast the integers that go into a float operation to float32."""
         for source in sources:
             scale_source = self.scale_sources[source]
-            path = f"{CAST_PATH}.{find_original(source, self.module)}"
+            path = make_path(CAST_PATH, find_original(source, self.module))
             if path not in self._inserted:
                 cast = self._insert(source, path, Dequantizer(scale_source), (source,))
                 self._inserted[path] = cast

@@ -70,6 +70,7 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
         "float_operations": network.float_operations,
         "in_float": describe_operations(network.module, network.float_operations),
         "left_in_float": sorted(network.left_in_float),
+        "operations": list(network.operations()),
     }
 
 
@@ -123,12 +124,15 @@ def restore_from_tensors(
         quantize_sums=description.get("quantize_sums", False),
     )
     bits = {name: entry["bits"] for name, entry in described.items()}
-    # Files of earlier versions name what was in float alone; it stays so, with what is around it.
-    left = description.get("left_in_float", list(description["float_operations"]))
+    left = set(description.get("left_in_float", ()))
+    if "operations" not in description:
+        # Of earlier versions, which knew fewer integer forms: what was in float stays so.
+        left |= description["float_operations"].keys()
     network = convert_to_integers(folded, bits, description["reads"], settings, left)
-    requantizers = network.requantizers()
-    if set(requantizers) != set(description["activations"]):
-        differing = sorted(set(requantizers) ^ set(description["activations"]))
+    requantizers, operations = network.requantizers(), network.operations()
+    expected = {*description["activations"], *description.get("operations", ())}
+    differing = sorted({*requantizers, *operations} ^ expected)
+    if differing:
         raise OmpqError(f"the file is of another network: {differing[0]} differs")
     for path, requantizer in requantizers.items():
         entry = description["activations"][path]

@@ -16,11 +16,13 @@ from torch.fx import Node
 from ompq.graph.operations import ADDITIONS, operation, tensor_shape
 from ompq.integer.forms import Form, find_form
 from ompq.integer.layers import QuantizedLayer
+from ompq.integer.operations import NARROW_BITS, is_narrow
 from ompq.integer.readers import LayerReaders
 from ompq.integer.requantization import Requantizer, ScaleSource
+from ompq.integer.substitution import Substitution
 
 # Width of values that sums, concatenations and averages read.
-VALUE_BITS = 8
+VALUE_BITS = NARROW_BITS
 CONCATENATIONS = frozenset("cat concat concatenate stack".split())
 
 
@@ -30,20 +32,33 @@ class ValueReaders:
 
     Attributes:
         layers: Layers of the network, and what leads to them.
+        substitution: Operations with an integer form of their own.
         scale_sources: Source of the scale of each node's value; None for one in float.
         read: Nodes whose values layers read.
     """
 
     layers: LayerReaders
+    substitution: Substitution
     scale_sources: Mapping[Node, ScaleSource | None]
     read: Collection[Node]
 
-    def need_one_quantization(self, node: Node) -> bool:
-        """Tell whether a value is to be quantized once for all who read it."""
+    def need_one_quantization(self, node: Node, for_sums: bool) -> bool:
+        """Tell whether a value is to be quantized once for all who read it.
+
+        Args:
+            node: Node whose value it is.
+            for_sums: Whether sums and the like read 8 bits, and not products and tables alone.
+        """
         source = self.scale_sources[node]
-        if source is None or _is_narrow(source):
+        if source is None:
             return False
         others = [user for user in node.users if not self.layers.is_or_leads_to_layer(user)]
+        if not is_narrow(source) and any(
+            self.substitution.reads_narrow(user, self.scale_sources) for user in others
+        ):
+            return True
+        if not for_sums or _is_narrow(source):
+            return False
         return any(self._needs_integers(user, node, source, node in self.read) for user in others)
 
     def _needs_integers(

@@ -30,6 +30,7 @@ from ompq.graph.operations import CLIPS, operation, tensor_shape
 from ompq.integer.forms import Form, find_form
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.network import IntegerNetwork
+from ompq.integer.operations import IntegerOperation
 from ompq.integer.requantization import (
     Dequantizer,
     OutputRounding,
@@ -127,6 +128,8 @@ class _QuantizedWalker(Walker):
                 return self.values[node.all_input_nodes[0]]
             if isinstance(module, Requantizer):
                 return self._write_requantizer(node, module)
+            if isinstance(module, IntegerOperation):
+                return self.write_opened(module.function, node.all_input_nodes)
         if self._is_put_off(node):
             return self.values[self.find_source(node)]
         return super().write(node)

@@ -121,8 +121,17 @@ class Walker:
             raise call.refuse(
                 f"nobody knows how to write it, nor what it is made of ({error})"
             ) from error
-        inner = Walker(self.builder, traced.module, survey(traced.module), self.images)
-        return inner.run([self.read(node) for node in traced.inputs])
+        return self.write_opened(traced.module, traced.inputs)
+
+    def write_opened(self, module: GraphModule, inputs: Sequence[Node]) -> str:
+        """Write a network that stands in the place of a node.
+
+        Args:
+            module: The network, with recorded shapes.
+            inputs: Nodes of what it takes, in order.
+        """
+        inner = Walker(self.builder, module, survey(module), self.images)
+        return inner.run([self.read(node) for node in inputs])
 
     def _write_by_torch(self, call: Call, reason: NoForm) -> Value:
         """Let PyTorch's own exporter write what nobody else can."""

@@ -102,6 +102,16 @@ EXACT: dict[str, Operation] = {
     "type_as": lambda s, a, b: b.type_as(a) + a,
     "contiguous view": lambda s, a, b: b.permute(0, 2, 3, 1).contiguous().view(b.size(0), -1),
     "layer(input)": lambda s, a, b: s.conv(input=a).mean(2),
+    "a number": lambda s, a, b: b + 0.5,
+    "a buffer": lambda s, a, b: b + s.small,
+    "a negative factor": lambda s, a, b: b * -0.3,
+    "a product": lambda s, a, b: b * a,
+    "a product that broadcasts": lambda s, a, b: torch.mul(b.amax((2, 3), keepdim=True), other=a),
+    "a bound that is a tensor": lambda s, a, b: s.conv(b).clamp(min=s.small),
+    "a square": lambda s, a, b: b * b,
+    "gelu": lambda s, a, b: F.gelu(s.conv(F.gelu(b) + b)),
+    "a gate": lambda s, a, b: torch.sigmoid(s.conv(b)) * a.square(),
+    "a reversed difference": lambda s, a, b: 1 - torch.tanh(b),
     "dropout(training=False)": lambda s, a, b: F.dropout(b, 0.5, training=False),
 }
 # With what has no exact form, by the operations in float.
@@ -116,18 +126,13 @@ MIXED: dict[str, tuple[Operation, str]] = {
     "mean over images": (lambda s, a, b: b - b.mean(0, keepdim=True), "mean sub"),
     "mean over all": (lambda s, a, b: b - b.mean(), "mean sub"),
     "alpha": (lambda s, a, b: torch.add(a, b, alpha=2), "add"),
-    "a number": (lambda s, a, b: b + 0.5, "add"),
-    "a buffer": (lambda s, a, b: b + s.small, "add"),
-    "a negative factor": (lambda s, a, b: b * -0.3, "mul"),
-    "a product": (lambda s, a, b: b * a, "mul"),
-    "a bound that is a tensor": (lambda s, a, b: s.conv(b).clamp(min=s.small), "clamp"),
     "padding with another value": (lambda s, a, b: F.pad(b, (1, 1), value=0.5), "pad"),
     "half": (lambda s, a, b: b.half().float().mean(3), "half float mean"),
     "a place": (lambda s, a, b: b.mean(3) + b.max(1)[1].sum((1, 2))[:, None, None] * 0.0,
                 "max getitem sum getitem mul add"),
     "the larger one": (lambda s, a, b: torch.max(a, b), "max"),
     "a weight of a layer": (lambda s, a, b: F.conv2d(b, s.conv.weight), "conv2d"),
-    "gelu": (lambda s, a, b: F.gelu(s.conv(F.gelu(b) + b)), "gelu add gelu"),
+    "a running sum": (lambda s, a, b: s.conv(b.cumsum(1) + b), "cumsum add"),
 }  # fmt: skip
 
 
@@ -149,9 +154,11 @@ MODULES: list[tuple[list[nn.Module], str]] = [
     ([nn.Conv2d(8, 8, 1), nn.PixelShuffle(2), nn.ZeroPad2d(1), nn.Flatten(2)], ""),
     ([nn.Linear(8, 6), nn.MaxPool2d(2), nn.Flatten(2), nn.Linear(12, 3)], ""),
     ([nn.Conv2d(8, 6, 4, padding="same", padding_mode="circular", groups=2)], ""),
-    ([nn.BatchNorm2d(8), nn.ReLU()], "BatchNorm2d relu"),
+    ([nn.BatchNorm2d(8), nn.ReLU()], ""),
+    ([nn.Conv2d(8, 4, 1), nn.PReLU(4), nn.Hardswish(), nn.AvgPool2d(2)], ""),
+    ([nn.Conv2d(8, 4, 1), nn.SiLU(inplace=True), nn.BatchNorm2d(4), nn.ELU(0.5)], ""),
     ([nn.ConvTranspose2d(8, 4, 2, 2), nn.Conv2d(4, 2, 3)], "ConvTranspose2d"),
-    ([nn.Conv2d(8, 4, 1), nn.PReLU()], "PReLU"),
+    ([nn.Conv2d(8, 4, 1), nn.PReLU()], ""),
 ]
 
 

@@ -1,0 +1,158 @@
+"""Operations between layers that have an integer form of their own: the base of all, and products.
+
+An operation computes in float while training, on values that are fake-quantized before it. In
+evaluation it computes integers from integers, which `compute` alone does, here and where the
+written-down numbers are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from ompq.graph.operations import carries_values, tensor_shape
+from ompq.graph.shapes import copy_shape
+from ompq.integer.requantization import Requantizer, ScaleSource
+
+# Width of what layers, sums and products read.
+NARROW_BITS = 8
+
+
+class IntegerOperation(nn.Module):
+    """An operation on integers, with the float operation that it stands for.
+
+    Args:
+        function: What the network computes in its place, in float.
+        scale_sources: Source of the scale of each value that it reads.
+
+    Attributes:
+        bits: Width of what it gives, sign included.
+        enabled: Whether it computes with integers in evaluation.
+    """
+
+    scales_channels = False
+    bits = 32
+
+    def __init__(self, function: GraphModule, scale_sources: Sequence[ScaleSource]) -> None:
+        super().__init__()
+        self.function = function
+        self.scale_sources = tuple(scale_sources)
+        self.enabled = True
+        self._numbers: dict[str, Tensor] | None = None
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """Compute the operation of its values: in float, or by integers as float64 multiples."""
+        if self.training or not self.enabled:
+            return self.function(*values)
+        pairs = zip(values, self.scale_sources, strict=True)
+        whole = [torch.round(x.double() / source.get_scale()).long() for x, source in pairs]
+        return self.compute(self.compute_numbers(), *whole).double() * self.get_scale()
+
+    def compute_numbers(self) -> dict[str, Tensor]:
+        """Return the integers that it computes with, by name; kept until the mode changes.
+
+        Raises:
+            ArithmeticError: The float operation gives no numbers for integers that it may read.
+        """
+        if self._numbers is None or self.training:
+            self._numbers = self.write_numbers()
+        return self._numbers
+
+    def write_numbers(self) -> dict[str, Tensor]:
+        """Compute the integers that it computes with, and `scale`, the float64 scale of results."""
+        raise NotImplementedError
+
+    def compute(self, numbers: Mapping[str, Tensor], *whole: Tensor) -> Tensor:
+        """Compute integers (int64) from integers.
+
+        Args:
+            numbers: What `compute_numbers` returned.
+            whole: Integers of each value, less their zero points.
+        """
+        raise NotImplementedError
+
+    def get_scale(self) -> Tensor:
+        """Return the scale of what it gives: float64 scalar."""
+        return self.compute_numbers()["scale"]
+
+    def train(self, mode: bool = True) -> IntegerOperation:
+        """Switch between training and evaluation; numbers are computed anew after it."""
+        self._numbers = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> IntegerOperation:
+        """Change the tensors (their device); numbers are computed anew after it."""
+        self._numbers = None
+        return super()._apply(fn, recurse)
+
+
+class IntegerProduct(IntegerOperation):
+    """The product of two values of at most 8 bits, element by element, which may broadcast."""
+
+    bits = 2 * NARROW_BITS
+
+    def write_numbers(self) -> dict[str, Tensor]:
+        """Compute the scale, which is the product of both."""
+        first, second = (source.get_scale() for source in self.scale_sources)
+        return {"scale": first * second}
+
+    def compute(self, numbers: Mapping[str, Tensor], *whole: Tensor) -> Tensor:
+        """Multiply two tensors of integers."""
+        return whole[0] * whole[1]
+
+
+def is_narrow(source: ScaleSource | None) -> bool:
+    """Tell whether a value consists of integers of at most 8 bits, no sums of them.
+
+    Args:
+        source: Source of the value's scale; None for one in float.
+    """
+    if source is None or source.count > 1 or source.divisor > 1:
+        return False
+    module: object = source.module
+    return isinstance(module, Requantizer) and module.fake_quantizer.bits <= NARROW_BITS
+
+
+def isolate(node: Node, module: GraphModule) -> GraphModule | None:
+    """Make a network of one operation, of the values that it reads.
+
+    What it computes from parameters alone is part of it.
+
+    Args:
+        node: Node of the network.
+        module: The network; parameters and modules are shared with it.
+
+    Returns:
+        The network; None where the operation reads sizes of values, too.
+    """
+    inputs = [source for source in node.all_input_nodes if carries_values(source)]
+    graph = Graph()
+    made: dict[Node, Node] = {}
+    for number, source in enumerate(inputs):
+        made[source] = graph.placeholder(f"value_{number}")
+        copy_shape(made[source], source)
+    if not _copy_constants(node, graph, made):
+        return None
+    made[node] = graph.node_copy(node, lambda source: made[source])
+    graph.output(made[node])
+    isolated = GraphModule(module, graph)
+    isolated.train(module.training)
+    return isolated
+
+
+def _copy_constants(node: Node, graph: Graph, made: dict[Node, Node]) -> bool:
+    """Copy what an operation reads that does not depend on images; tell whether that is all."""
+    for source in node.all_input_nodes:
+        if source in made:
+            continue
+        reads_sizes = any(map(carries_values, source.all_input_nodes))
+        if source.op == "placeholder" or reads_sizes or tensor_shape(source) is None:
+            return False
+        if not _copy_constants(source, graph, made):
+            return False
+        made[source] = graph.node_copy(source, lambda own: made[own])
+    return True
