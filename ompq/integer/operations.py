@@ -1,4 +1,4 @@
-"""Operations between layers that have an integer form of their own: the base of all, and products.
+"""Operations between layers that have an integer form of their own: what all of them share.
 
 An operation computes in float while training, on values that are fake-quantized before it. In
 evaluation it computes integers from integers, which `compute` alone does, here and where the
@@ -8,12 +8,15 @@ written-down numbers are run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.fx import Graph, GraphModule, Node
 
+from ompq.errors import UNSUITED_ERRORS
 from ompq.graph.operations import carries_values, tensor_shape
 from ompq.graph.shapes import copy_shape
 from ompq.integer.requantization import Requantizer, ScaleSource
@@ -79,6 +82,11 @@ class IntegerOperation(nn.Module):
         """Return the scale of what it gives: float64 scalar."""
         return self.compute_numbers()["scale"]
 
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the scales of what it reads."""
+        return self.scale_sources[0].get_scale().device
+
     def train(self, mode: bool = True) -> IntegerOperation:
         """Switch between training and evaluation; numbers are computed anew after it."""
         self._numbers = None
@@ -88,21 +96,6 @@ class IntegerOperation(nn.Module):
         """Change the tensors (their device); numbers are computed anew after it."""
         self._numbers = None
         return super()._apply(fn, recurse)
-
-
-class IntegerProduct(IntegerOperation):
-    """The product of two values of at most 8 bits, element by element, which may broadcast."""
-
-    bits = 2 * NARROW_BITS
-
-    def write_numbers(self) -> dict[str, Tensor]:
-        """Compute the scale, which is the product of both."""
-        first, second = (source.get_scale() for source in self.scale_sources)
-        return {"scale": first * second}
-
-    def compute(self, numbers: Mapping[str, Tensor], *whole: Tensor) -> Tensor:
-        """Multiply two tensors of integers."""
-        return whole[0] * whole[1]
 
 
 def is_narrow(source: ScaleSource | None) -> bool:
@@ -115,6 +108,75 @@ def is_narrow(source: ScaleSource | None) -> bool:
         return False
     module: object = source.module
     return isinstance(module, Requantizer) and module.fake_quantizer.bits <= NARROW_BITS
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An operation that is tried on the CPU, with tensors of its own.
+
+    Attributes:
+        function: The operation, in float.
+        tensors: Its parameters and buffers, by name.
+    """
+
+    function: GraphModule
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, function: GraphModule) -> Trial:
+        """Return the trial of an operation as it is."""
+        held = {**dict(function.named_parameters()), **dict(function.named_buffers())}
+        return cls(function, {name: tensor.detach().cpu() for name, tensor in held.items()})
+
+    def vary(self, generator: torch.Generator) -> Trial:
+        """Return the trial of an operation whose tensors training has changed, each element."""
+        varied = {
+            name: tensor * (0.5 + torch.rand(tensor.shape, generator=generator))
+            + 0.1 * torch.rand(tensor.shape, generator=generator)
+            if tensor.is_floating_point()
+            else tensor
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=varied)
+
+    @torch.no_grad()
+    def run(self, *values: Tensor) -> Tensor:
+        """Run the operation in evaluation, in float64, or in float32 where it knows no other."""
+        was = self.function.training
+        self.function.eval()
+        try:
+            return self._run([x.double() for x in values])
+        except UNSUITED_ERRORS:
+            return self._run([x.float() for x in values]).double()
+        finally:
+            self.function.train(was)
+
+    def _run(self, values: Sequence[Tensor]) -> Tensor:
+        kind = values[0].dtype
+        tensors = {
+            name: (tensor.to(kind) if tensor.is_floating_point() else tensor).clone()
+            for name, tensor in self.tensors.items()
+        }
+        # Copies, for they may be changed in place.
+        copies = tuple(x.clone() for x in values)
+        result: Tensor = functional_call(self.function, tensors, copies)
+        return result
+
+
+def agree(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
+    """Tell whether two tensors are equal but for rounding; NaN is equal to itself."""
+    both_nan = found.isnan() & expected.isnan()
+    near = (found - expected).abs() <= tolerance * (expected.abs() + 1e-6)
+    return bool((near | both_nan | (found == expected)).all())
+
+
+def reduce_shape(*tensors: Tensor) -> tuple[int, ...]:
+    """Return the shape that is left of tensors of one shape where they do not change along it."""
+    first = tensors[0]
+    return tuple(
+        1 if all(agree(t, t.narrow(dim, 0, 1).expand_as(t)) for t in tensors) else size
+        for dim, size in enumerate(first.shape)
+    )
 
 
 def isolate(node: Node, module: GraphModule) -> GraphModule | None:

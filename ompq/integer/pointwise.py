@@ -7,16 +7,21 @@ changes that value's result alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.fx import GraphModule
 
 from ompq.errors import UNSUITED_ERRORS
-from ompq.integer.operations import NARROW_BITS, IntegerOperation
+from ompq.integer.operations import (
+    NARROW_BITS,
+    IntegerOperation,
+    Trial,
+    agree,
+    reduce_shape,
+)
 from ompq.integer.requantization import ScaleSource
 
 # Entries of tables: finer than anything that is read of them.
@@ -67,7 +72,7 @@ class LookupTable(IntegerOperation):
         """Compute `table` (int64, channels × levels), `first` (the first level), and `scale`."""
         levels = torch.arange(self.levels.start, self.levels.stop, dtype=torch.float64)
         values = levels * self.scale_sources[0].get_scale().cpu()
-        results = _look_up_all(_Trial.of(self.function), values, self.nature)
+        results = _look_up_all(Trial.of(self.function), values, self.nature)
         if not bool(results.isfinite().all()):
             raise ArithmeticError("it gives no numbers for some of the values that it may read")
         largest = float(results.abs().max())
@@ -75,7 +80,7 @@ class LookupTable(IntegerOperation):
         return {
             "table": torch.round(results / scale).long(),
             "first": torch.tensor(self.levels.start),
-            "scale": scale.to(_find_device(self)),
+            "scale": scale.to(self.device),
         }
 
     def compute(self, numbers: Mapping[str, Tensor], *whole: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ class IntegerAffine(IntegerOperation):
     def write_numbers(self) -> dict[str, Tensor]:
         """Compute `multiplier` and `offset` (int64, of the nature's shape), and `scale`."""
         (source,) = self.scale_sources
-        gain, offset = _find_line(_Trial.of(self.function), self.nature.shape)
+        gain, offset = _find_line(Trial.of(self.function), self.nature.shape)
         if not bool((gain.isfinite() & offset.isfinite()).all()):
             raise ArithmeticError("it multiplies or adds something infinite")
         gain = gain * source.get_scale().cpu()
@@ -118,64 +123,13 @@ class IntegerAffine(IntegerOperation):
         return {
             "multiplier": torch.round(gain / scale).long(),
             "offset": torch.round(offset / scale).long(),
-            "scale": scale.to(_find_device(self)),
+            "scale": scale.to(self.device),
         }
 
     def compute(self, numbers: Mapping[str, Tensor], *whole: Tensor) -> Tensor:
         """Multiply integers, and add to them."""
         (x,) = whole
         return x * numbers["multiplier"].to(x.device) + numbers["offset"].to(x.device)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """An operation that is tried on the CPU, with tensors of its own.
-
-    Attributes:
-        function: The operation, in float.
-        tensors: Its parameters and buffers, by name.
-    """
-
-    function: GraphModule
-    tensors: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, function: GraphModule) -> _Trial:
-        """Return the trial of an operation as it is."""
-        held = {**dict(function.named_parameters()), **dict(function.named_buffers())}
-        return cls(function, {name: tensor.detach().cpu() for name, tensor in held.items()})
-
-    def vary(self, generator: torch.Generator) -> _Trial:
-        """Return the trial of an operation whose tensors training has changed, each element."""
-        varied = {
-            name: tensor * (0.5 + torch.rand(tensor.shape, generator=generator))
-            + 0.1 * torch.rand(tensor.shape, generator=generator)
-            if tensor.is_floating_point()
-            else tensor
-            for name, tensor in self.tensors.items()
-        }
-        return replace(self, tensors=varied)
-
-    @torch.no_grad()
-    def run(self, x: Tensor) -> Tensor:
-        """Run the operation in evaluation, in float64, or in float32 where it knows no other."""
-        was = self.function.training
-        self.function.eval()
-        try:
-            return self._run(x.double())
-        except UNSUITED_ERRORS:
-            return self._run(x.float()).double()
-        finally:
-            self.function.train(was)
-
-    def _run(self, x: Tensor) -> Tensor:
-        tensors = {
-            name: (tensor.to(x.dtype) if tensor.is_floating_point() else tensor).clone()
-            for name, tensor in self.tensors.items()
-        }
-        # A copy, for it may be changed in place.
-        result: Tensor = functional_call(self.function, tensors, (x.clone(),))
-        return result
 
 
 def find_nature(
@@ -195,7 +149,7 @@ def find_nature(
         dimensions without being a line.
     """
     generator = torch.Generator().manual_seed(0)
-    trial = _Trial.of(function).vary(generator)
+    trial = Trial.of(function).vary(generator)
     if not trial.tensors:
         shape = tuple(min(size, _PROBED_SIZE) for size in shape)
     try:
@@ -205,7 +159,7 @@ def find_nature(
 
 
 def _find_nature(
-    trial: _Trial, shape: tuple[int, ...], images_dim: int | None, generator: torch.Generator
+    trial: Trial, shape: tuple[int, ...], images_dim: int | None, generator: torch.Generator
 ) -> Nature | None:
     x = _draw(shape, generator)
     y = trial.run(x)
@@ -214,12 +168,12 @@ def _find_nature(
     gain, offset = _find_line(trial, shape)
     size = x.abs() * gain.abs() + offset.abs() + 1e-6
     if bool(((y - (gain * x + offset)).abs() <= _TOLERANCE * size).all()):
-        nature = Nature(_reduce_shape(gain, offset), is_affine=True)
+        nature = Nature(reduce_shape(gain, offset), is_affine=True)
         if prod(nature.shape) > 1:
             found = _find_line(trial, nature.shape)
-            agree = all(map(_agree, found, (gain, offset)))
+            same = all(map(agree, found, (gain, offset)))
             along_images = images_dim is None or nature.shape[images_dim] > 1
-            return nature if agree and not along_images else None
+            return nature if same and not along_images else None
     dims = [dim for dim, size in enumerate(shape) if size > 1 and dim != images_dim]
     for dim in (None, *dims[:1], *dims[-1:]):
         nature = Nature(tuple(size if k == dim else 1 for k, size in enumerate(shape)), False)
@@ -234,18 +188,18 @@ def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64) * 10**exponents
 
 
-def _is_local(trial: _Trial, x: Tensor, y: Tensor, generator: torch.Generator) -> bool:
+def _is_local(trial: Trial, x: Tensor, y: Tensor, generator: torch.Generator) -> bool:
     """Tell whether values keep their results when others change."""
     if x.numel() == 1:
         return True
     kept = torch.rand(x.shape, generator=generator) < 0.5
     kept.view(-1)[0], kept.view(-1)[-1] = True, False
     other = trial.run(torch.where(kept, x, _draw(tuple(x.shape), generator)))
-    return _agree(other[kept], y[kept])
+    return agree(other[kept], y[kept])
 
 
 def _is_looked_up(
-    trial: _Trial, shape: tuple[int, ...], nature: Nature, generator: torch.Generator
+    trial: Trial, shape: tuple[int, ...], nature: Nature, generator: torch.Generator
 ) -> bool:
     """Tell whether tables, of one dimension's channels or of all, give what an operation gives."""
     levels = _draw((_LEVELS,), generator)
@@ -255,10 +209,10 @@ def _is_looked_up(
         return False
     places = torch.randint(0, _LEVELS, shape, generator=generator)
     channels = torch.arange(len(table)).view(nature.shape)
-    return _agree(trial.run(levels[places]), table[channels, places])
+    return agree(trial.run(levels[places]), table[channels, places])
 
 
-def _look_up_all(trial: _Trial, values: Tensor, nature: Nature) -> Tensor:
+def _look_up_all(trial: Trial, values: Tensor, nature: Nature) -> Tensor:
     """Compute an operation, in float64, of some values: channels × values.
 
     Args:
@@ -275,27 +229,8 @@ def _look_up_all(trial: _Trial, values: Tensor, nature: Nature) -> Tensor:
     return results.reshape(prod(nature.shape), len(values))
 
 
-def _find_line(trial: _Trial, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _find_line(trial: Trial, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Find what an operation multiplies by and adds, float64, where it is a line."""
     zeros = torch.zeros(shape, dtype=torch.float64)
     offset = trial.run(zeros)
     return trial.run(zeros + 1) - offset, offset
-
-
-def _reduce_shape(*tensors: Tensor) -> tuple[int, ...]:
-    """Return the shape that is left of tensors of one shape where they do not change along it."""
-    first = tensors[0]
-    return tuple(
-        1 if all(_agree(t, t.narrow(dim, 0, 1).expand_as(t)) for t in tensors) else size
-        for dim, size in enumerate(first.shape)
-    )
-
-
-def _agree(found: Tensor, expected: Tensor) -> bool:
-    both_nan = found.isnan() & expected.isnan()
-    near = (found - expected).abs() <= _TOLERANCE * (expected.abs() + 1e-6)
-    return bool((near | both_nan | (found == expected)).all())
-
-
-def _find_device(operation: IntegerOperation) -> torch.device:
-    return operation.scale_sources[0].get_scale().device

@@ -54,7 +54,7 @@ class ValueReaders:
             return False
         others = [user for user in node.users if not self.layers.is_or_leads_to_layer(user)]
         if not is_narrow(source) and any(
-            self.substitution.reads_narrow(user, self.scale_sources) for user in others
+            self.substitution.reads_narrow(user, node, self.scale_sources) for user in others
         ):
             return True
         if not for_sums or _is_narrow(source):

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from torch.fx import GraphModule, Node
 
-from ompq.graph.operations import (
-    PRODUCTS,
-    carries_values,
-    image_layout,
-    operation,
-    tensor_shape,
-)
+from ompq.graph.operations import carries_values, image_layout, operation, tensor_shape
 from ompq.integer.batch_norm import replace_standalone_norms
 from ompq.integer.forms import CASTS, find_form
 from ompq.integer.inserted import is_inserted
 from ompq.integer.layers import QuantizedLayer
-from ompq.integer.operations import IntegerOperation, IntegerProduct, is_narrow, isolate
-from ompq.integer.pointwise import IntegerAffine, LookupTable, Nature, find_nature
+from ompq.integer.normalisation import IntegerNorm, find_norm
+from ompq.integer.operations import IntegerOperation, is_narrow, isolate
+from ompq.integer.pointwise import IntegerAffine, LookupTable, find_nature
+from ompq.integer.products import IntegerProduct, count_products
 from ompq.integer.requantization import ScaleSource
+from ompq.integer.softmax import IntegerSoftmax, find_softmax
 
 Sources = Mapping[Node, ScaleSource | None]
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What was found of an operation.
+
+    Attributes:
+        narrow: Whether it reads 8 bits, rather than any width of one scale.
+        make: Function that makes the integer form, of the operation as a network of its own and of
+            the sources of the scales of what it reads.
+    """
+
+    narrow: bool
+    make: Callable[[GraphModule, Sequence[ScaleSource]], IntegerOperation]
 
 
 class Substitution:
@@ -34,21 +47,23 @@ class Substitution:
 
     def __init__(self, module: GraphModule, left_in_float: Collection[str]) -> None:
         self.module, self.left_in_float = module, left_in_float
-        self._natures: dict[Node, Nature | None] = {}
+        self._found: dict[Node, _Finding | None] = {}
 
-    def reads_narrow(self, node: Node, scale_sources: Sources) -> bool:
-        """Tell whether an operation will read integers of 8 bits.
+    def reads_narrow(self, node: Node, value: Node, scale_sources: Sources) -> bool:
+        """Tell whether an operation will read a value as integers of 8 bits.
 
         Args:
             node: Node that nothing was substituted for yet.
+            value: Value that it reads.
             scale_sources: Source of the scale of each value, as far as they are known.
         """
-        if not self._may_compute(node):
+        finding = self._find(node)
+        if finding is None:
             return False
-        known = [scale_sources[x] for x in _find_values(node) if x in scale_sources]
-        if any(source is None for source in known):
+        if any(scale_sources[x] is None for x in _find_values(node) if x in scale_sources):
             return False
-        return self._is_product(node) or self._find_nature(node) is not None
+        source = scale_sources[value]
+        return finding.narrow or (source is not None and source.per_channel)
 
     def make(self, node: Node, scale_sources: Sources) -> IntegerOperation | None:
         """Make the integer form of an operation; None where it has none.
@@ -57,21 +72,24 @@ class Substitution:
             node: Node of the operation, in training's and evaluation's float.
             scale_sources: Source of the scale of each value that it reads.
         """
-        if not self._may_compute(node):
+        finding = self._find(node)
+        if finding is None:
             return None
         found = [scale_sources.get(source) for source in _find_values(node)]
-        sources = [source for source in found if source is not None and is_narrow(source)]
-        nature = None if self._is_product(node) else self._find_nature(node)
-        if len(sources) < len(found) or not (self._is_product(node) or nature):
-            return None
+        fits = is_narrow if finding.narrow else _has_one_scale
+        sources = [source for source in found if source is not None and fits(source)]
         function = isolate(node, self.module)
-        if function is None:
+        if len(sources) < len(found) or function is None:
             return None
         replace_standalone_norms(function)
-        if nature is None:
-            return IntegerProduct(function, sources)
-        kind = IntegerAffine if nature.is_affine else LookupTable
-        return kind(function, sources[0], nature)
+        return finding.make(function, sources)
+
+    def _find(self, node: Node) -> _Finding | None:
+        if not self._may_compute(node):
+            return None
+        if node not in self._found:
+            self._found[node] = self._try(node)
+        return self._found[node]
 
     def _may_compute(self, node: Node) -> bool:
         """Tell whether a node computes floats of values in a way that integers do not follow."""
@@ -91,23 +109,44 @@ class Substitution:
         called = node.op == "call_module" and self.module.get_submodule(str(node.target))
         return isinstance(called, QuantizedLayer)
 
-    def _is_product(self, node: Node) -> bool:
-        known = operation(node, self.module) in PRODUCTS and node.op != "call_module"
-        return known and len(_find_values(node)) == len(node.all_input_nodes) == 2
-
-    def _find_nature(self, node: Node) -> Nature | None:
-        if node not in self._natures:
-            self._natures[node] = self._try(node)
-        return self._natures[node]
-
-    def _try(self, node: Node) -> Nature | None:
+    def _try(self, node: Node) -> _Finding | None:
+        """Find, by trying, what an operation is."""
         values = _find_values(node)
-        shape, layout = tensor_shape(node), image_layout(node)
-        if len(values) != 1 or shape is None or tensor_shape(values[0]) != shape:
+        shapes = [shape for shape in map(tensor_shape, values) if shape is not None]
+        function = isolate(node, self.module) if len(shapes) == len(values) <= 2 else None
+        if function is None:
             return None
-        function = isolate(node, self.module)
-        dim = None if layout is None else layout.dim
-        return None if function is None else find_nature(function, shape, dim)
+        if len(shapes) == 2:
+            count = count_products(function, shapes)
+            return None if count is None else _Finding(True, partial(_make_product, count))
+        layout = image_layout(node)
+        return self._try_one(function, shapes[0], None if layout is None else layout.dim)
+
+    def _try_one(
+        self, function: GraphModule, shape: tuple[int, ...], images_dim: int | None
+    ) -> _Finding | None:
+        """Find what an operation of one value is, which has the value's shape."""
+        nature = find_nature(function, shape, images_dim)
+        if nature is not None:
+            kind = IntegerAffine if nature.is_affine else LookupTable
+            return _Finding(True, lambda own, sources: kind(own, sources[0], nature))
+        dim = find_softmax(function, shape, images_dim)
+        if dim is not None:
+            return _Finding(False, lambda own, sources: IntegerSoftmax(own, sources[0], dim))
+        norm = find_norm(function, shape, images_dim)
+        if norm is not None:
+            return _Finding(False, lambda own, sources: IntegerNorm(own, sources[0], norm, shape))
+        return None
+
+
+def _make_product(
+    count: int, function: GraphModule, sources: Sequence[ScaleSource]
+) -> IntegerOperation:
+    return IntegerProduct(function, sources, count)
+
+
+def _has_one_scale(source: ScaleSource) -> bool:
+    return not source.per_channel
 
 
 def _find_values(node: Node) -> list[Node]:
