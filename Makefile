@@ -13,9 +13,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BASE := $(VENV)/.installed
 ONNX := $(VENV)/.installed-onnx
 FULL := $(VENV)/.installed-dev
-SOURCES := ompq mixed_bit PTQ QAT bit_config.py examples benchmarks docs tests
+SOURCES := ompq mixed_bit PTQ QAT recipes bit_config.py examples benchmarks docs tests
 
-.PHONY: help install demo test test-fast lint format docs bench clean
+.PHONY: help install demo recipes test test-fast lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to make
@@ -51,6 +51,9 @@ install: $(BASE) ## the package and what it needs, in $(VENV)
 demo: $(ONNX) ## the main job on real digits: no download, no GPU, under three minutes
 	$(BIN)/python examples/demo.py $(ARGS)
 
+recipes: $(ONNX) ## all recipes that need no ImageNet (hours); WEIGHTS=folder of their weights
+	$(BIN)/ompq-run --without imagenet $(if $(WEIGHTS),--weights $(WEIGHTS)) recipes/*.yaml $(ARGS)
+
 test: lint ## lint, types and all tests
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
@@ -77,4 +80,4 @@ bench: $(FULL) ## measure bit search, reconstruction, fine-tuning and what is ex
 
 clean: ## remove the environment and everything made
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
-		ompq_output ptq_output qat_output demo_output float_output benchmark_output
+		ompq_output ptq_output qat_output recipe_output demo_output float_output benchmark_output

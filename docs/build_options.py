@@ -16,6 +16,7 @@ from ompq.files import write_text
 from ompq.options import Parser
 from PTQ.options import build_parser as build_ptq_parser
 from QAT.options import build_parser as build_qat_parser
+from recipes.options import build_parser as build_run_parser
 
 PAGE = Path(__file__).resolve().parent / "options.md"
 INTRODUCTION = """# Options
@@ -33,6 +34,7 @@ SCRIPTS = {
     "QAT/quant_train.py": ("ompq-qat", build_qat_parser),
     "ompq/export/__main__.py": ("ompq-export", build_export_parser),
     "ompq/debug/__main__.py": ("ompq-debug", build_debug_parser),
+    "recipes/__main__.py": ("ompq-run", build_run_parser),
 }
 
 

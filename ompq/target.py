@@ -17,11 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from ompq.activation_memory import MemoryPeak, measure_peak
@@ -29,6 +27,7 @@ from ompq.assignment import Assignment
 from ompq.cost import check_widths
 from ompq.errors import OmpqError
 from ompq.graph import NetworkGraph
+from ompq.yaml_files import check_keys, read_yaml
 
 OPERATIONS = ("conv", "depthwise", "linear")
 # A depthwise convolution is a convolution, where a target does not name it.
@@ -209,21 +208,6 @@ class Target:
         return usual if allowed is None or usual in allowed else max(allowed)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A loader that refuses a key that is there twice, of which YAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a dictionary of a node, each of whose keys is there once."""
-        seen: set[object] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value} is there twice", problem_mark=key.start_mark
-                )
-            seen.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
-
-
 def name_operation(module: nn.Module) -> str:
     """Name what a layer is to a target: conv, depthwise or linear.
 
@@ -247,20 +231,11 @@ def read_target(path: str | Path) -> Target:
             another type (each is named).
     """
     where = f"target {path}"
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OmpqError(f"{where} cannot be read: {reason}; check `target`") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f" in line {mark.line + 1}"
-        problem = getattr(error, "problem", None) or getattr(error, "reason", "nested too deeply")
-        raise OmpqError(f"{where} is no YAML{line}: {problem}; correct it") from error
+    content = read_yaml(path, where, "target")
     known = [entry.name for entry in fields(Target) if entry.name != "name"]
     if not isinstance(content, dict) or not content:
         raise OmpqError(f"{where} is not a target; give it some of {', '.join(known)}")
-    _check_keys(where, content, known)
+    check_keys(where, content, known)
     values: dict[str, Any] = {}
     for key, value in content.items():
         if key in _LISTS:
@@ -291,20 +266,11 @@ def read_matching_target(path: str | Path | None, **choices: Any) -> Target | No
     return target
 
 
-def _check_keys(where: str, given: Mapping[Any, object], known: Sequence[str]) -> None:
-    """Refuse keys that are not known, with the nearest that is."""
-    for key in given:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise OmpqError(f"{where}: unknown key {key}; {meant}there are {', '.join(known)}")
-
-
 def _read_operations(where: str, value: object) -> dict[str, tuple[int, ...]]:
     if not isinstance(value, dict) or not value:
         example = "{depthwise: [8], conv: [4, 8]}"
         raise OmpqError(f"{where}: operations is {value!r}; write it like {example}")
-    _check_keys(f"{where}: operations", value, OPERATIONS)
+    check_keys(f"{where}: operations", value, OPERATIONS)
     return {
         name: _read_widths(f"{where}: operations: {name}", widths) for name, widths in value.items()
     }

@@ -15,7 +15,7 @@ from support import ROOT, run_command
 STAGES = ("mixed_bit", "PTQ", "QAT")
 SOURCES = sorted(
     file
-    for folder in ("ompq", *STAGES, "examples", "benchmarks")
+    for folder in ("ompq", *STAGES, "recipes", "examples", "benchmarks")
     for file in (ROOT / folder).rglob("*.py")
 )
 LIBRARY = [file for file in SOURCES if file.relative_to(ROOT).parts[0] in ("ompq", *STAGES)]
@@ -40,7 +40,7 @@ def imported(file: Path) -> set[str]:
 def test_stages_stand_side_by_side_on_the_shared_package(name: str) -> None:
     own = name.split("/")[0]
     others = set(STAGES) - {own}
-    assert not imported(ROOT / name) & (others | {"tests", "examples", "benchmarks"})
+    assert not imported(ROOT / name) & (others | {"tests", "recipes", "examples", "benchmarks"})
 
 
 def module_of(file: Path) -> str:

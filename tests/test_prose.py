@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-PACKAGES = ("ompq", "mixed_bit", "PTQ", "QAT", "examples", "benchmarks", "docs")
+PACKAGES = ("ompq", "mixed_bit", "PTQ", "QAT", "recipes", "examples", "benchmarks", "docs")
 FILES = sorted(file for name in PACKAGES for file in (ROOT / name).rglob("*.py"))
 FILES.append(ROOT / "bit_config.py")
 # Imperatives with which a function's docstring may open.

@@ -1,0 +1,50 @@
+"""The command line of `ompq-run`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ompq.errors import OmpqError
+from ompq.options import Parser
+from recipes.commands import FOLDER, Places
+
+
+def build_parser() -> Parser:
+    """Build the parser with all options of the script."""
+    parser = Parser(
+        prog="ompq-run",
+        description="Run recipes: search, quantization and export of a network as a file says, and "
+        "tell whether the figure that it expects was met.",
+    )
+    parser.add_argument("recipe", type=Path, nargs="+", metavar="FILE", help="a recipe, YAML")
+    group = parser.add_argument_group("where files are")
+    group.add_argument("--path", type=Path, help="weights of the one recipe's network")
+    group.add_argument(
+        "--weights", type=Path, metavar="DIR", help="folder of the weights that recipes name"
+    )
+    group.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set")
+    group.add_argument(
+        "--output_dir", type=Path, default=FOLDER, help="folder for results, by recipe and stage"
+    )
+    group = parser.add_argument_group("what to do")
+    group.add_argument("--show", action="store_true", help="print the commands, and run nothing")
+    group.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="DATASET",
+        help="leave out the recipes on that data set; may be repeated",
+    )
+    return parser
+
+
+def read_places(arguments: argparse.Namespace) -> Places:
+    """Read where files are.
+
+    Raises:
+        OmpqError: Weights of one network are given to several recipes.
+    """
+    if arguments.path is not None and len(arguments.recipe) > 1:
+        raise OmpqError("`path` is of one recipe's network; give `weights` DIR to several")
+    return Places(arguments.path, arguments.weights, arguments.data, arguments.output_dir)
