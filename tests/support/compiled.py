@@ -38,6 +38,38 @@ def compile_c(source: CSource, folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+MAIN = """
+    #include "model.h"
+    #include "test_vectors.h"
+    int main(void)
+    {
+        int32_t sums[MODEL_OUTPUTS], differing = 0;
+        for (int t = 0; t < MODEL_TESTS; t++) {
+            model_run(model_test_image[t], sums);
+            for (int i = 0; i < MODEL_OUTPUTS; i++) differing += sums[i] != model_test_sums[t][i];
+        }
+        return differing != 0;
+    }
+"""
+
+
+def run_under_sanitizer(source: CSource, folder: Path) -> None:
+    """Run a network on its test vectors; where the compiler has them, sanitizers watch memory."""
+    (folder / "main.c").write_text(MAIN, encoding="utf-8")
+    arguments = ["-DMODEL_INTEGERS_ONLY", "-g", "-o", "main", "model.c", "main.c"]
+    sanitizer = ["-fsanitize=undefined,address", "-fno-sanitize-recover=all"]
+    compile_c(source, folder, *(sanitizer if has_sanitizer(folder) else []), *arguments)
+    done = subprocess.run([str(folder / "main")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def has_sanitizer(folder: Path) -> bool:
+    """Tell whether the compiler has the sanitizers."""
+    (folder / "empty.c").write_text("int main(void) { return 0; }", encoding="utf-8")
+    command = [str(COMPILER), "-fsanitize=undefined,address", "-o", "empty", "empty.c"]
+    return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
+
+
 class Compiled:
     """A network in C as a library."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _DTYPES = {
+    "int8_t": np.int8,
     "uint8_t": np.uint8,
     "int16_t": np.int16,
     "uint16_t": np.uint16,

@@ -130,21 +130,51 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class Operand:
-    """A second value of a sum, which lies in memory as the first one is computed.
+class Channels:
+    """Where the channels of results are: result i is of channel ⌊i / inner⌋ mod count.
 
     Attributes:
-        region: The value, of as many integers as the first.
-        factor: What it is rescaled by.
+        count: Number of channels.
+        inner: Neighbouring results of one channel.
     """
 
-    region: Region
-    factor: Factor
+    count: int
+    inner: int
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What is done to a result: rescaling, adding another, clamping, in this order.
+class Operand:
+    """A second value of a sum or product, which lies in memory as the first one is computed.
+
+    Attributes:
+        region: The value.
+        spread: Which of its integers a result reads: the one of its channel.
+        factor: What it is rescaled by; None for nothing.
+    """
+
+    region: Region
+    spread: Channels
+    factor: Factor | None = None
+
+
+class Action:
+    """What is done to a result; a dataclass of each kind tells how."""
+
+    operand: Operand | None = None
+
+    @property
+    def keeps_zero(self) -> bool:
+        """Tell whether 0 stays 0, wherever it is."""
+        raise NotImplementedError
+
+    def bound(self, bounds: Bounds) -> Bounds:
+        """Return what results lie between that lay between others before."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Stage(Action):
+    """Rescaling, adding another value, clamping, in this order.
 
     Attributes:
         factor: What it is rescaled by; None for nothing.
@@ -164,18 +194,17 @@ class Stage:
         within = bool((self.low <= 0).all() and (self.high >= 0).all())
         return within and self.operand is None
 
+    def apply(self, values: Tensor) -> Tensor:
+        """Rescale and clamp integers, int64, … × channels."""
+        values = values if self.factor is None else self.factor.apply(values)
+        return torch.clamp(values, self.low, self.high)
 
-@dataclass(frozen=True)
-class Channels:
-    """Where the channels of results are: result i is of channel ⌊i / inner⌋ mod count.
-
-    Attributes:
-        count: Number of channels.
-        inner: Neighbouring results of one channel.
-    """
-
-    count: int
-    inner: int
+    def bound(self, bounds: Bounds) -> Bounds:
+        """Return what results lie between that lay between others before."""
+        if self.operand is not None:
+            return int(self.low.min()), int(self.high.max())
+        low, high = (self.apply(torch.tensor([bound])) for bound in bounds)
+        return int(low.min()), int(high.max())
 
 
 class Task:
@@ -199,7 +228,7 @@ class Computation:
         place: Name of the place in the network, for comments and messages.
         number: Place in the order of the network's nodes.
         channels: Where channels are; None where no stage needs them.
-        stages: What is done to the results.
+        stages: What is done to the results, one after another.
         arranged: Place of each element of the tensor in the results, int64, -1 for zero; None for
             the results as they are.
     """
@@ -211,7 +240,7 @@ class Computation:
     place: str
     number: int
     channels: Channels | None = None
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[Action] = field(default_factory=list)
     arranged: Tensor | None = None
 
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 
-import torch
 from torch import Tensor
 
+from ompq.export.c.chains import Chains
 from ompq.export.c.constants import Constants
 from ompq.export.c.copies import Copies, Copy, Gather
 from ompq.export.c.layers import Convolution, Layer, Product
@@ -15,13 +15,10 @@ from ompq.export.c.pools import Pooling, Reduction, Side
 from ompq.export.c.program import (
     C_TYPES,
     Buffer,
-    Channels,
     Computation,
-    Factor,
     Map,
     Program,
     Region,
-    Stage,
     Step,
     Task,
 )
@@ -33,7 +30,10 @@ _NEEDED = {
     "pool": ("choice", "pool"),
     "reduce": ("choice", "reduce"),
 }
-_ORDER = "weights convolution convolve product multiply choice pool reduce map zeros gather".split()
+_ORDER = (
+    "look_up line times weights convolution convolve product multiply choice pool reduce map zeros "
+    "gather"
+).split()
 _SHORTEST_ROW = 64
 
 
@@ -53,6 +53,7 @@ class Writer:
         self.constants = Constants()
         self._pieces: dict[tuple[str, str], None] = {}
         self._descriptions: list[str] = []
+        self._chains = Chains(self.constants, self._describe, self._need)
         self._calls = [self._write_step(n, step) for n, step in enumerate(program.steps)]
         self.row = max([_SHORTEST_ROW, *(_measure_row(step) for step in program.steps)])
         layers = [task for task in map(_task_of, program.steps) if isinstance(task, Layer)]
@@ -121,7 +122,7 @@ class Writer:
         """Write the call of a step's function, and describe what it computes."""
         task, name = computation.task, f"step_{number}"
         ends = f"&x, {operands}, &y"
-        chain = self._write_chain(number, computation)
+        chain = self._chains.write(str(number), computation)
         if isinstance(task, Map):
             self._need("map")
             self._describe("chain", name, chain)
@@ -173,45 +174,6 @@ class Writer:
             "inputs": layer.inputs,
             "outputs": layer.outputs,
         }
-
-    def _write_chain(self, number: int, computation: Computation) -> str:
-        """Write what is done to results, as the value of a `chain`."""
-        # Without channels, all results are of one.
-        channels = computation.channels or Channels(1, computation.count)
-        stages = computation.stages
-        places = [stage.operand for stage in stages if stage.operand is not None]
-        written = [
-            self._write_stage(
-                f"{number}_{k}", stage, places.index(stage.operand) if stage.operand else 0
-            )
-            for k, stage in enumerate(stages)
-        ]
-        name = "NULL"
-        if written:
-            name = f"stages_{number}"
-            body = "".join(f"    {stage},\n" for stage in written)
-            self._describe("stage", f"{name}[{len(written)}]", f"{{\n{body}}}")
-        return f"{{{name}, {len(written)}, {channels.count}, {channels.inner}}}"
-
-    def _write_stage(self, name: str, stage: Stage, operand: int) -> str:
-        own = self._write_factor(name, stage.factor)
-        second = None if stage.operand is None else stage.operand.factor
-        other = self._write_factor(f"{name}_other", second)
-        low, high = torch.broadcast_tensors(stage.low.flatten(), stage.high.flatten())
-        if bool((low == low[0]).all() and (high == high[0]).all()):
-            bounds, ends = "NULL", (int(low[0]), int(high[0]))
-        else:
-            pairs = torch.stack([low, high], dim=1).flatten().tolist()
-            bounds, ends = self.constants.add(f"bounds_{name}", "int32_t", pairs), (0, 0)
-        least, largest = map(_write_int, ends)
-        return f"{{{own}, {other}, {operand}, {least}, {largest}, {bounds}}}"
-
-    def _write_factor(self, name: str, factor: Factor | None) -> str:
-        if factor is None:
-            return "{NULL, NULL, 0}"
-        multiplier = self.constants.add(f"multiplier_{name}", "int32_t", factor.multiplier.tolist())
-        shift = self.constants.add(f"shift_{name}", "uint8_t", factor.shift.tolist())
-        return f"{{{multiplier}, {shift}, {int(len(factor.multiplier) > 1)}}}"
 
     def _write_copy(self, number: int, copy: Copy, step: Step) -> list[str]:
         """Write the nested loops of a copy."""
@@ -299,15 +261,6 @@ def _list_geometry(task: Convolution) -> dict[str, object]:
 def _write_side(side: Side) -> str:
     numbers = side.size, side.results, side.kernel, side.stride, side.padding, side.dilation
     return "{" + ", ".join(map(str, numbers)) + "}"
-
-
-def _write_int(number: int) -> str:
-    """Write an int32; the least one is no literal of C.
-
-    >>> _write_int(-5), _write_int(-(2**31))
-    ('-5', 'INT32_MIN')
-    """
-    return "INT32_MIN" if number == -(2**31) else str(number)
 
 
 def _write_comment(computation: Computation) -> str:

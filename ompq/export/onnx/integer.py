@@ -21,7 +21,8 @@ from ompq.export.onnx.builder import BATCH, INPUT_NAME, OUTPUT_NAME, GraphBuilde
 from ompq.export.onnx.images import ImageWriter
 from ompq.export.onnx.integer_layers import write_layer
 from ompq.export.onnx.layouts import Arranger
-from ompq.export.onnx.whole import Arithmetic, Whole
+from ompq.export.onnx.operations import look_up, write_operation
+from ompq.export.onnx.whole import Arithmetic, Whole, fits_bytes
 from ompq.export.onnx.windows import is_choice, write_choice, write_sum
 from ompq.graph.layout import ImageLayout
 from ompq.graph.operations import carries_values, operation, tensor_shape
@@ -29,6 +30,8 @@ from ompq.integer.execution import export_integers
 from ompq.integer.forms import Form, find_form
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.network import IntegerNetwork, locate, summarise_operations
+from ompq.integer.operations import IntegerOperation
+from ompq.integer.pointwise import LookupTable
 from ompq.integer.requantization import OutputRounding, QuantizedAdd, QuantizedCat, Requantizer
 
 
@@ -102,12 +105,16 @@ class _IntegerWriter:
     def _write_inserted(self, node: Node) -> bool:
         """Write a layer or what the conversion has set in; tell whether the node calls one."""
         called: nn.Module = self.module.get_submodule(str(node.target))
-        if not isinstance(called, QuantizedLayer | Requantizer | OutputRounding):
+        if not isinstance(called, QuantizedLayer | Requantizer | OutputRounding | IntegerOperation):
             return False
-        sources = list(node.args)
+        sources = [source for source in node.args if isinstance(source, Node)]
         first = sources[0]
-        assert isinstance(first, Node)
-        if isinstance(called, QuantizedLayer):
+        if isinstance(called, IntegerOperation):
+            if self._is_folded(node, called):
+                return True
+            read = [self._values[source] for source in sources]
+            value = write_operation(self.arithmetic, node, called, read)
+        elif isinstance(called, QuantizedLayer):
             value = write_layer(self.arithmetic, node, called, self._values[first])
         elif isinstance(called, QuantizedAdd):
             value = self._combine(node, called)
@@ -118,6 +125,33 @@ class _IntegerWriter:
         self._values[node] = value
         return True
 
+    def _is_folded(self, node: Node, called: IntegerOperation) -> bool:
+        """Tell whether everyone who reads a table's results looks them up requantized."""
+        readers = [self._find_called(user) for user in node.users]
+        return isinstance(called, LookupTable) and all(
+            isinstance(reader, Requantizer)
+            and not isinstance(reader, QuantizedAdd)
+            and fits_bytes(*reader.reach)
+            for reader in readers
+        )
+
+    def _find_called(self, node: Node) -> nn.Module | None:
+        """Return the module that a node calls; None where it calls none."""
+        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def _look_up_requantized(self, node: Node, table: Node) -> Whole:
+        """Write a requantization of what is looked up in a table, as a table of bytes."""
+        called, path = self._find_called(table), str(node.target)
+        entries, bounds = (
+            self.arithmetic.read(name) for name in (f"{table.target}.table", f"{path}.bounds")
+        )
+        assert isinstance(called, LookupTable)
+        assert entries is not None
+        assert bounds is not None
+        x = self._values[table.all_input_nodes[0]]
+        folded = self.arithmetic.fold(entries, path).astype(np.uint8)
+        return Whole((look_up(self.arithmetic, table, called, x, folded),), -int(bounds[0]))
+
     def _requantize(self, node: Node, source: Node) -> Whole:
         """Write a requantization: of integers by a dyadic factor, of images by their scale."""
         path, name = str(node.target), node.name
@@ -126,6 +160,8 @@ class _IntegerWriter:
             value = self.arithmetic.cast(self.images.get(source), name)
             value = self.arithmetic.compute("Div", value, scale, name)
             return self.arithmetic.settle(self.builder.add("Round", [value], name), path, name)
+        if source not in self._values:
+            return self._look_up_requantized(node, source)
         value = self.arithmetic.clip_before(self._widen(source), path, name)
         return self.arithmetic.settle(self.arithmetic.rescale(value, path, name), path, name)
 

@@ -22,6 +22,11 @@ _UNBOUNDED = 2**61
 _BYTE_REACH = 255
 
 
+def fits_bytes(low: int, high: int) -> bool:
+    """Tell whether integers between two bounds fit into bytes with a zero point."""
+    return high - low <= _BYTE_REACH and low <= 0 <= high
+
+
 @dataclass(frozen=True)
 class Whole:
     """Integers of one value, or of the tensors of a tuple.
@@ -56,11 +61,19 @@ class Arithmetic:
     def __init__(self, builder: GraphBuilder, numbers: Mapping[str, Tensor]) -> None:
         self.builder, self.numbers = builder, numbers
         self._widened: dict[Whole, str] = {}
+        self._held: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def read(self, name: str) -> NDArray[Any] | None:
         """Return the integers of a name; None where there are none."""
         held = self.numbers.get(name)
         return None if held is None else held.numpy()
+
+    def hold(self, values: NDArray[Any], name: str) -> str:
+        """Return the name of a constant, of any size, that is in the graph once."""
+        key = values.dtype.str, values.shape, values.tobytes()
+        if key not in self._held:
+            self._held[key] = self.builder.constant(values, name)
+        return self._held[key]
 
     def compute(self, kind: str, value: str, constant: Any, name: str) -> str:
         """Write an operator on a float64 value and a constant that broadcasts to it."""
@@ -120,6 +133,23 @@ class Arithmetic:
             needed[1] = np.inf
         return self.clip(value, needed, name)
 
+    def fold(self, table: NDArray[Any], path: str) -> NDArray[Any]:
+        """Requantize the entries of a table by a path, rather than what is looked up in it.
+
+        Args:
+            table: Integers, channels × levels.
+            path: Path of the requantizer.
+
+        Returns:
+            Integers of bytes, less the least one.
+        """
+        clip, bounds = self.read(f"{path}.clip"), self.read(f"{path}.bounds")
+        assert bounds is not None
+        values = table.astype(np.float64) if clip is None else np.clip(table, *clip)
+        low, high = (int(bound) for bound in bounds)
+        rescaled = np.floor(values * self._read_factor(path) + 0.5)
+        return np.clip(rescaled, low, high) - low
+
     def _read_factor(self, path: str) -> NDArray[np.float64]:
         """Read a dyadic factor, which float64 holds exactly."""
         multiplier, shift = self.read(f"{path}.multiplier"), self.read(f"{path}.shift")
@@ -133,7 +163,7 @@ class Arithmetic:
         assert held is not None
         low, high = (int(bound) for bound in held)
         value = self.clip(value, (low, high), name)
-        if high - low > _BYTE_REACH or not low <= 0 <= high:
+        if not fits_bytes(low, high):
             return Whole((value,))
         if low:
             value = self.compute("Sub", value, low, name)

@@ -6,11 +6,14 @@ typedef struct { uint8_t *at; int32_t low; uint8_t type; } target;
 /* A factor: multiplier / 2^shift, one for all or one per channel; none without multipliers. */
 typedef struct { const int32_t *multiplier; const uint8_t *shift; int32_t per_channel; } factor;
 
-/* Rescaling, a second operand that is rescaled and added, and the bounds of the result; per
-   channel these are pairs in `bounds`. */
+/* What `run` does by `numbers`. Where that is NULL: rescaling, a second operand that is rescaled and
+   added, and the bounds of the result; per channel these are pairs in `bounds`. Of the second
+   operand, if there is any, result i reads number i / inner % size. */
 typedef struct {
+    void (*run)(const void *numbers, int32_t count, int32_t channel, int32_t step);
+    const void *numbers;
     factor own, other;
-    int32_t operand, low, high;
+    int32_t operand, inner, size, low, high;
     const int32_t *bounds;
 } stage;
 
@@ -127,6 +130,21 @@ static void requantize(const stage *s, int32_t count, int32_t channel)
     for (i = 0; i < count; i++) row[i] = clamp(rescale(row[i], multiplier, shift), low, high);
 }
 
+/* Read what results `first`, `first + stride`, … read of a second operand. */
+static void load_operand(const stage *s, const source *x, int32_t first, int32_t count,
+                         int32_t stride)
+{
+    int32_t i, j, run;
+    for (i = 0; i < count; i += run) {
+        const int32_t at = first + i * stride, place = at / s->inner % s->size;
+        const int32_t left = s->inner > 1 ? s->inner - at % s->inner : s->size - place;
+        run = (left - 1) / stride + 1;
+        run = run < count - i ? run : count - i;
+        load(x, place, s->inner > 1 ? 1 : run, stride, operand + i);
+        for (j = 1; j < run && s->inner > 1; j++) operand[i + j] = operand[i];
+    }
+}
+
 /* Take `row` through the stages and store it as results `first`, `first + stride`, … */
 static void finish(const chain *c, const source *operands, int32_t first, int32_t count,
                    int32_t stride, const target *y)
@@ -136,8 +154,10 @@ static void finish(const chain *c, const source *operands, int32_t first, int32_
     int32_t k;
     for (k = 0; k < c->count; k++) {
         const stage *s = &c->stages[k];
-        if (s->other.multiplier) load(&operands[s->operand], first, count, stride, operand);
-        if (s->own.multiplier && !s->other.multiplier && !s->bounds && !step)
+        if (s->size) load_operand(s, &operands[s->operand], first, count, stride);
+        if (s->run)
+            s->run(s->numbers, count, channel, step);
+        else if (s->own.multiplier && !s->other.multiplier && !s->bounds && !step)
             requantize(s, count, channel);
         else
             apply(s, count, channel, step);

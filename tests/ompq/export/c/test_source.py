@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compiled import COMPILER, Compiled, compile_c, quantize
+from compiled import COMPILER, Compiled, quantize, run_under_sanitizer
 from converted import build
 from kinds import KINDS, Net, build_kind, conv, draw_images, pooled
 from sklearn.datasets import load_digits
@@ -254,39 +254,14 @@ def test_asymmetric_weights_and_activations_of_eight_bits(tmp_path: Path) -> Non
 def test_vectors_prove_what_a_device_computes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = quantize(Residual(), draw_images(4), 3, 5)
-    main = """
-        #include "model.h"
-        #include "test_vectors.h"
-        int main(void)
-        {
-            int32_t sums[MODEL_OUTPUTS], differing = 0;
-            for (int t = 0; t < MODEL_TESTS; t++) {
-                model_run(model_test_image[t], sums);
-                for (int i = 0; i < MODEL_OUTPUTS; i++)
-                    differing += sums[i] != model_test_sums[t][i];
-            }
-            return differing != 0;
-        }
-    """
-    (tmp_path / "main.c").write_text(main, encoding="utf-8")
     source = write_c(network, draw_images(3))
     assert "#define MODEL_TESTS 3" in source.vectors
-    sanitizer = ["-fsanitize=undefined,address", "-fno-sanitize-recover=all"]
-    plain_arguments = ["-DMODEL_INTEGERS_ONLY", "-o", "main", "model.c", "main.c"]
-    arguments = [*(sanitizer if _has_sanitizer(tmp_path) else []), *plain_arguments]
-    compile_c(source, tmp_path, *arguments)
-    assert subprocess.run([str(tmp_path / "main")], check=False).returncode == 0
+    run_under_sanitizer(source, tmp_path)
     wrong = re.sub(r"(model_test_sums.*\{\n    \{\n *)", r"\g<1>1", source.vectors)
     (tmp_path / "test_vectors.h").write_text(wrong, encoding="utf-8")
-    subprocess.run([str(COMPILER), *plain_arguments], cwd=tmp_path, check=True)
+    arguments = ["-DMODEL_INTEGERS_ONLY", "-o", "main", "model.c", "main.c"]
+    subprocess.run([str(COMPILER), *arguments], cwd=tmp_path, check=True)
     assert subprocess.run([str(tmp_path / "main")], check=False).returncode == 1
-
-
-def _has_sanitizer(folder: Path) -> bool:
-    (folder / "empty.c").write_text("int main(void) { return 0; }", encoding="utf-8")
-    command = [str(COMPILER), "-fsanitize=undefined,address", "-o", "empty", "empty.c"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
-    return done.returncode == 0
 
 
 def test_memory_is_that_of_the_values_needed_at_once(tmp_path: Path) -> None:

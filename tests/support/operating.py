@@ -1,0 +1,176 @@
+"""Networks with operations between layers that have an integer form of their own.
+
+All take images of 3 × 16 × 16 and tell five classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from kinds import Net, conv, pooled
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def make(
+    body: Callable[[Net, Tensor], Tensor], outputs: int = 8, width: int = 8, **parts: nn.Module
+) -> Net:
+    """Make a network of a stem, a body that takes 8 channels of 8 × 8, and a classifier."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        out = body(net, F.relu(net.stem(x)))
+        return net.head(pooled(out) if out.dim() == 4 else out)
+
+    return Net(forward, stem=conv(3, width, 2), head=nn.Linear(outputs, 5), **parts)
+
+
+class Parameters(nn.Module):
+    """Numbers that values are multiplied by, or that are added to them."""
+
+    def __init__(self, *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        drawn = [torch.randn(shape) for shape in shapes]
+        self.held = nn.ParameterList(drawn)
+
+    def forward(self, number: int) -> Tensor:
+        return self.held[number]
+
+
+def prelu() -> nn.PReLU:
+    activation = nn.PReLU(8)
+    activation.weight.data.uniform_(-0.5, 0.8)
+    return activation
+
+
+def norm(kind: type[nn.BatchNorm1d] | type[nn.BatchNorm2d], size: int) -> nn.Module:
+    made = kind(size)
+    for tensor in (made.running_mean, made.weight.data, made.bias.data):
+        assert tensor is not None
+        tensor.normal_()
+    assert made.running_var is not None
+    made.running_var.uniform_(0.5, 2)
+    return made
+
+
+def excite(net: Net, x: Tensor) -> Tensor:
+    """Multiply channels by a gate that is computed of their averages."""
+    gate = net.widen(F.silu(net.narrow(x.mean((2, 3), keepdim=True))))
+    return x * torch.sigmoid(gate)
+
+
+def tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def run_all(net: Net, x: Tensor) -> Tensor:
+    x = F.hardswish(net.first(x))
+    y = net.act(net.deep(torch.relu(net.norm(x))))
+    gate = torch.sigmoid(net.widen(F.silu(net.narrow(y.mean((2, 3), keepdim=True)))))
+    return x * net.scale(0) + y * gate
+
+
+def squeeze() -> dict[str, nn.Module]:
+    return {"narrow": nn.Conv2d(8, 4, 1), "widen": nn.Conv2d(4, 8, 1)}
+
+
+def cross(net: Net, x: Tensor) -> Tensor:
+    """Multiply what is known of rows by what is known of columns."""
+    return net.a(x.amax(3, keepdim=True) * x.amax(2, keepdim=True))
+
+
+OPERATING: dict[str, Callable[[], nn.Module]] = {
+    "all": lambda: make(
+        run_all,
+        first=conv(8, 8),
+        norm=norm(nn.BatchNorm2d, 8),
+        deep=conv(8, 8),
+        act=prelu(),
+        scale=Parameters((8, 1, 1)),
+        **squeeze(),
+    ),
+    "prelu": lambda: make(
+        lambda net, x: net.b(net.act(net.a(x))), a=conv(8, 8), b=conv(8, 8), act=prelu()
+    ),
+    "one slope": lambda: make(
+        lambda net, x: net.b(net.act(net.a(x))), a=conv(8, 8), b=conv(8, 8), act=nn.PReLU(8)
+    ),
+    "norm": lambda: make(
+        lambda net, x: net.a(net.norm(x)), a=conv(8, 8), norm=norm(nn.BatchNorm2d, 8)
+    ),
+    "norm of tokens": lambda: make(
+        lambda net, x: net.b(net.norm(F.relu(net.a(x.mean((2, 3)))))).relu(),
+        a=nn.Linear(8, 16),
+        norm=norm(nn.BatchNorm1d, 16),
+        b=nn.Linear(16, 8),
+    ),
+    "gate": lambda: make(lambda net, x: net.a(excite(net, x)), a=conv(8, 8), **squeeze()),
+    "gate first": lambda: make(
+        lambda net, x: net.a(torch.sigmoid(net.narrow(x.mean((2, 3), keepdim=True))) * x),
+        a=conv(8, 8),
+        narrow=nn.Conv2d(8, 8, 1),
+    ),
+    "gate of maps": lambda: make(
+        lambda net, x: net.a(x * torch.sigmoid(net.narrow(x))),
+        a=conv(8, 8),
+        narrow=nn.Conv2d(8, 1, 1),
+    ),
+    "hard-swish": lambda: make(
+        lambda net, x: net.b(F.hardswish(net.a(x))), a=conv(8, 8), b=conv(8, 8)
+    ),
+    "silu twice": lambda: make(
+        lambda net, x: (lambda y: net.b(y) + y)(F.silu(net.a(x))), a=conv(8, 8), b=conv(8, 8)
+    ),
+    "last": lambda: make(lambda net, x: torch.sigmoid(net.a(x)), a=conv(8, 8)),
+    "padded sigmoid": lambda: make(
+        lambda net, x: net.b(F.pad(torch.sigmoid(F.pad(net.a(x), (1, 0, 2, 1))), (0, 1, 1, 0))),
+        a=conv(8, 8),
+        b=conv(8, 8),
+    ),
+    "table of choice": lambda: make(
+        lambda net, x: net.b(F.gelu(F.max_pool2d(net.a(x), 3, 2, 1).clamp(-0.3, 0.6))),
+        a=conv(8, 8),
+        b=conv(8, 8),
+    ),
+    "layer scale": lambda: make(
+        lambda net, x: (tokens(x) + net.a(tokens(x)) * net.scale(0)).mean(1),
+        a=nn.Linear(8, 8),
+        scale=Parameters((8,)),
+    ),
+    "scale of maps": lambda: make(
+        lambda net, x: net.a(net.a(x).permute(0, 2, 3, 1).mul(net.scale(0)).permute(0, 3, 1, 2)),
+        a=conv(8, 8),
+        scale=Parameters((8,)),
+    ),
+    "positions": lambda: make(
+        lambda net, x: net.b(net.a(x) + net.scale(0)),
+        a=conv(8, 8),
+        b=conv(8, 8),
+        scale=Parameters((8, 8, 8)),
+    ),
+    "rows and channels": lambda: make(
+        lambda net, x: net.b(F.relu(net.a(x)) * net.scale(0) - net.scale(1)),
+        a=conv(8, 8),
+        b=conv(8, 8),
+        scale=Parameters((8, 1, 8), (8, 1)),
+    ),
+    "two maps": lambda: make(
+        lambda net, x: net.b(x * F.relu(net.a(x))), a=conv(8, 8), b=conv(8, 8)
+    ),
+    "other order": lambda: make(
+        lambda net, x: net.b(x.transpose(2, 3) * net.a(x).flip(1)), a=conv(8, 8), b=conv(8, 8)
+    ),
+    "rows and columns": lambda: make(cross, a=conv(8, 8)),
+    "pieces": lambda: make(
+        lambda net, x: net.b(torch.cat([x[:, :4] * torch.tanh(net.a(x)[:, 4:]), x[:, 4:]], 1)),
+        a=conv(8, 8),
+        b=conv(8, 8),
+    ),
+    "values and gates": lambda: make(
+        lambda net, x: (lambda both: net.b(F.silu(both[0]) * both[1]).mean(1))(
+            net.a(tokens(x)).chunk(2, -1)
+        ),
+        a=nn.Linear(8, 16),
+        b=nn.Linear(8, 8),
+    ),
+}
