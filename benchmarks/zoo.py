@@ -26,9 +26,12 @@ with interruptible_imports():
     import time
     from collections import Counter
     from collections.abc import Iterator, Sequence
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
     from contextlib import contextmanager
     from dataclasses import asdict, dataclass
     from types import FrameType
+    from typing import TypeAlias
 
     import timm
     import torch
@@ -270,7 +273,10 @@ def _time_limit(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-def _examine_job(job: tuple[str, str, Limits]) -> Finding:
+_Job: TypeAlias = tuple[str, str, Limits]
+
+
+def _examine_job(job: _Job) -> Finding:
     torch.set_num_threads(1)
     return examine(*job)
 
@@ -293,16 +299,38 @@ def run_all(
     """
     known = _read(file)
     missing = [(*key, limits) for key in networks if key not in known]
-    context = multiprocessing.get_context("spawn")
-    # Few networks per process, for what libraries keep in memory grows.
-    with context.Pool(jobs, maxtasksperchild=15) as pool, file.open("a", encoding="utf-8") as out:
-        found = pool.imap_unordered(_examine_job, missing)
-        for finding in progress(found, "networks", len(missing)):
+    with file.open("a", encoding="utf-8") as out:
+        for finding in progress(_examine_all(missing, jobs), "networks", len(missing)):
             if finding.outcome != NOT_EXAMINED:
                 out.write(json.dumps(asdict(finding)) + "\n")
                 out.flush()
             known[finding.library, finding.name] = finding
     return [known[key] for key in networks]
+
+
+def _examine_all(missing: Sequence[_Job], jobs: int) -> Iterator[Finding]:
+    """Examine networks in processes; one whose process the system ends is told as not examined."""
+    left = []
+    # Few networks per process, for what libraries keep in memory grows.
+    with _start_processes(jobs, 15) as pool:
+        running = {pool.submit(_examine_job, job): job for job in missing}
+        for future in as_completed(running):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                left.append(running[future])
+    for job in left:
+        with _start_processes(1, 1) as alone:
+            try:
+                yield alone.submit(_examine_job, job).result()
+            except BrokenProcessPool:
+                library, name, _ = job
+                yield Finding(library, name, NOT_EXAMINED, "no memory was left for it")
+
+
+def _start_processes(jobs: int, networks: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=networks)
 
 
 def _read(file: Path) -> dict[tuple[str, str], Finding]:

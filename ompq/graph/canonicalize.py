@@ -8,6 +8,8 @@ what reads a value after an operation changed it in place reads that operation.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +17,10 @@ from torch.fx import GraphModule, Node
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ompq.graph.arguments import read_arguments
 from ompq.graph.exclusions import Exclusions
 from ompq.graph.operations import carries_values, operation, runs_library_code, tensor_shape
-from ompq.graph.shapes import copy_shape
+from ompq.graph.shapes import FILLED, copy_shape
 
 
 def same_padding(
@@ -125,6 +128,78 @@ def split_fused_norms(root: nn.Module) -> None:
         with torch.inference_mode():
             if _computes(sequence, values.clone(), module(values.clone())):
                 root.set_submodule(name, sequence)
+
+
+def call_layers(traced: GraphModule, root: nn.Module) -> None:
+    """Call a layer instead of the function that is given its weight and bias, in place.
+
+    Args:
+        traced: Traced network with recorded shapes.
+        root: Network that was traced, with all of its modules.
+    """
+    for node in list(traced.graph.nodes):
+        if node.op != "call_function" or operation(node, traced) not in ("linear", "conv2d"):
+            continue
+        given = read_arguments(node, traced)
+        source, path = given.get("input"), _find_owner(given, root)
+        layer = root.get_submodule(path) if path else None
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or not runs_library_code(layer):
+            continue
+        shape = tensor_shape(source) if isinstance(source, Node) else None
+        if shape is None or not _has_geometry(layer, given):
+            continue
+        read = node.all_input_nodes[1:]
+        traced.set_submodule(path, layer)
+        node.op, node.target, node.args, node.kwargs = "call_module", path, (source,), {}
+        for parameter in read:
+            if not parameter.users:
+                traced.graph.erase_node(parameter)
+    traced.recompile()
+
+
+def _find_owner(given: Mapping[str, Any], root: nn.Module) -> str:
+    """Find the module whose weight, and whose bias if it has one, a function is given."""
+    weight, bias = given.get("weight"), given.get("bias")
+    if not isinstance(weight, Node) or weight.op != "get_attr":
+        return ""
+    path, _, name = str(weight.target).rpartition(".")
+    if name != "weight" or not path:
+        return ""
+    own = root.get_submodule(path)._parameters.get("bias")
+    if bias is None:
+        return path if own is None else ""
+    same = isinstance(bias, Node) and bias.op == "get_attr" and bias.target == f"{path}.bias"
+    return path if same else ""
+
+
+def _has_geometry(layer: nn.Conv2d | nn.Linear, given: Mapping[str, Any]) -> bool:
+    """Tell whether a function convolves as a layer does."""
+    if isinstance(layer, nn.Linear):
+        return True
+    if layer.padding_mode != "zeros" or layer.groups != given.get("groups", 1):
+        return False
+    usual = {"stride": 1, "padding": 0, "dilation": 1}
+    return all(_pair(given.get(k, v)) == _pair(getattr(layer, k)) for k, v in usual.items())
+
+
+def _pair(value: Any) -> Any:
+    """Write one number for both dimensions as two."""
+    return (
+        (value, value)
+        if isinstance(value, int)
+        else value
+        if isinstance(value, str)
+        else (tuple(value))
+    )
+
+
+def fix_types(traced: GraphModule) -> None:
+    """Give new tensors, made like another one, the type that they have in float, in place."""
+    for node in traced.graph.nodes:
+        kind = node.meta.get("dtype")
+        if operation(node, traced) in FILLED and kind is not None and "dtype" not in node.kwargs:
+            node.kwargs = {**node.kwargs, "dtype": kind}
+    traced.recompile()
 
 
 def flatten_logits(traced: GraphModule) -> None:

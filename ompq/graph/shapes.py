@@ -44,6 +44,16 @@ def record_values(traced: GraphModule, of_one: Sequence[Tensor], of_two: Sequenc
         _TwoImages(traced, kept).run(*of_two)
 
 
+# Of these operations' tensor, sizes and type alone are read.
+FILLED = frozenset(
+    "new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like".split()
+)
+
+
+def _name(node: Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
 class _OneImage(Interpreter):
     """An interpreter that notes shapes, and keeps the values whose first dimension is not 1."""
 
@@ -64,7 +74,8 @@ class _OneImage(Interpreter):
             parts = value.values() if isinstance(value, dict) else value
             n.meta["holds_tensors"] = any(isinstance(part, Tensor) for part in parts)
         holds = "shape" in n.meta or n.meta.get("holds_tensors", False)
-        sources = any(source.meta.get("from_images") for source in n.all_input_nodes)
+        read = [] if _name(n) in FILLED else n.all_input_nodes
+        sources = any(source.meta.get("from_images") for source in read)
         n.meta["from_images"] = holds and (n.op == "placeholder" or sources)
         return value
 

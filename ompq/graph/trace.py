@@ -17,8 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from ompq.errors import UNSUITED_ERRORS, OmpqError
+from ompq.graph.attention import open_attention, open_products
 from ompq.graph.canonicalize import (
+    call_layers,
     canonicalize_modules,
+    fix_types,
     flatten_logits,
     follow_in_place_changes,
     gather_pieces,
@@ -28,7 +31,7 @@ from ompq.graph.exclusions import Exclusions
 from ompq.graph.network import NetworkGraph, analyse, copy_module, copy_structure
 from ompq.graph.operations import has_unknown_shape
 from ompq.graph.shapes import record_shapes
-from ompq.graph.tracers import LayerTracer, ShapeTracer
+from ompq.graph.tracers import LayerTracer, ShapeTracer, is_opaque
 from ompq.graph.training_mode import compare_with_training, keep_training_steps
 
 _OWN_FOLDER = str(Path(__file__).parent)
@@ -61,6 +64,7 @@ def trace(
     # The order matters: rewriting needs the shapes, the view needs the rewritten network.
     root = copy_structure(original)
     split_fused_norms(root)
+    open_attention(root)
     keep_training_steps(root)
     _take_images_alone(root)
     trace_module = partial(_trace, input_shape)
@@ -68,8 +72,13 @@ def trace(
     _give_constants_memory(traced)
     compare_with_training(traced, root, trace_module)
     _record_shapes(traced, input_shape)
+    if open_products(traced):
+        _record_shapes(traced, input_shape)
+    _drop_unread_weights(traced)
     _check_output(traced)
     flatten_logits(traced)
+    call_layers(traced, root)
+    fix_types(traced)
     canonicalize_modules(traced, exclusions)
     gather_pieces(traced)
     follow_in_place_changes(traced)
@@ -85,10 +94,30 @@ def _trace(input_shape: tuple[int, int, int], root: nn.Module) -> fx.Graph:
         except UNSUITED_ERRORS as error:
             errors.append(error)
         else:
+            graph = _open_functions(input_shape, root, arguments, graph)
             _drop_fixed_arguments(graph)
             return graph
     # The first tracer may have stopped at a question about shapes, which the second one answers.
     raise OmpqError(_explain_failure(root, errors[1])) from errors[1]
+
+
+def _open_functions(
+    input_shape: tuple[int, int, int],
+    root: nn.Module,
+    arguments: dict[str, Any] | None,
+    graph: fx.Graph,
+) -> fx.Graph:
+    """Return a trace that enters functions called as a whole (`torch.fx.wrap`), if it can."""
+    if not any(n.op == "call_function" and is_opaque(n.target) for n in graph.nodes):
+        return graph
+    try:
+        opened = ShapeTracer(input_shape, opens_functions=True).trace(root, arguments)
+    except UNSUITED_ERRORS:
+        return graph
+    for node in opened.nodes:
+        # torch.fx takes what an entered function gives for a call of that function.
+        node.meta.pop("is_wrapped", None)
+    return opened
 
 
 def _make_tracers(input_shape: tuple[int, int, int]) -> Iterator[LayerTracer]:
@@ -109,6 +138,14 @@ def _give_constants_memory(traced: fx.GraphModule) -> None:
         for name, held in module._buffers.items():
             if held is not None and 0 in held.stride():
                 module._buffers[name] = held.contiguous()
+
+
+def _drop_unread_weights(traced: fx.GraphModule) -> None:
+    """Remove what opened attention gives beside its output, and nobody reads, in place."""
+    for node in reversed(list(traced.graph.nodes)):
+        if node.op == "call_method" and node.target == "mean" and not node.users:
+            traced.graph.erase_node(node)
+    traced.recompile()
 
 
 def _take_images_alone(root: nn.Module) -> None:

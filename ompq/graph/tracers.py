@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,6 +65,12 @@ class LayerTracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
+def is_opaque(function: Any) -> bool:
+    """Tell whether a function is Python code of others than PyTorch, called as a whole."""
+    home = str(getattr(function, "__module__", "")).partition(".")[0]
+    return inspect.isfunction(function) and home not in ("torch", "ompq")
+
+
 class ShapeTracer(LayerTracer):
     """A tracer that answers what code asks about shapes: `if x.shape[2] < 7`, `range(x.size(1))`.
 
@@ -73,11 +80,19 @@ class ShapeTracer(LayerTracer):
     Args:
         input_shape: Channels, height and width of one image.
         reads_buffers: Whether what is computed of buffers is recorded, instead of carried out.
+        opens_functions: Whether functions that were to be called as a whole (`torch.fx.wrap`) are
+            traced into.
     """
 
-    def __init__(self, input_shape: tuple[int, int, int], reads_buffers: bool = False) -> None:
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        reads_buffers: bool = False,
+        opens_functions: bool = False,
+    ) -> None:
         super().__init__()
         self.proxy_buffer_attributes = reads_buffers
+        self._opens_functions = opens_functions
         self._input_shape = input_shape
         self._runs: list[_ShapeRun] = []
 
@@ -94,6 +109,17 @@ class ShapeTracer(LayerTracer):
                 return super().trace(root, concrete_args)
         finally:
             self._runs = []
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any
+    ) -> Any:
+        """Record a call, or enter the function that is called."""
+        if kind == "call_function" and self._opens_functions and is_opaque(target):
+            found = target(*args, **kwargs)
+            # What hands on its input here may not do so in training.
+            if not any(found is given for given in args):
+                return found
+        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return a stand-in that can be asked for a number."""

@@ -139,6 +139,18 @@ def switch_arguments(traced: GraphModule) -> None:
     traced.recompile()
 
 
+def read_training_argument(node: Node, place: int, name: str) -> Any:
+    """Read an argument that is another constant in training; None where it is the same.
+
+    Args:
+        node: Node that calls a function or a method.
+        place: Place of the argument, where it is given by its place.
+        name: Its name, where it is given by that.
+    """
+    changed = node.meta.get(_ARGUMENTS, {})
+    return changed.get(name, changed.get(place))
+
+
 def _is_training_step(module: nn.Module) -> bool:
     """Tell whether a module hands on its input in evaluation, and does not in training."""
     if type(module).__module__.startswith("torch.nn") or isinstance(module, TrainingOnly):

@@ -38,7 +38,7 @@ def calibrate(network: IntegerNetwork, batches: Iterable[Tensor], device: torch.
     for requantizer in network.requantizers().values():
         requantizer.train()
     for operation in network.operations().values():
-        # By itself alone: what it computes in float is in evaluation.
+        # Itself alone: what it computes in float is in evaluation.
         operation.training = True
     for images in batches:
         network.module(images.to(device))

@@ -29,7 +29,7 @@ from ompq.integer.forms import (
 from ompq.integer.inserted import is_inserted
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.network import IntegerNetwork, summarise_operations
-from ompq.integer.operations import IntegerOperation
+from ompq.integer.operations import IntegerOperation, QuantizedConstant
 from ompq.integer.requantization import (
     Dequantizer,
     QuantizedAdd,
@@ -103,6 +103,8 @@ def export_node(network: IntegerNetwork, node: Node) -> dict[str, Tensor]:
         if isinstance(module, IntegerOperation):
             held = module.compute_numbers()
             return {f"{path}.{name}": value.cpu() for name, value in held.items()}
+        if isinstance(module, QuantizedConstant):
+            return {f"{path}.scale": module.get_scale().cpu()}
         if isinstance(module, Dequantizer) and module.scale_source is not None:
             return {f"{path}.scale": module.scale_source.get_scale().cpu()}
     if node.op == "output":
@@ -231,6 +233,8 @@ class IntegerExecution(Interpreter):
             own = [name for name in self.numbers if name.startswith(prefix)]
             held = {name.removeprefix(prefix): self.numbers[name] for name in own}
             return module.compute(held, *parts)
+        if isinstance(module, QuantizedConstant):
+            return module.quantize(x, self.numbers[f"{path}.scale"]).cpu()
         # Before `Requantizer`, of which it is one.
         if isinstance(module, QuantizedAdd):
             return self._run_combination(path, module, parts)

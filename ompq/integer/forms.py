@@ -28,6 +28,7 @@ from ompq.graph.arguments import (
 from ompq.graph.operations import (
     AVERAGES,
     CLIPS,
+    CONCATENATIONS,
     IDENTITIES,
     LAYOUTS,
     MAX_POOLS,
@@ -53,7 +54,6 @@ _LAYOUTS = LAYOUTS | frozenset(
 _REDUCTIONS = frozenset("amax amin max min".split())
 _OVER_DIMENSIONS = frozenset(("mean", "sum"))
 _POOLS = MAX_POOLS - _REDUCTIONS
-_CONCATENATIONS = frozenset("cat concat concatenate stack".split())
 _PADS = frozenset(("pad", "constantpad2d"))
 _RESIZINGS = frozenset(("interpolate", "upsample", "upsamplingnearest2d"))
 _NEAREST = (None, "nearest", "nearest-exact")
@@ -133,7 +133,7 @@ def _tells_places(node: Node) -> bool:
 
 def _is_arranging_by_arguments(node: Node, module: GraphModule, name: str) -> bool:
     """Tell whether padding adds zeros or copies, resizing copies, and pieces become one again."""
-    if name in _CONCATENATIONS:
+    if name in CONCATENATIONS:
         return isinstance(read_arguments(node, module).get("tensors"), Node)
     if name not in _PADS | _RESIZINGS:
         return False

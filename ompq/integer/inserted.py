@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from ompq.integer.operations import IntegerOperation
+from ompq.integer.operations import IntegerOperation, QuantizedConstant
 from ompq.integer.requantization import Dequantizer, OutputRounding, Requantizer
 
 # Paths of what is set into the traced network: requantizers that layers read; sums,
@@ -19,6 +19,7 @@ VALUE_PATH = "values"
 # them.
 OPERATION_PATH = "operations"
 # These hold no tensors.
+CONSTANT_PATH = "constants"
 OUTPUT_PATH = "output_rounding"
 CLIP_PATH = "clip_rounding"
 CAST_PATH = "casts"
@@ -59,5 +60,5 @@ def is_inserted(node: Node, module: GraphModule) -> bool:
     """Tell whether the conversion has set what a node calls into the network, layers aside."""
     return node.op == "call_module" and isinstance(
         module.get_submodule(str(node.target)),
-        Requantizer | IntegerOperation | OutputRounding | Dequantizer,
+        Requantizer | IntegerOperation | QuantizedConstant | OutputRounding | Dequantizer,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
@@ -17,7 +16,7 @@ from ompq.graph.operations import IDENTITIES, LAYOUTS
 from ompq.integer.batch_norm import StandaloneBatchNorm
 from ompq.integer.fake_quantizers import RangeRule
 from ompq.integer.layers import QuantizedLayer
-from ompq.integer.operations import IntegerOperation
+from ompq.integer.operations import IntegerOperation, QuantizedConstant
 from ompq.integer.readers import QuantizedSite
 from ompq.integer.requantization import Requantizer, ScaleSource
 
@@ -108,22 +107,18 @@ class IntegerNetwork:
         called = collect_called_modules(self.module)
         return {path: module for path, module in called.items() if isinstance(module, Requantizer)}
 
-    def operations(self) -> dict[str, IntegerOperation]:
-        """Return path → operation with an integer form of its own, in execution order."""
+    def operations(self) -> dict[str, IntegerOperation | QuantizedConstant]:
+        """Return path → operation with an integer form, or constant, in execution order."""
         called = collect_called_modules(self.module)
-        return {
-            path: module for path, module in called.items() if isinstance(module, IntegerOperation)
-        }
+        kinds = IntegerOperation | QuantizedConstant
+        return {path: module for path, module in called.items() if isinstance(module, kinds)}
 
     def enable(self, state: bool) -> None:
         """Switch all quantization on or off."""
-        found: tuple[Mapping[str, nn.Module], ...] = (
-            self.layers(),
-            self.requantizers(),
-            self.operations(),
-        )
-        for module in chain.from_iterable(each.values() for each in found):
-            module.enabled = state  # type: ignore[assignment]
+        quantizing = QuantizedLayer | Requantizer | IntegerOperation | QuantizedConstant
+        for module in collect_called_modules(self.module).values():
+            if isinstance(module, quantizing):
+                module.enabled = state
 
     def freeze_norms(self) -> None:
         """Make batch norms keep and use their running statistics from now on."""

@@ -17,12 +17,15 @@ from torch.func import functional_call
 from torch.fx import Graph, GraphModule, Node
 
 from ompq.errors import UNSUITED_ERRORS
+from ompq.evaluation import find_device
 from ompq.graph.operations import carries_values, tensor_shape
 from ompq.graph.shapes import copy_shape
 from ompq.integer.requantization import Requantizer, ScaleSource
 
 # Width of what layers, sums and products read.
 NARROW_BITS = 8
+# Stands for infinity in constants.
+_INFINITE = 1e4
 
 
 class IntegerOperation(nn.Module):
@@ -204,6 +207,96 @@ def isolate(node: Node, module: GraphModule) -> GraphModule | None:
     isolated = GraphModule(module, graph)
     isolated.train(module.training)
     return isolated
+
+
+class QuantizedConstant(nn.Module):
+    """A value that no image changes, such as a class token, as integers of 24 bits.
+
+    Infinity, in masks, is what softmax leaves nothing of.
+
+    Args:
+        function: What computes it, of tensors whose sizes alone it reads.
+        shapes: Shapes of these tensors for one image.
+    """
+
+    scales_channels = False
+    bits = 24
+
+    def __init__(self, function: GraphModule, shapes: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self._function, self._shapes = (function,), tuple(shapes)
+        self.enabled = True
+        self._scale: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hand the value on; in evaluation as float64 multiples of its scale."""
+        if self.training or not self.enabled:
+            return x
+        return self.quantize(x, self.get_scale()).double() * self.get_scale()
+
+    def quantize(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Return the integers (int64) of the value at a scale."""
+        finite = torch.nan_to_num(x.double(), posinf=_INFINITE, neginf=-_INFINITE)
+        return torch.round(finite / scale.to(x.device)).long()
+
+    @torch.no_grad()
+    def get_scale(self) -> Tensor:
+        """Return the scale, by which the largest magnitude has 23 bits: float64 scalar."""
+        if self._scale is None or self.training:
+            (function,) = self._function
+            device = find_device(function)
+            value = function(*(torch.zeros(shape, device=device) for shape in self._shapes))
+            largest = torch.nan_to_num(value.double().abs(), posinf=_INFINITE).max()
+            self._scale = torch.where(largest > 0, largest, 1.0) / (2 ** (self.bits - 1) - 1)
+        return self._scale
+
+    def train(self, mode: bool = True) -> QuantizedConstant:
+        """Switch between training and evaluation; the scale is computed anew after it."""
+        self._scale = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedConstant:
+        """Change the tensors (their device); the scale is computed anew after it."""
+        self._scale = None
+        return super()._apply(fn, recurse)
+
+
+def isolate_constant(
+    node: Node, module: GraphModule
+) -> tuple[GraphModule, list[tuple[int, ...]]] | None:
+    """Make a network of what computes a value that no image changes.
+
+    Args:
+        node: Node of the value.
+        module: The network; its tensors are shared.
+
+    Returns:
+        The network, and the shapes of the tensors that it takes, of which it reads sizes alone;
+        None where that is not so.
+    """
+    graph = Graph()
+    made: dict[Node, Node] = {}
+    shapes: list[tuple[int, ...]] = []
+
+    def copy(own: Node) -> bool:
+        if own in made:
+            return True
+        shape = tensor_shape(own)
+        if carries_values(own):
+            if shape is None:
+                return False
+            made[own] = graph.placeholder(f"value_{len(shapes)}")
+            shapes.append(shape)
+            return True
+        if not all(map(copy, own.all_input_nodes)):
+            return False
+        made[own] = graph.node_copy(own, lambda source: made[source])
+        return True
+
+    if not copy(node):
+        return None
+    graph.output(made[node])
+    return GraphModule(module, graph), shapes
 
 
 def _copy_constants(node: Node, graph: Graph, made: dict[Node, Node]) -> bool:

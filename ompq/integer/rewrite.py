@@ -14,6 +14,7 @@ from ompq.graph.arguments import read_arguments, read_clip_bounds, read_factor
 from ompq.graph.operations import (
     ADDITIONS,
     CLIPS,
+    CONCATENATIONS,
     carries_values,
     operation,
     tensor_shape,
@@ -25,6 +26,7 @@ from ompq.integer.inserted import (
     CAST_PATH,
     CLIP_PATH,
     COMBINATION_PATH,
+    CONSTANT_PATH,
     OPERATION_PATH,
     OUTPUT_PATH,
     REQUANTIZER_PATH,
@@ -35,7 +37,7 @@ from ompq.integer.inserted import (
 )
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.network import ConversionSettings
-from ompq.integer.operations import IntegerOperation
+from ompq.integer.operations import IntegerOperation, QuantizedConstant, isolate_constant
 from ompq.integer.readers import LayerReaders, QuantizedSite, find_read_values
 from ompq.integer.requantization import (
     Dequantizer,
@@ -46,7 +48,6 @@ from ompq.integer.requantization import (
     ScaleSource,
 )
 from ompq.integer.sharing import (
-    CONCATENATIONS,
     VALUE_BITS,
     ValueReaders,
     flattens_pixels,
@@ -187,6 +188,8 @@ class Rewriter:
         if not isinstance(given, tuple | list) or not usual:
             return node
         parts = [part for part in given if isinstance(part, Node)]
+        if any(self.scale_sources.get(part) is not None for part in parts):
+            parts = list(map(self._quantize_constant, parts))
         found = [self.scale_sources.get(part) for part in parts]
         scale_sources = tuple(source for source in found if source is not None)
         if len(scale_sources) < len(given) or tensor_shape(node) is None:
@@ -200,6 +203,20 @@ class Rewriter:
         return self._replace(
             node, make_path(COMBINATION_PATH, node.name), combination, tuple(parts)
         )
+
+    def _quantize_constant(self, node: Node) -> Node:
+        """Quantize a value that no image changes; return the node of its integers."""
+        if carries_values(node) or tensor_shape(node) is None or not _holds_floats(node):
+            return node
+        path = make_path(CONSTANT_PATH, node.name)
+        if path not in self._inserted:
+            isolated = isolate_constant(node, self.module)
+            if isolated is None:
+                return node
+            constant = QuantizedConstant(*isolated)
+            self._inserted[path] = self._insert(node, path, constant, (node,))
+            self.scale_sources[self._inserted[path]] = ScaleSource(constant)
+        return self._inserted[path]
 
     def _substitute(self, node: Node) -> Node:
         """Replace an operation that has an integer form of its own by it; return its node."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.fx import Node
 
-from ompq.graph.operations import ADDITIONS, operation, tensor_shape
+from ompq.graph.operations import ADDITIONS, CONCATENATIONS, operation, tensor_shape
 from ompq.integer.forms import Form, find_form
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.operations import NARROW_BITS, is_narrow
@@ -23,7 +23,6 @@ from ompq.integer.substitution import Substitution
 
 # Width of values that sums, concatenations and averages read.
 VALUE_BITS = NARROW_BITS
-CONCATENATIONS = frozenset("cat concat concatenate stack".split())
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,8 @@ class ValueReaders:
         joins = operation(user, module) in ADDITIONS | CONCATENATIONS and not left
         of_convolution = has_channels_second(source, node)
         if joins and form is None:
+            if not of_convolution and self.substitution.leads_to_norm(user):
+                return False
             others = [other for other in user.all_input_nodes if other in self.scale_sources]
             in_float = any(self.scale_sources[other] is None for other in others)
             return of_convolution or not in_float

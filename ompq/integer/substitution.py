@@ -8,9 +8,16 @@ from functools import partial
 
 from torch.fx import GraphModule, Node
 
-from ompq.graph.operations import carries_values, image_layout, operation, tensor_shape
+from ompq.graph.operations import (
+    ADDITIONS,
+    CONCATENATIONS,
+    carries_values,
+    image_layout,
+    operation,
+    tensor_shape,
+)
 from ompq.integer.batch_norm import replace_standalone_norms
-from ompq.integer.forms import CASTS, find_form
+from ompq.integer.forms import CASTS, Form, find_form
 from ompq.integer.inserted import is_inserted
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.normalisation import IntegerNorm, find_norm
@@ -31,10 +38,12 @@ class _Finding:
         narrow: Whether it reads 8 bits, rather than any width of one scale.
         make: Function that makes the integer form, of the operation as a network of its own and of
             the sources of the scales of what it reads.
+        is_norm: Whether it is a norm.
     """
 
     narrow: bool
     make: Callable[[GraphModule, Sequence[ScaleSource]], IntegerOperation]
+    is_norm: bool = False
 
 
 class Substitution:
@@ -48,6 +57,7 @@ class Substitution:
     def __init__(self, module: GraphModule, left_in_float: Collection[str]) -> None:
         self.module, self.left_in_float = module, left_in_float
         self._found: dict[Node, _Finding | None] = {}
+        self._leading: dict[Node, bool] = {}
 
     def reads_narrow(self, node: Node, value: Node, scale_sources: Sources) -> bool:
         """Tell whether an operation will read a value as integers of 8 bits.
@@ -64,6 +74,28 @@ class Substitution:
             return False
         source = scale_sources[value]
         return finding.narrow or (source is not None and source.per_channel)
+
+    def leads_to_norm(self, node: Node) -> bool:
+        """Tell whether a norm reads a sum, directly or behind what hands it on or adds to it.
+
+        Norms read sums as they are: what is far smaller than the rest would be lost in 8 bits.
+
+        Args:
+            node: Node of the sum, for which nothing was substituted yet.
+        """
+        if node not in self._leading:
+            self._leading[node] = any(map(self._is_or_leads_to_norm, node.users))
+        return self._leading[node]
+
+    def _is_or_leads_to_norm(self, node: Node) -> bool:
+        finding = self._find(node)
+        if finding is not None:
+            return finding.is_norm
+        if not node.op.startswith("call_"):
+            return False
+        form = find_form(node, self.module)
+        joins = form is None and operation(node, self.module) in ADDITIONS | CONCATENATIONS
+        return (joins or form in (Form.KEEP, Form.ARRANGE)) and self.leads_to_norm(node)
 
     def make(self, node: Node, scale_sources: Sources) -> IntegerOperation | None:
         """Make the integer form of an operation; None where it has none.
@@ -135,7 +167,9 @@ class Substitution:
             return _Finding(False, lambda own, sources: IntegerSoftmax(own, sources[0], dim))
         norm = find_norm(function, shape, images_dim)
         if norm is not None:
-            return _Finding(False, lambda own, sources: IntegerNorm(own, sources[0], norm, shape))
+            return _Finding(
+                False, lambda own, sources: IntegerNorm(own, sources[0], norm, shape), is_norm=True
+            )
         return None
 
 
