@@ -47,6 +47,7 @@ _FIELDS = {
     "learning_rate": "lr",
     "per_channel": "channel_wise",
     "print_steps": "print_freq",
+    "re_estimate_norms": "re_estimate_BN",
     "source": "init_from",
     "weight_decay": "wd",
 }
@@ -201,6 +202,13 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         "--fix_BN_threshold", type=int, metavar="STEP", help="keep them from this step on"
     )
     group.add_argument(
+        "--re_estimate_BN",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="estimate the batch norms' statistics anew at the end, and keep them where that is "
+        "better; not with --fix_BN",
+    )
+    group.add_argument(
         "--checkpoint_iter",
         type=int,
         default=-1,
@@ -279,6 +287,7 @@ def read_settings(arguments: argparse.Namespace) -> TrainingSettings:
         momentum=arguments.momentum,
         weight_decay=arguments.wd,
         fix_norms=threshold if arguments.fix_BN_threshold is None else arguments.fix_BN_threshold,
+        re_estimate_norms=arguments.re_estimate_BN,
         distill_alpha=arguments.distill_alpha,
         temperature=arguments.temperature,
         evaluations=1 if arguments.evaluate_times == -1 else arguments.evaluate_times,

@@ -65,6 +65,7 @@ def to_json(
         "format": FORMAT,
         "top1_fp32": float_accuracy.top1,
         "top1_before": progress.history[0]["top1"],
+        "top1_re_estimated": progress.re_estimated_top1,
         "top1": final.top1,
         "top5": final.top5,
         "num_eval": final.count,

@@ -20,6 +20,8 @@ class TrainingSettings:
         momentum: Momentum of SGD.
         weight_decay: Weight decay of SGD.
         fix_norms: Step from which on the batch norms' statistics are kept; None for never.
+        re_estimate_norms: Whether the batch norms' statistics are estimated anew at the end, and
+            kept where that is better; not so where `fix_norms` keeps them.
         distill_alpha: Share of the teacher in the loss, where there is a teacher.
         temperature: Temperature of the distillation.
         evaluations: Number of evaluations per epoch.
@@ -38,6 +40,7 @@ class TrainingSettings:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     fix_norms: int | None = None
+    re_estimate_norms: bool = True
     distill_alpha: float = 0.95
     temperature: float = 6.0
     evaluations: int = 1

@@ -25,8 +25,12 @@ from ompq.integer import IntegerNetwork
 from ompq.runtime import Ranks, progress, run_on_main, say
 from QAT.checkpoint import BEST, LAST, Resumed, load_checkpoint, save_checkpoint
 from QAT.gradient_sharing import agree_on_buffers, share_gradients
+from QAT.re_estimation import list_norms, re_estimate_norms
 from QAT.settings import TrainingSettings
 from QAT.task import Batches, TrainingTask, measure_accuracy, predict_test
+
+# Images of all ranks that batch norms are estimated anew by.
+RE_ESTIMATION_IMAGES = 10_000
 
 
 @dataclass
@@ -41,6 +45,8 @@ class Progress:
         seconds: Seconds that training took, evaluations left out.
         history: One entry per evaluation, the first before any step: step, epoch, loss (None
             there), top-1, top-5.
+        re_estimated_top1: Top-1 accuracy of the last state with batch norms estimated anew, in per
+            cent; None where they were not.
     """
 
     step: int = 0
@@ -49,6 +55,7 @@ class Progress:
     best_top1: float = -1.0
     seconds: float = 0.0
     history: list[dict[str, float | None]] = field(default_factory=list)
+    re_estimated_top1: float | None = None
 
 
 def fine_tune(
@@ -138,6 +145,7 @@ def run_training(
         run.evaluate_start()
     for epoch in range(run.progress.step // max(1, run.steps_per_epoch), task.settings.epochs):
         run.train_epoch(epoch)
+    run.estimate_norms_anew()
     state = load_checkpoint(task.folder / BEST, task.fingerprint)
     task.network.module.load_state_dict(state["network"])
     task.network.module.eval()
@@ -228,6 +236,34 @@ class _TrainingRun:
                     self._evaluate(epoch)
                 self._save(LAST)
                 start = time.perf_counter()
+
+    def estimate_norms_anew(self) -> None:
+        """Estimate the batch norms of the last state anew, and keep it where that is the best."""
+        task = self.task
+        settings, module = task.settings, task.network.module
+        if not settings.re_estimate_norms or settings.fix_norms is not None or not settings.epochs:
+            return
+        if not list_norms(module):
+            return
+        re_estimate_norms(module, self._draw_images())
+        agree_on_buffers(module, task.ranks)
+        top1 = measure_accuracy(task, predict_test(task)).top1
+        self.progress.re_estimated_top1 = top1
+        self._tell(f"batch norms estimated anew: top-1 {top1:.2f} %")
+        if top1 > self.progress.best_top1:
+            self.progress.best_top1 = top1
+            self._save(BEST)
+
+    def _draw_images(self) -> Iterator[Tensor]:
+        """Yield this rank's batches of training images, as many as the estimate needs."""
+        if isinstance(self.task.train, Loader):
+            self.task.train.set_epoch(self.task.settings.epochs)
+        seen = 0
+        for images, _ in iterate_pairs(self.task.train):
+            yield images.to(self.task.device)
+            seen += len(images) * self.task.ranks.world_size
+            if seen >= RE_ESTIMATION_IMAGES:
+                return
 
     def _average_loss(self) -> float:
         """Return the mean loss since the last evaluation, over all ranks, which must all ask."""

@@ -55,6 +55,7 @@ with interruptible_imports():
 # Images that batch norms get their statistics from, and those that everything is checked on.
 SETTLING_IMAGES = 16
 IMAGES = 2
+NETWORKS_PER_PROCESS = 15
 # The first side that a network takes is used; None for its own.
 SIDES = (64, None)
 ADAPTIVE_POOLS = frozenset({"adaptiveavgpool2d", "adaptive_avg_pool2d"})
@@ -312,15 +313,19 @@ def _examine_all(missing: Sequence[_Job], jobs: int) -> Iterator[Finding]:
     """Examine networks in processes; one whose process the system ends is told as not examined."""
     left = []
     # Few networks per process, for what libraries keep in memory grows.
-    with _start_processes(jobs, 15) as pool:
-        running = {pool.submit(_examine_job, job): job for job in missing}
-        for future in as_completed(running):
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                left.append(running[future])
+    batch = NETWORKS_PER_PROCESS * jobs
+    for start in range(0, len(missing), batch):
+        with _start_processes(jobs) as pool:
+            running = {
+                pool.submit(_examine_job, job): job for job in missing[start : start + batch]
+            }
+            for future in as_completed(running):
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    left.append(running[future])
     for job in left:
-        with _start_processes(1, 1) as alone:
+        with _start_processes(1) as alone:
             try:
                 yield alone.submit(_examine_job, job).result()
             except BrokenProcessPool:
@@ -328,9 +333,8 @@ def _examine_all(missing: Sequence[_Job], jobs: int) -> Iterator[Finding]:
                 yield Finding(library, name, NOT_EXAMINED, "no memory was left for it")
 
 
-def _start_processes(jobs: int, networks: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=networks)
+def _start_processes(jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _read(file: Path) -> dict[tuple[str, str], Finding]:

@@ -196,6 +196,8 @@ def test_two_processes_do_what_one_does_and_say_it_once(photos: Path, tmp_path: 
     assert len(lines_with(two.stdout, "unreadable image(s) skipped")) == 1
     assert "Traceback" not in two.stderr
     assert len(two.stdout.splitlines()) == len(one.stdout.splitlines())
+    assert len(lines_with(two.stdout, "batch norms estimated anew")) == 1
+    assert alone["top1_re_estimated"] == shared["top1_re_estimated"]
     states = [torch.load(tmp_path / n / LAST)["network"] for n in ("one", "two")]
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=0.02, atol=0.02, msg=name)
