@@ -66,6 +66,21 @@ def trace_pixels(network: IntegerNetwork, node: Node) -> Tensor | None:
     return first[0] if first is not None and same else None
 
 
+def trace_constant(network: IntegerNetwork, node: Node, images: int = 1) -> Tensor:
+    """Compute the integers of a value that no image changes.
+
+    Args:
+        network: Network of integers, in evaluation mode.
+        node: Node of its module that calls a `QuantizedConstant`.
+        images: How many images there are, by which a value may be repeated.
+    """
+    scale_source = network.scale_sources[node.name]
+    assert scale_source is not None
+    zeros = torch.zeros(images, *network.input_shape, device=find_device(network.module))
+    scale = scale_source.get_scale().cpu()
+    return torch.round(_run_up_to(network.module, node, zeros) / scale).long()
+
+
 @torch.inference_mode()
 def _run_up_to(module: GraphModule, last: Node, images: Tensor) -> Tensor:
     """Compute the value of a node, and nothing that it does not need."""
@@ -104,7 +119,7 @@ class _NumberedExecution(IntegerExecution):
         computes = n.op.startswith("call_")
         if computes and carries_values(n) and find_form(n, self.structure) is Form.ARRANGE:
             self._note_places(n)
-        if computes and carries_values(n) and shape is not None:
+        if computes and (carries_values(n) or integers) and shape is not None:
             kind = torch.int64 if integers else n.meta.get("dtype")
             return torch.zeros(shape, dtype=kind, device="cpu" if integers else self.device)
         return super().run_node(n)

@@ -79,6 +79,67 @@ def cross(net: Net, x: Tensor) -> Tensor:
     return net.a(x.amax(3, keepdim=True) * x.amax(2, keepdim=True))
 
 
+class Attention(nn.Module):
+    """Several heads that attend to tokens, in one of the ways that are written."""
+
+    def __init__(self, way: str, width: int = 8, heads: int = 2) -> None:
+        super().__init__()
+        self.way, self.heads = way, heads
+        self.norm, self.all, self.out = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
+        self.norm.weight.data.uniform_(0.5, 2)
+        self.norm.bias.data.normal_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        parts = self.all(self.norm(x)).reshape(n, length, 3, self.heads, width // self.heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        scale = (width // self.heads) ** -0.5
+        if self.way == "einsum":
+            weights = torch.einsum("nhid,nhjd->nhij", q * scale, k).softmax(-1)
+            y = torch.einsum("nhij,nhjd->nihd", weights, v)
+        else:
+            y = ((q * scale @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2)
+        return x + self.out(y.reshape(n, length, width))
+
+
+def transformer(way: str) -> Net:
+    return make(lambda net, x: net.b(net.a(tokens(x))).mean(1), a=Attention(way), b=Attention(way))
+
+
+class Token(nn.Module):
+    """A token before all others, and a number for every place of a token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.places = nn.Parameter(torch.randn(1, 65, 8) / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        token = self.token.expand(x.shape[0], -1, -1)
+        return torch.cat([token, x], 1) + self.places
+
+
+def classify(net: Net, x: Tensor) -> Tensor:
+    return net.b(net.token(tokens(net.a(x))))[:, 0]
+
+
+def bilinear(net: Net, x: Tensor) -> Tensor:
+    """Multiply what is known of every pair of channels, over all pixels."""
+    x = net.a(x).flatten(2)
+    return net.b(torch.bmm(x, net.c(x).transpose(1, 2)).flatten(1))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """A norm over channels, which are not last."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 OPERATING: dict[str, Callable[[], nn.Module]] = {
     "all": lambda: make(
         run_all,
@@ -172,5 +233,38 @@ OPERATING: dict[str, Callable[[], nn.Module]] = {
         ),
         a=nn.Linear(8, 16),
         b=nn.Linear(8, 8),
+    ),
+    "attention": lambda: transformer("matmul"),
+    "attention by einsum": lambda: transformer("einsum"),
+    "class token": lambda: make(classify, a=conv(8, 8), token=Token(), b=Attention("matmul")),
+    "bilinear": lambda: make(bilinear, a=conv(8, 8), c=nn.Linear(64, 64), b=nn.Linear(64, 8)),
+    "root norm": lambda: make(
+        lambda net, x: net.b(net.norm(net.a(tokens(x)))).mean(1),
+        a=nn.Linear(8, 16),
+        norm=nn.RMSNorm(16, eps=1e-5),
+        b=nn.Linear(16, 8),
+    ),
+    "norm of channels": lambda: make(
+        lambda net, x: x + net.b(net.norm(net.a(x))),
+        a=conv(8, 8),
+        norm=ChannelNorm(8),
+        b=conv(8, 8),
+    ),
+    "norm of maps": lambda: make(
+        lambda net, x: net.b(net.norm(x)), norm=nn.LayerNorm((8, 8, 8)), b=conv(8, 8)
+    ),
+    "norm of one group": lambda: make(
+        lambda net, x: net.b(net.norm(net.a(x) + x)),
+        a=conv(8, 8),
+        norm=nn.GroupNorm(1, 8),
+        b=conv(8, 8),
+    ),
+    "softmax of channels": lambda: make(
+        lambda net, x: net.b(net.a(x).softmax(1) * x), a=conv(8, 8), b=conv(8, 8)
+    ),
+    "softmax of pixels": lambda: make(
+        lambda net, x: net.b(F.relu(x) * net.a(x).flatten(2).softmax(2).unflatten(2, (8, 8))),
+        a=conv(8, 8),
+        b=conv(8, 8),
     ),
 }

@@ -115,16 +115,16 @@ def read_table(
 
 
 def read_line(
-    numbers: Mapping[str, Tensor], path: str, shape: tuple[int, ...]
+    multiplier: Tensor, offset: Tensor, shape: tuple[int, ...]
 ) -> tuple[Line, Channels | None]:
     """Read what a value is multiplied by and what is added to it, and where its channels are.
 
     Args:
-        numbers: Integers by name.
-        path: Path of the operation.
+        multiplier: What it is multiplied by, of a shape that broadcasts to the value's.
+        offset: What is added to it, of a shape that broadcasts to the value's.
         shape: Shape of the value.
     """
-    held = [numbers[f"{path}.{name}"].long() for name in ("multiplier", "offset")]
+    held = [multiplier.long(), offset.long()]
     ones = [one.flatten()[:1] if bool((one == one.flatten()[0]).all()) else one for one in held]
     channels = find_channels(tuple(torch.broadcast_shapes(*(one.shape for one in ones))), shape)
     return Line(*(_spread(one, channels, shape) for one in ones)), channels

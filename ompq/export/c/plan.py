@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ompq.errors import OmpqError
-from ompq.export.arrangements import trace_arrangements, trace_pixels
+from ompq.export.arrangements import trace_arrangements, trace_constant, trace_pixels
 from ompq.export.c.layers import lower_layer
 from ompq.export.c.lowering import OperationPlanner
 from ompq.export.c.memory import order_steps
@@ -36,7 +36,7 @@ from ompq.integer.execution import export_integers
 from ompq.integer.forms import Form, find_form
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.network import IntegerNetwork, summarise_operations
-from ompq.integer.operations import IntegerOperation
+from ompq.integer.operations import IntegerOperation, QuantizedConstant
 from ompq.integer.requantization import OutputRounding, QuantizedAdd, QuantizedCat, Requantizer
 
 
@@ -120,6 +120,10 @@ class _Planner:
                 return [self.operations.plan(node, module, self._read_parts(node))]
             if isinstance(module, OutputRounding):
                 return self._read(node)
+            if isinstance(module, QuantizedConstant):
+                values = trace_constant(self.network, node)
+                name = f"constant_{self.recorder.number(node)}"
+                return [View.of(Buffer.hold(values, name), tuple(values.shape))]
         return self._operate(node)
 
     def _operate(self, node: Node) -> list[Value]:

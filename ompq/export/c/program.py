@@ -27,12 +27,15 @@ class Buffer:
     Attributes:
         count: How many there are.
         bounds: The least and the largest that occur, 0 included.
-        pointer: Name of the caller's array that they lie in; empty for one of the program's own.
+        pointer: Name of the array that they lie in, the caller's or a table; empty for one of the
+            program's own memory.
+        values: What a table holds, int64; None of other arrays.
     """
 
     count: int
     bounds: Bounds
     pointer: str = ""
+    values: Tensor | None = None
 
     def __post_init__(self) -> None:
         low, high = self.bounds
@@ -54,6 +57,17 @@ class Buffer:
             if high - low < 2**bits:
                 return f"U{bits}"
         return "I32"
+
+    @classmethod
+    def hold(cls, values: Tensor, name: str) -> Buffer:
+        """Make a table of integers, int64.
+
+        Args:
+            values: The integers.
+            name: Name of the table.
+        """
+        low, high = torch.aminmax(values)
+        return cls(values.numel(), (int(low), int(high)), name, values.flatten())
 
     @property
     def low(self) -> int:
@@ -208,7 +222,13 @@ class Stage(Action):
 
 
 class Task:
-    """What a step computes, before its stages; a dataclass of each kind tells how."""
+    """What a step computes, before its stages; a dataclass of each kind tells how.
+
+    Attributes:
+        second: A second value that it is computed from; None for none.
+    """
+
+    second: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -277,6 +297,8 @@ class Step:
         """List the buffers that are read."""
         operands = [stage.operand for stage in self.computation.stages]
         regions = [operand.region for operand in operands if operand is not None]
+        second = self.computation.task.second
+        regions += [] if second is None else [second]
         return [self.computation.source.buffer, *(region.buffer for region in regions)]
 
 

@@ -46,6 +46,10 @@ class Recorder:
         self._numbering = {node: place for place, node in enumerate(module.graph.nodes)}
         self._laid: dict[View, Region] = {}
 
+    def number(self, node: Node) -> int:
+        """Return the place of a node in the network's order."""
+        return self._numbering[node]
+
     def refuse(self, node: Node) -> OmpqError:
         """Return the error that names a node which has no form in C."""
         where, what = locate(node), operation(node, self.module)
@@ -96,7 +100,7 @@ class Recorder:
             shape: Shape of the results for one image.
             bounds: The least and the largest result.
         """
-        return Computation(task, source, shape, bounds, locate(node), self._numbering[node])
+        return Computation(task, source, shape, bounds, locate(node), self.number(node))
 
     def extend(
         self, node: Node, value: Value, stage: Action, channels: Channels | None

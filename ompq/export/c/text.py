@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ompq.export.c.chains import Chains
 from ompq.export.c.constants import Constants
+from ompq.export.c.contractions import Contraction, Loop
 from ompq.export.c.copies import Copies, Copy, Gather
 from ompq.export.c.layers import Convolution, Layer, Product
+from ompq.export.c.normalising import Norm, Softmax
 from ompq.export.c.pools import Pooling, Reduction, Side
 from ompq.export.c.program import (
     C_TYPES,
@@ -29,10 +31,13 @@ _NEEDED = {
     "multiply": ("weights", "product"),
     "pool": ("choice", "pool"),
     "reduce": ("choice", "reduce"),
+    "contract": ("contraction",),
 }
+# Functions that are called otherwise than the file in which they lie.
+_PIECES = {"take_softmax": "softmax", "normalise": "norm"}
 _ORDER = (
-    "look_up line times weights convolution convolve product multiply choice pool reduce map zeros "
-    "gather"
+    "look_up line times weights convolution convolve product multiply choice pool reduce "
+    "contraction contract softmax norm map zeros gather"
 ).split()
 _SHORTEST_ROW = 64
 
@@ -93,6 +98,8 @@ class Writer:
         computation, task = step.computation, step.computation.task
         source, target = self._write_region(computation.source), self._write_region(step.target)
         lines = [f"const source x = {{{source}}};", f"const target y = {{{target}}};"]
+        if task.second is not None:
+            lines.append(f"const source z = {{{self._write_region(task.second)}}};")
         operands = [stage.operand for stage in computation.stages if stage.operand is not None]
         regions = ", ".join(f"{{{self._write_region(operand.region)}}}" for operand in operands)
         if operands:
@@ -113,6 +120,9 @@ class Writer:
         """Write where a region is, what its integers are less, and their type."""
         buffer = region.buffer
         pointer = buffer.pointer or "memory"
+        if buffer.values is not None:
+            numbers = (buffer.values - buffer.low).tolist()
+            pointer = self.constants.add(pointer, C_TYPES[buffer.type], numbers)
         offset = self.offsets.get(buffer, 0) + region.start * buffer.item_bytes
         kind = "uint8_t *" if pointer in ("memory", "sums") else "const uint8_t *"
         pointer = pointer if pointer == "memory" else f"({kind}){pointer}"
@@ -121,23 +131,21 @@ class Writer:
     def _write_call(self, number: int, computation: Computation, operands: str) -> str:
         """Write the call of a step's function, and describe what it computes."""
         task, name = computation.task, f"step_{number}"
-        ends = f"&x, {operands}, &y"
+        ends = f"{operands}, &y"
         chain = self._chains.write(str(number), computation)
         if isinstance(task, Map):
             self._need("map")
             self._describe("chain", name, chain)
-            return f"map(&{name}, {computation.count}, {ends});"
+            return f"map(&{name}, {computation.count}, &x, {ends});"
         fields, kind, function = self._write_task(number, task)
-        stem = function
-        if isinstance(task, Layer):
-            item = C_TYPES[computation.source.buffer.type].removesuffix("_t")
-            self._need(function, item)
-            stem = f"{function}_{item}"
-        else:
-            self._need(function)
+        typed = computation.source if isinstance(task, Layer) else task.second
+        read = "&x" if task.second is None else "&x, &z"
+        item = "" if typed is None else C_TYPES[typed.buffer.type].removesuffix("_t")
+        self._need(_PIECES.get(function, function), item)
+        stem = f"{function}_{item}" if item else function
         body = "".join(f"    .{field} = {value},\n" for field, value in fields.items())
         self._describe(kind, name, f"{{\n{body}    .chain = {chain},\n}}")
-        return f"{stem}(&{name}, {ends});"
+        return f"{stem}(&{name}, {read}, {ends});"
 
     def _describe(self, kind: str, name: str, value: str) -> None:
         self._descriptions.append(f"static const {kind} {name} = {value};\n")
@@ -153,9 +161,30 @@ class Writer:
             sides = {"vertical": _write_side(task.vertical)}
             sides["horizontal"] = _write_side(task.horizontal)
             return {**sides, "maps": task.maps, "choice": task.choice}, "pooling", "pool"
+        if isinstance(task, Softmax):
+            return self._write_softmax(number, task), "softmax", "take_softmax"
+        if isinstance(task, Norm):
+            return _list_norm(task), "norm", "normalise"
+        if isinstance(task, Contraction):
+            loops = ", ".join(map(_write_loop, task.loops))
+            ends = {"columns": _write_loop(task.columns), "summed": _write_loop(task.summed)}
+            return {"loops": f"{{{loops}}}", **ends}, "contraction", "contract"
         assert isinstance(task, Reduction)
         sizes = {"outer": task.outer, "length": task.length, "inner": task.inner}
         return {**sizes, "choice": task.choice}, "reduction", "reduce"
+
+    def _write_softmax(self, number: int, task: Softmax) -> dict[str, object]:
+        table = self.constants.add(f"exponentials_{number}", "uint16_t", task.table.tolist())
+        return {
+            "table": table,
+            "outer": task.outer,
+            "length": task.length,
+            "one": task.one,
+            "last": len(task.table),
+            "multiplier": task.multiplier,
+            "shift": task.shift,
+            "bits": task.bits,
+        }
 
     def _write_layer(self, number: int, layer: Layer) -> dict[str, object]:
         weights = layer.weights
@@ -256,6 +285,23 @@ def _list_geometry(task: Convolution) -> dict[str, object]:
         "reach_down": task.dilation[0],
         "reach_across": task.dilation[1],
     }
+
+
+def _list_norm(task: Norm) -> dict[str, object]:
+    """List the fields of a norm."""
+    return {
+        "eps": f"INT64_C({task.eps})",
+        "outer": task.outer,
+        "length": task.length,
+        "places": task.places,
+        "centred": int(task.centred),
+        "spare": task.spare,
+        "factor": task.factor,
+    }
+
+
+def _write_loop(loop: Loop) -> str:
+    return f"{{{loop.size}, {loop.first}, {loop.second}}}"
 
 
 def _write_side(side: Side) -> str:

@@ -65,7 +65,10 @@ def find_first(values: Sequence[Value], places: Sequence[Tensor]) -> int:
         value = values[number]
         if not is_in_order(places[number], value.places.numel()):
             return False, 0, 0
-        if isinstance(value, View) or value.arranged is not None:
+        if isinstance(value, View):
+            held = value.buffer is not None and value.buffer.values is not None
+            return True, -1 if held else 0, 0
+        if value.arranged is not None:
             return True, 0, 0
         # What is computed last, and a layer's sums at best.
         return True, 2 if isinstance(value.task, Layer) else 1, value.number

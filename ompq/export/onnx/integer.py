@@ -16,23 +16,25 @@ from torch import nn
 from torch.fx import Node
 
 from ompq.errors import OmpqError
-from ompq.export.arrangements import trace_arrangements
+from ompq.export.arrangements import trace_arrangements, trace_constant
 from ompq.export.onnx.builder import BATCH, INPUT_NAME, OUTPUT_NAME, GraphBuilder, image_shape
 from ompq.export.onnx.images import ImageWriter
 from ompq.export.onnx.integer_layers import write_layer
 from ompq.export.onnx.layouts import Arranger
 from ompq.export.onnx.operations import look_up, write_operation
+from ompq.export.onnx.repeating import repeat
 from ompq.export.onnx.whole import Arithmetic, Whole, fits_bytes
 from ompq.export.onnx.windows import is_choice, write_choice, write_sum
 from ompq.graph.layout import ImageLayout
 from ompq.graph.operations import carries_values, operation, tensor_shape
 from ompq.integer.execution import export_integers
 from ompq.integer.forms import Form, find_form
+from ompq.integer.inserted import is_inserted
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.network import IntegerNetwork, locate, summarise_operations
-from ompq.integer.operations import IntegerOperation
+from ompq.integer.operations import IntegerOperation, QuantizedConstant
 from ompq.integer.pointwise import LookupTable
-from ompq.integer.requantization import OutputRounding, QuantizedAdd, QuantizedCat, Requantizer
+from ompq.integer.requantization import QuantizedAdd, QuantizedCat, Requantizer
 
 
 def build_integer_model(
@@ -105,11 +107,13 @@ class _IntegerWriter:
     def _write_inserted(self, node: Node) -> bool:
         """Write a layer or what the conversion has set in; tell whether the node calls one."""
         called: nn.Module = self.module.get_submodule(str(node.target))
-        if not isinstance(called, QuantizedLayer | Requantizer | OutputRounding | IntegerOperation):
+        if not (isinstance(called, QuantizedLayer) or is_inserted(node, self.module)):
             return False
         sources = [source for source in node.args if isinstance(source, Node)]
         first = sources[0]
-        if isinstance(called, IntegerOperation):
+        if isinstance(called, QuantizedConstant):
+            value = self._write_constant(node)
+        elif isinstance(called, IntegerOperation):
             if self._is_folded(node, called):
                 return True
             read = [self._values[source] for source in sources]
@@ -164,6 +168,16 @@ class _IntegerWriter:
             return self._look_up_requantized(node, source)
         value = self.arithmetic.clip_before(self._widen(source), path, name)
         return self.arithmetic.settle(self.arithmetic.rescale(value, path, name), path, name)
+
+    def _write_constant(self, node: Node) -> Whole:
+        """Write integers that no image changes; as often as there are images, if each has them."""
+        values, of_two = (trace_constant(self.network, node, images) for images in (1, 2))
+        array = values.numpy().astype(np.int32)
+        name = self.arithmetic.cast(self.arithmetic.hold(array, node.name), node.name)
+        if values.shape != of_two.shape:
+            layout = node.meta.get("layout") or ImageLayout()
+            name = repeat(self.builder, name, tuple(values.shape), layout, INPUT_NAME)
+        return Whole((name,))
 
     def _combine(self, node: Node, called: QuantizedAdd) -> Whole:
         """Write a sum or a concatenation: its parts rescaled to one scale first."""

@@ -1,4 +1,8 @@
-"""Operations between layers on integers: tables, lines and products, exact in float64."""
+"""Operations between layers on integers, exact in float64: tables, lines, products, softmax, norms.
+
+Quotients are rounded to nearest by a division and a floor, which are exact of integers below 2^52:
+a quotient that is no integer is further from one than float64 rounds.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,11 @@ from ompq.export.onnx.survey import survey
 from ompq.export.onnx.walker import Walker
 from ompq.export.onnx.whole import Arithmetic, Whole
 from ompq.integer.network import locate
+from ompq.integer.normalisation import IntegerNorm
 from ompq.integer.operations import IntegerOperation
 from ompq.integer.pointwise import IntegerAffine, LookupTable
 from ompq.integer.products import IntegerProduct
+from ompq.integer.softmax import IntegerSoftmax
 
 # Larger constants are in a file as int32, and cast as it is loaded.
 _LARGEST_WIDE = 64
@@ -41,8 +47,7 @@ def write_operation(
     """
     name = node.name
     if isinstance(operation, LookupTable):
-        entries = arithmetic.read(f"{node.target}.table")
-        assert entries is not None
+        entries = _read(arithmetic, node, "table")
         looked_up = look_up(arithmetic, node, operation, values[0], entries.astype(np.int16))
         return Whole((arithmetic.cast(looked_up, name),))
     widened = [arithmetic.widen(value, name) for value in values]
@@ -52,6 +57,10 @@ def write_operation(
         function = operation.function
         walker = Walker(arithmetic.builder, function, survey(function), INPUT_NAME)
         return Whole((walker.run(widened),))
+    if isinstance(operation, IntegerSoftmax):
+        return Whole((_write_softmax(arithmetic, node, operation, widened[0]),))
+    if isinstance(operation, IntegerNorm):
+        return Whole((_write_norm(arithmetic, node, operation, widened[0]),))
     raise OmpqError(f"{locate(node)} has no form in ONNX on integers alone")
 
 
@@ -68,9 +77,7 @@ def look_up(
         entries: Its table, or what is made of it: channels × levels.
     """
     builder, name = arithmetic.builder, node.name
-    first = arithmetic.read(f"{node.target}.first")
-    assert first is not None
-    zero = int(first) if x.zero_point is None else x.zero_point + int(first)
+    zero = int(_read(arithmetic, node, "first")) + (x.zero_point or 0)
     places = x.name
     if x.zero_point is None and zero:
         places, zero = arithmetic.compute("Sub", places, zero, name), 0
@@ -88,16 +95,70 @@ def look_up(
     return builder.add("Gather", [table, places], name)
 
 
-def _write_line(arithmetic: Arithmetic, node: Node, x: str) -> str:
-    """Write a multiplication, and an addition, of numbers that broadcast."""
-    for kind, which in (("Mul", "multiplier"), ("Add", "offset")):
-        numbers = arithmetic.read(f"{node.target}.{which}")
-        assert numbers is not None
+def _write_line(arithmetic: Arithmetic, node: Node, x: str, factor: str = "multiplier") -> str:
+    """Write a multiplication by the numbers of a name, and an addition, which broadcast."""
+    for kind, which in (("Mul", factor), ("Add", "offset")):
+        numbers = _read(arithmetic, node, which)
         if bool((numbers == numbers.flat[0]).all()):
             numbers = numbers.flatten()[:1].reshape(())
+        if kind == "Add" and not numbers.any():
+            continue
         if numbers.size <= _LARGEST_WIDE:
             x = arithmetic.compute(kind, x, numbers, node.name)
         else:
             held = arithmetic.hold(numbers.astype(np.int32), f"{node.name}.{which}")
             x = arithmetic.builder.add(kind, [x, arithmetic.cast(held, node.name)], node.name)
     return x
+
+
+def _write_softmax(arithmetic: Arithmetic, node: Node, operation: IntegerSoftmax, x: str) -> str:
+    """Write a softmax: exponentials looked up, and divided by their sum."""
+    builder, name = arithmetic.builder, node.name
+    table, scale = (_read(arithmetic, node, which) for which in ("table", "scale"))
+    dims = builder.constant(np.array([operation.dim]))
+    below = builder.add("Sub", [builder.add("ReduceMax", [x, dims], name), x], name)
+    steps = arithmetic.rescale(below, str(node.target), name)
+    steps = arithmetic.compute("Min", steps, len(table) - 1, name)
+    held = arithmetic.hold(table.astype(np.int32), f"{name}.table")
+    places = arithmetic.cast(steps, name, TensorProto.INT32)
+    exponentials = arithmetic.cast(builder.add("Gather", [held, places], name), name)
+    total = builder.add("ReduceSum", [exponentials, dims], name)
+    return _divide(arithmetic, arithmetic.compute("Div", exponentials, scale, name), total, name)
+
+
+def _write_norm(arithmetic: Arithmetic, node: Node, operation: IntegerNorm, x: str) -> str:
+    """Write a norm: values, less their mean, divided by the root of the sum of their squares."""
+    builder, name = arithmetic.builder, node.name
+    eps, spare, factor = (
+        int(_read(arithmetic, node, which)) for which in ("eps", "root", "factor")
+    )
+    dims = builder.constant(np.array(operation.norm.dims))
+    places = operation._shift
+    x = arithmetic.compute("Mul", x, 2.0**places, name)
+    if places < 0:
+        x = builder.add("Floor", [arithmetic.compute("Add", x, 0.5, name)], name)
+    if operation.norm.centred:
+        total = builder.add("ReduceSum", [x, dims], name)
+        count = builder.constant(np.float64(operation.count))
+        x = builder.add("Sub", [x, _divide(arithmetic, total, count, name)], name)
+    squares = builder.add("ReduceSum", [builder.add("Mul", [x, x], name), dims], name)
+    squares = arithmetic.compute("Add", squares, eps, name)
+    root = builder.add("Sqrt", [arithmetic.compute("Mul", squares, 2.0**spare, name)], name)
+    root = arithmetic.compute("Max", builder.add("Floor", [root], name), 1, name)
+    x = arithmetic.compute("Mul", x, factor, name)
+    return _write_line(arithmetic, node, _divide(arithmetic, x, root, name), "gain")
+
+
+def _divide(arithmetic: Arithmetic, x: str, by: str, name: str) -> str:
+    """Write a division rounded to nearest, halves upwards; the divisor is positive."""
+    doubled, divisor = (arithmetic.compute("Mul", value, 2, name) for value in (x, by))
+    upper = arithmetic.builder.add("Add", [doubled, by], name)
+    quotient = arithmetic.builder.add("Div", [upper, divisor], name)
+    return arithmetic.builder.add("Floor", [quotient], name)
+
+
+def _read(arithmetic: Arithmetic, node: Node, which: str) -> Integers:
+    """Read the numbers of an operation by their name."""
+    found = arithmetic.read(f"{node.target}.{which}")
+    assert found is not None
+    return found

@@ -15,10 +15,10 @@ from ompq.export.onnx.builder import GraphBuilder
 from ompq.export.onnx.inside import Untraceable, find_constant, open_node, trace_inside
 from ompq.export.onnx.layouts import Arranger
 from ompq.export.onnx.operands import Call, NoForm, Operand, to_array
+from ompq.export.onnx.repeating import repeat
 from ompq.export.onnx.survey import Survey, survey
 from ompq.export.onnx.torch_exporter import export_by_torch
 from ompq.export.onnx.writers import WRITERS
-from ompq.graph.layout import ImageLayout
 from ompq.graph.operations import carries_values, operation, tensor_shape
 from ompq.integer.forms import Form, find_form, find_tensors
 
@@ -210,24 +210,6 @@ class Walker:
         if not isinstance(value, Tensor):
             raise self.start_call(node).refuse("its value is no tensor")
         name = self.builder.constant(to_array(value), node.name)
-        return self._repeat(name, value, node.meta["layout"]) if self._grows(node) else name
-
-    def _repeat(self, name: str, value: Tensor, layout: ImageLayout) -> str:
-        """Repeat a value for one image as often as there are images."""
-        images = self.builder.add("Shape", [self.images], start=0, end=1)
-        shape, dim = list(value.shape), layout.dim
-        if layout.interleaved:
-            # Rows of one image are apart: every row is repeated by itself.
-            dim += 1
-            name = self._reshape(name, [*shape[:dim], 1, *shape[dim:]])
-        rank = len(shape) + layout.interleaved
-        ones = (np.ones(count, np.int64) for count in (dim, rank - dim - 1))
-        before, after = (self.builder.constant(each) for each in ones)
-        repeats = self.builder.add("Concat", [before, images, after], axis=0)
-        name = self.builder.add("Tile", [name, repeats])
-        if layout.interleaved:
-            name = self._reshape(name, [*shape[: dim - 1], -1, *shape[dim:]])
-        return name
-
-    def _reshape(self, name: str, shape: list[int]) -> str:
-        return self.builder.add("Reshape", [name, self.builder.constant(np.array(shape))])
+        if not self._grows(node):
+            return name
+        return repeat(self.builder, name, tuple(value.shape), node.meta["layout"], self.images)

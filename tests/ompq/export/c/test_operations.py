@@ -34,7 +34,11 @@ from ompq.export.c.source import CSource, write_c
 from ompq.export.c.stages import add_stage
 from ompq.integer import IntegerExecution, IntegerNetwork, export_integers
 
+WATCHED = ("all", "padded sigmoid", "rows and channels", "pieces")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler `cc`")
+
+
+NARROW = "all;gate of maps;padded sigmoid;pieces;attention;bilinear;norm of channels".split(";")
 
 
 def check(network: IntegerNetwork, images: Tensor, folder: Path) -> CSource:
@@ -66,13 +70,24 @@ def test_logits_of_operations(name: str, quantize_sums: bool, tmp_path: Path) ->
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["all", "gate of maps", "padded sigmoid", "pieces"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "all",
+        "gate of maps",
+        "padded sigmoid",
+        "pieces",
+        "attention",
+        "bilinear",
+        "norm of channels",
+    ],
+)
 def test_logits_of_narrow_activations(name: str, tmp_path: Path) -> None:
     check(convert(name, 4), draw_images(8), tmp_path)
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["all", "padded sigmoid", "rows and channels", "pieces"])
+@pytest.mark.parametrize("name", [*WATCHED, "attention", "norm of maps", "softmax of channels"])
 def test_no_operation_reads_what_is_not_there(name: str, tmp_path: Path) -> None:
     run_under_sanitizer(write_c(convert(name), draw_images(2)), tmp_path)
 
@@ -99,6 +114,13 @@ def test_equal_tables_are_written_once(tmp_path: Path) -> None:
     network = build(make(body, a=conv(8, 8), b=conv(8, 8)), draw_images(8))
     assert len(network.operations()) == 2
     assert len(find_tables(check(network, draw_images(8), tmp_path))) == 1
+
+
+@needs_compiler
+def test_exponentials_are_written_once_in_two_bytes(tmp_path: Path) -> None:
+    source = check(convert("attention"), draw_images(8), tmp_path)
+    found = re.findall(r"static const (\w+)_t exponentials_\w+\[(\d+)\]", source.source)
+    assert found == [("uint16", "1535")]
 
 
 @needs_compiler
@@ -151,8 +173,8 @@ def test_one_table_does_not_become_one_per_channel() -> None:
 
 
 def test_numbers_along_several_dimensions_are_spread_along_those_between() -> None:
-    numbers = {"x.multiplier": torch.tensor([[[5]], [[6]]]), "x.offset": torch.arange(3)[:, None]}
-    line, channels = read_line(numbers, "x", (1, 2, 3, 4))
+    multiplier, offset = torch.tensor([[[5]], [[6]]]), torch.arange(3)[:, None]
+    line, channels = read_line(multiplier, offset, (1, 2, 3, 4))
     assert channels == Channels(6, 4)
     assert line.multiplier.tolist() == [5, 5, 5, 6, 6, 6]
     assert line.offset.tolist() == [0, 1, 2, 0, 1, 2]

@@ -19,6 +19,8 @@ runtime = pytest.importorskip("onnxruntime")
 from ompq.export.onnx.integer import build_integer_model  # noqa: E402
 from ompq.integer import IntegerExecution, IntegerNetwork, export_integers  # noqa: E402
 
+NARROW = "all;gate of maps;padded sigmoid;pieces;attention;bilinear;norm of channels".split(";")
+
 
 def check(network: IntegerNetwork, images: Tensor) -> onnx.ModelProto:
     """Compare the logits of one image, of three and of all with those of the integers."""
@@ -48,7 +50,18 @@ def test_logits_of_operations(name: str, quantize_sums: bool) -> None:
     assert count_equal(network, draw_images(8)) == 8
 
 
-@pytest.mark.parametrize("name", ["all", "gate of maps", "padded sigmoid", "pieces"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "all",
+        "gate of maps",
+        "padded sigmoid",
+        "pieces",
+        "attention",
+        "bilinear",
+        "norm of channels",
+    ],
+)
 def test_logits_of_narrow_activations(name: str) -> None:
     check(convert(name, 4), draw_images(8))
 
@@ -79,6 +92,11 @@ def test_equal_tables_are_held_once() -> None:
     network = build(make(body, a=conv(8, 8), b=conv(8, 8)), draw_images(8))
     assert len(network.operations()) == 2
     assert len(find_tables(check(network, draw_images(8)))) == 1
+
+
+def test_exponentials_are_held_once() -> None:
+    tables = find_tables(check(convert("attention"), draw_images(8)))
+    assert tables == [(onnx.TensorProto.INT32, 1536)]
 
 
 def test_large_numbers_are_held_in_four_bytes() -> None:
