@@ -7,6 +7,7 @@ what reads a value after an operation changed it in place reads that operation.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -17,9 +18,16 @@ from torch.fx import GraphModule, Node
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ompq.errors import UNSUITED_ERRORS
 from ompq.graph.arguments import read_arguments
 from ompq.graph.exclusions import Exclusions
-from ompq.graph.operations import carries_values, operation, runs_library_code, tensor_shape
+from ompq.graph.operations import (
+    NORM_TYPES,
+    carries_values,
+    operation,
+    runs_library_code,
+    tensor_shape,
+)
 from ompq.graph.shapes import FILLED, copy_shape
 
 
@@ -107,7 +115,7 @@ def _make_base_norm(module: _BatchNorm) -> _BatchNorm | None:
 
 
 def split_fused_norms(root: nn.Module) -> None:
-    """Turn batch norms with an activation inside (timm's BatchNormAct2d) into a sequence, in place.
+    """Turn norms with an activation inside (timm's BatchNormAct2d) into a sequence, in place.
 
     Where the sequence computes otherwise than the module did on random values, the module stays.
 
@@ -115,19 +123,34 @@ def split_fused_norms(root: nn.Module) -> None:
         root: Network in evaluation mode.
     """
     for name, module in list(root.named_modules()):
-        if not isinstance(module, _BatchNorm) or not name:
+        if not isinstance(module, NORM_TYPES) or not name:
             continue
-        activation, norm = getattr(module, "act", None), _make_base_norm(module)
+        activation, norm = getattr(module, "act", None), _take_activation(module)
         if not isinstance(activation, nn.Module) or norm is None:
             continue
         steps: OrderedDict[str, nn.Module] = OrderedDict(norm=norm)
         steps["drop"] = getattr(module, "drop", None) or nn.Identity()
         steps["act"] = activation
         sequence = nn.Sequential(steps).eval()
-        values = _draw((2, norm.num_features, 4, 4), norm.running_mean)
-        with torch.inference_mode():
-            if _computes(sequence, values.clone(), module(values.clone())):
-                root.set_submodule(name, sequence)
+        weight = next(module.parameters(), None)
+        values = _draw((2, 8 if weight is None else weight.numel(), 4, 4), weight)
+        try:
+            with torch.inference_mode():
+                same = _computes(sequence, values.clone(), module(values.clone()))
+        except UNSUITED_ERRORS:
+            continue
+        if same:
+            root.set_submodule(name, sequence)
+
+
+def _take_activation(module: nn.Module) -> nn.Module | None:
+    """Make the norm that is left of one with an activation; None where that cannot be told."""
+    if isinstance(module, _BatchNorm):
+        return _make_base_norm(module)
+    norm = copy.copy(module)
+    inside = {"act": nn.Identity(), "drop": nn.Identity()}
+    norm._modules = {**module._modules, **{k: v for k, v in inside.items() if k in norm._modules}}
+    return norm
 
 
 def call_layers(traced: GraphModule, root: nn.Module) -> None:

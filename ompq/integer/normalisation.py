@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod, sqrt
 
 import torch
@@ -14,14 +14,16 @@ from ompq.errors import UNSUITED_ERRORS
 from ompq.integer.operations import IntegerOperation, Trial, agree, reduce_shape
 from ompq.integer.requantization import ScaleSource
 
-# Values are normalised as integers of 16 bits.
+# Values are normalised as integers of 16 bits, or fewer where there are many: of any width, the
+# sum of their squares has as many bits.
 _VALUE_BITS = 16
+_FEW_VALUES = 2**14
 # Sums of squares, shifted, stay below 2^50: float64 then has their exact integer root.
 _ROOT_BITS = 50
 # Bits behind the point of normalised values.
 _FRACTION_BITS = 10
 _REACH = 2**30 - 1
-_MOST_VALUES = 2**14
+_MOST_VALUES = 2**20
 # Large enough that nothing added to a variance matters.
 _LARGE = 1e4
 _SMALL = (1e-3, 1e-2)
@@ -36,17 +38,31 @@ class Norm:
         centred: Whether their mean is subtracted.
         eps: What is added to their mean square.
         shape: Shape of the numbers that it multiplies by and adds, which broadcasts to values.
+        groups: Groups of channels (dimension 1) that are normalised apart; 0 where channels are
+            not grouped. `dims` are those of the value with groups for a dimension of their own.
     """
 
     dims: tuple[int, ...]
     centred: bool
     eps: float
     shape: tuple[int, ...]
+    groups: int = 0
 
     def normalise(self, x: Tensor, eps: float) -> Tensor:
         """Normalise values, float64, with another `eps`."""
+        own = x.shape
+        x = self.group(x)
         x = x - x.mean(self.dims, keepdim=True) if self.centred else x
-        return x * torch.rsqrt(x.square().mean(self.dims, keepdim=True) + eps)
+        return (x * torch.rsqrt(x.square().mean(self.dims, keepdim=True) + eps)).reshape(own)
+
+    def group(self, x: Tensor) -> Tensor:
+        """Give groups of channels a dimension of their own, if there are any."""
+        return x.unflatten(1, (self.groups, -1)) if self.groups else x
+
+    def count(self, size: tuple[int, ...]) -> int:
+        """Count the values that are normalised together, of a value of some shape."""
+        grouped = self.group(torch.empty(size, device="meta"))
+        return prod(grouped.shape[dim] for dim in self.dims)
 
 
 class IntegerNorm(IntegerOperation):
@@ -70,7 +86,7 @@ class IntegerNorm(IntegerOperation):
     ) -> None:
         super().__init__(function, [scale_source])
         self.norm = norm
-        self.count = prod(size[dim] for dim in norm.dims)
+        self.count = norm.count(size)
         self._size = size
 
     @property
@@ -78,7 +94,12 @@ class IntegerNorm(IntegerOperation):
         """Return the places by which what is read moves to fill 16 bits: to the left, or right."""
         (source,) = self.scale_sources
         width = source.module.bits + (source.count - 1).bit_length()
-        return _VALUE_BITS - width
+        return self._value_bits - width
+
+    @property
+    def _value_bits(self) -> int:
+        more = max(1, self.count // _FEW_VALUES).bit_length() - 1
+        return _VALUE_BITS - (more + 1) // 2
 
     def write_numbers(self) -> dict[str, Tensor]:
         """Compute the integers of the norm.
@@ -97,7 +118,7 @@ class IntegerNorm(IntegerOperation):
         # Rounding either number may exceed the largest one.
         unit = 2**_FRACTION_BITS * sqrt(self.count)
         scale = torch.tensor(largest / (_REACH - 2 * unit) or 1.0, dtype=torch.float64)
-        limit = self.count * 2 ** (2 * _VALUE_BITS)
+        limit = self.count * 2 ** (2 * self._value_bits)
         # An even number of bits, so that the root is shifted by half of them.
         spare = (_ROOT_BITS - (2 * limit).bit_length()) // 2 * 2
         eps = min(round(self.norm.eps * self.count / step**2), limit)
@@ -114,13 +135,14 @@ class IntegerNorm(IntegerOperation):
     def compute(self, numbers: Mapping[str, Tensor], *whole: Tensor) -> Tensor:
         """Normalise integers, every division rounded to nearest."""
         held = {name: number.to(whole[0].device) for name, number in numbers.items()}
-        x = _move(whole[0], self._shift)
+        x = self.norm.group(_move(whole[0], self._shift))
         if self.norm.centred:
             total = x.sum(self.norm.dims, keepdim=True)
             x = x - _divide(total, torch.full_like(total, self.count))
         squares = (x * x).sum(self.norm.dims, keepdim=True) + held["eps"]
         root = torch.sqrt((squares << int(held["root"])).double()).long().clamp_min(1)
-        return _divide(x * held["factor"], root) * held["gain"] + held["offset"]
+        normalised = _divide(x * held["factor"], root).reshape(whole[0].shape)
+        return normalised * held["gain"] + held["offset"]
 
 
 def find_norm(function: GraphModule, shape: tuple[int, ...], images_dim: int | None) -> Norm | None:
@@ -136,24 +158,37 @@ def find_norm(function: GraphModule, shape: tuple[int, ...], images_dim: int | N
     generator = torch.Generator().manual_seed(0)
     trial = Trial.of(function).vary(generator)
     try:
-        for dims in _list_dims(shape, images_dim):
-            for centred in (True, False):
-                norm = Norm(dims, centred, 0.0, ())
-                found = _fit(trial, norm, shape, generator)
-                if found is not None:
-                    return found if found.shape[images_dim] == 1 else None
+        if not _ignores_size(trial, shape, generator):
+            return None
+        for norm in _list_norms(shape, images_dim):
+            found = _fit(trial, norm, shape, generator)
+            if found is not None:
+                return found if found.shape[images_dim] == 1 else None
     except UNSUITED_ERRORS:
         return None
     return None
 
 
-def _list_dims(shape: tuple[int, ...], images_dim: int) -> Iterator[tuple[int, ...]]:
-    """List the dimensions that norms work on: the last ones, or channels alone."""
+def _ignores_size(trial: Trial, shape: tuple[int, ...], generator: torch.Generator) -> bool:
+    """Tell whether an operation gives the same for large values and for larger ones."""
+    x = _LARGE * _draw(shape, generator)
+    found = trial.run(x)
+    return found.shape == x.shape and agree(trial.run(10 * x), found)
+
+
+def _list_norms(shape: tuple[int, ...], images_dim: int) -> Iterator[Norm]:
+    """List what norms work on: the last dimensions, channels alone, or groups of channels."""
     rank = len(shape)
-    candidates = [tuple(range(first, rank)) for first in range(rank - 1, 0, -1)]
-    for dims in [*candidates, (1,)]:
-        if images_dim not in dims and 1 < prod(shape[dim] for dim in dims) <= _MOST_VALUES:
-            yield dims
+    candidates = [(tuple(range(first, rank)), 0) for first in range(rank - 1, 0, -1)]
+    candidates.append(((1,), 0))
+    if rank > 2:
+        groups = [count for count in range(2, shape[1]) if shape[1] % count == 0]
+        candidates += [(tuple(range(2, rank + 1)), count) for count in groups]
+    for dims, count in candidates:
+        for centred in (True, False):
+            norm = Norm(dims, centred, 0.0, (), count)
+            if images_dim not in dims and 1 < norm.count(shape) <= _MOST_VALUES:
+                yield norm
 
 
 def _fit(
@@ -170,7 +205,7 @@ def _fit(
         other = size * _draw(shape, generator)
         if not agree(trial.run(other), gain * norm.normalise(other, eps) + offset):
             return None
-    return Norm(norm.dims, norm.centred, eps, reduce_shape(gain, offset))
+    return replace(norm, eps=eps, shape=reduce_shape(gain, offset))
 
 
 def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -191,8 +226,9 @@ def _find_line(trial: Trial, norm: Norm, shape: tuple[int, ...]) -> tuple[Tensor
 def _find_eps(trial: Trial, norm: Norm, line: tuple[Tensor, Tensor], x: Tensor) -> float:
     """Find what is added to the mean square, by small values."""
     gain, offset = line
+    normalised = norm.group((trial.run(x) - offset) / gain)
+    x = norm.group(x)
     centred = x - x.mean(norm.dims, keepdim=True) if norm.centred else x
-    normalised = (trial.run(x) - offset) / gain
     found = (centred / normalised).square() - centred.square().mean(norm.dims, keepdim=True)
     # Three digits: what is left of rounding must not differ between machines.
     return float(f"{max(0.0, float(found.median())):.3g}")
