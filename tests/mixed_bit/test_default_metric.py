@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kinds import KINDS, build_kind, draw_images
 from torch import Tensor, nn
 
 from mixed_bit import SearchSettings, build_bit_config, search
@@ -168,3 +169,11 @@ def test_labels_need_no_metric_beside_them(tmp_path: Path) -> None:
     assert published.result.orthogonality is not None
     told = [parser.in_flags(note) for note in published.result.notes]
     assert told == ["sensitivities by orm: the paper's, by --beta"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_every_kind_are_searched_by_default(kind: str) -> None:
+    settings = SearchSettings("PTQ", bops_g=1.0, candidate_bits=(2, 8), candidate_act_bits=(4, 8))
+    found = search(build_kind(kind), draw_images(4), settings)
+    assert found.allocation.optimal and len(found.notes) == 1
+    assert found.settings.metric in ("fisher", "orm")
