@@ -33,6 +33,7 @@ PARSERS = {
     "photographs.py": photographs.build_parser,
     "quant_train.py": qat.build_parser,
     "ompq-bits": bits.build_search_parser,
+    "ompq-compare": bits.build_compare_parser,
     "ompq-export": build_export_parser,
     "ompq-cost": bits.build_cost_parser,
     "ompq-latency": bits.build_latency_parser,
