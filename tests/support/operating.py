@@ -110,6 +110,13 @@ def transformer(way: str) -> Net:
     return make(lambda net, x: net.b(net.a(tokens(x))).mean(1), a=Attention(way), b=Attention(way))
 
 
+def grouped(groups: int) -> nn.GroupNorm:
+    made = nn.GroupNorm(groups, 8)
+    made.weight.data.uniform_(0.5, 2)
+    made.bias.data.normal_()
+    return made
+
+
 class Token(nn.Module):
     """A token before all others, and a number for every place of a token."""
 
@@ -256,8 +263,17 @@ OPERATING: dict[str, Callable[[], nn.Module]] = {
     "norm of one group": lambda: make(
         lambda net, x: net.b(net.norm(net.a(x) + x)),
         a=conv(8, 8),
-        norm=nn.GroupNorm(1, 8),
+        norm=grouped(1),
         b=conv(8, 8),
+    ),
+    "norm of groups": lambda: make(
+        lambda net, x: net.b(F.silu(net.norm(net.a(x)))),
+        a=conv(8, 8),
+        norm=grouped(2),
+        b=conv(8, 8),
+    ),
+    "norm of pairs": lambda: make(
+        lambda net, x: x + net.norm(net.a(x)).flip(1), a=conv(8, 8), norm=grouped(4)
     ),
     "softmax of channels": lambda: make(
         lambda net, x: net.b(net.a(x).softmax(1) * x), a=conv(8, 8), b=conv(8, 8)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 
 from torch import Tensor
 from torch.fx import Node
 
 from ompq.export.c.contractions import bound_sums, find_pattern, make_contraction
 from ompq.export.c.normalising import move_last, read_norm, read_softmax
-from ompq.export.c.operations import Line, Times, find_factors, read_line, read_table
-from ompq.export.c.program import Channels, Computation, Region, View
+from ompq.export.c.operations import Times, find_factors, read_line, read_table
+from ompq.export.c.program import Computation, Region, View
 from ompq.export.c.recording import Recorder
 from ompq.export.c.views import Value, get_bounds, rearrange
 from ompq.integer.normalisation import IntegerNorm
@@ -48,21 +47,14 @@ class OperationPlanner:
         if isinstance(operation, LookupTable):
             return self._look_up(node, operation, values[0])
         if isinstance(operation, IntegerAffine):
-            line, channels = self._read_line(node, "multiplier", values[0].shape)
-            return self.recorder.extend(node, values[0], line, channels)
+            path, shape = str(node.target), values[0].shape
+            factor, offset = self.numbers[f"{path}.multiplier"], self.numbers[f"{path}.offset"]
+            return self.recorder.extend(node, values[0], *read_line(factor, offset, shape))
         if isinstance(operation, IntegerSoftmax):
             return self._take_softmax(node, operation.dim, values[0])
         if isinstance(operation, IntegerNorm):
             return self._normalise(node, operation, values[0])
         raise self.recorder.refuse(node)
-
-    def _read_line(
-        self, node: Node, factor: str, shape: tuple[int, ...], order: Sequence[int] = ()
-    ) -> tuple[Line, Channels | None]:
-        """Read what a value is multiplied by and added to, its dimensions in another order."""
-        held = [self.numbers[f"{node.target}.{name}"] for name in (factor, "offset")]
-        multiplier, offset = (one.permute(*order) if order else one for one in held)
-        return read_line(multiplier, offset, shape)
 
     def _multiply(
         self, node: Node, product: IntegerProduct, values: Sequence[Value]
@@ -91,31 +83,32 @@ class OperationPlanner:
 
     def _take_softmax(self, node: Node, dim: int, value: Value) -> Computation:
         """Compute probabilities along a dimension."""
-        view, _, back = self._move_last(value, (dim,))
-        task = read_softmax(self.numbers, str(node.target), view.shape)
-        region = self.recorder.lay(node, view)
-        made = self.recorder.begin(node, task, region, view.shape, task.bounds)
-        return rearrange(made, made.places.permute(*back))
+        view = self.recorder.store(value)
+        order, back = move_last(len(view.shape), (dim,))
+        moved = View(view.buffer, view.places.permute(order))
+        task = read_softmax(self.numbers, str(node.target), moved.shape)
+        region = self.recorder.lay(node, moved)
+        made = self.recorder.begin(node, task, region, moved.shape, task.bounds)
+        return rearrange(made, made.places.permute(back))
 
     def _normalise(self, node: Node, operation: IntegerNorm, value: Value) -> Computation:
         """Normalise values over dimensions, and multiply and add to them."""
-        norm = operation.norm
-        view, order, back = self._move_last(value, norm.dims)
-        sizes = prod(view.shape) // operation.count, operation.count
+        norm, view = operation.norm, self.recorder.store(value)
+        grouped = norm.group(view.places)
+        order, back = move_last(grouped.dim(), norm.dims)
+        moved = View(view.buffer, grouped.permute(order))
+        sizes = grouped.numel() // operation.count, operation.count
         task = read_norm(self.numbers, str(node.target), sizes, operation._shift, norm.centred)
-        region = self.recorder.lay(node, view)
-        made = self.recorder.begin(node, task, region, view.shape, task.bounds)
-        line, channels = self._read_line(node, "gain", view.shape, order)
-        made = self.recorder.extend(node, made, line, channels)
-        return rearrange(made, made.places.permute(*back))
-
-    def _move_last(self, value: Value, dims: Sequence[int]) -> tuple[View, list[int], list[int]]:
-        """Let dimensions of a value be last; return it, their order, and the order back."""
-        view = self.recorder.store(value)
-        order, back = move_last(len(view.shape), dims)
-        ordered = order == sorted(order)
-        moved = view if ordered else View(view.buffer, view.places.permute(*order))
-        return moved, order, back
+        region = self.recorder.lay(node, moved)
+        made = self.recorder.begin(node, task, region, moved.shape, task.bounds)
+        gain, offset = (
+            norm.group(self.numbers[f"{node.target}.{name}"].broadcast_to(view.shape)).permute(
+                order
+            )
+            for name in ("gain", "offset")
+        )
+        made = self.recorder.extend(node, made, *read_line(gain, offset, moved.shape))
+        return rearrange(made, made.places.permute(back).reshape(view.shape))
 
     def _look_up(self, node: Node, operation: LookupTable, value: Value) -> Computation:
         """Look results up, none of which may lie beyond the table's ends."""

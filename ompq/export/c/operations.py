@@ -124,10 +124,9 @@ def read_line(
         offset: What is added to it, of a shape that broadcasts to the value's.
         shape: Shape of the value.
     """
-    held = [multiplier.long(), offset.long()]
-    ones = [one.flatten()[:1] if bool((one == one.flatten()[0]).all()) else one for one in held]
-    channels = find_channels(tuple(torch.broadcast_shapes(*(one.shape for one in ones))), shape)
-    return Line(*(_spread(one, channels, shape) for one in ones)), channels
+    held = [_narrow(multiplier.long()), _narrow(offset.long())]
+    channels = find_channels(tuple(torch.broadcast_shapes(*(one.shape for one in held))), shape)
+    return Line(*(_spread(one, channels, shape) for one in held)), channels
 
 
 def find_factors(function: GraphModule, shapes: Sequence[tuple[int, ...]]) -> list[Tensor] | None:
@@ -188,6 +187,14 @@ def find_channels(own: tuple[int, ...], shape: tuple[int, ...]) -> Channels | No
         return None
     first, last = len(shape) + wide[0], len(shape) + wide[-1] + 1
     return Channels(prod(shape[first:last]), prod(shape[last:]))
+
+
+def _narrow(numbers: Tensor) -> Tensor:
+    """Return numbers with 1 for the size of every dimension along which they do not differ."""
+    for dim in range(numbers.dim()):
+        first = numbers.narrow(dim, 0, 1)
+        numbers = first if bool((numbers == first).all()) else numbers
+    return numbers
 
 
 def _spread(numbers: Tensor, channels: Channels | None, shape: tuple[int, ...]) -> Tensor:

@@ -8,9 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ompq.export.c.contractions import Contraction
 from ompq.export.c.layers import Convolution, Product
-from ompq.export.c.normalising import Rows
 from ompq.export.c.operations import Line, Table, Times, find_channels
 from ompq.export.c.pools import Pooling, Reduction
 from ompq.export.c.program import Action, Channels, Computation, Factor, Stage, Task
@@ -93,11 +91,8 @@ def _computes_by(task: Task, channels: Channels) -> bool:
         run = task.horizontal.results
     elif isinstance(task, Reduction):
         run = task.inner
-    elif isinstance(task, Contraction):
-        run = task.columns.size
-    elif isinstance(task, Rows):
-        run = task.length
     else:
+        # These mind where channels end.
         return True
     return channels.inner % run == 0 or (channels.inner == 1 and channels.count % run == 0)
 

@@ -31,13 +31,16 @@ _NEEDED = {
     "multiply": ("weights", "product"),
     "pool": ("choice", "pool"),
     "reduce": ("choice", "reduce"),
-    "contract": ("contraction",),
+    "contract": ("run", "contraction"),
+    "softmax": ("run",),
+    "norm": ("run",),
+    "map": ("run",),
 }
 # Functions that are called otherwise than the file in which they lie.
 _PIECES = {"take_softmax": "softmax", "normalise": "norm"}
 _ORDER = (
     "look_up line times weights convolution convolve product multiply choice pool reduce "
-    "contraction contract softmax norm map zeros gather"
+    "run contraction contract softmax norm map zeros gather"
 ).split()
 _SHORTEST_ROW = 64
 

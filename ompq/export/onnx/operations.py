@@ -19,6 +19,8 @@ from ompq.export.onnx.builder import INPUT_NAME
 from ompq.export.onnx.survey import survey
 from ompq.export.onnx.walker import Walker
 from ompq.export.onnx.whole import Arithmetic, Whole
+from ompq.graph.layout import ImageLayout
+from ompq.graph.operations import image_layout, tensor_shape
 from ompq.integer.network import locate
 from ompq.integer.normalisation import IntegerNorm
 from ompq.integer.operations import IntegerOperation
@@ -128,16 +130,18 @@ def _write_softmax(arithmetic: Arithmetic, node: Node, operation: IntegerSoftmax
 
 def _write_norm(arithmetic: Arithmetic, node: Node, operation: IntegerNorm, x: str) -> str:
     """Write a norm: values, less their mean, divided by the root of the sum of their squares."""
-    builder, name = arithmetic.builder, node.name
+    builder, name, norm = arithmetic.builder, node.name, operation.norm
     eps, spare, factor = (
         int(_read(arithmetic, node, which)) for which in ("eps", "root", "factor")
     )
-    dims = builder.constant(np.array(operation.norm.dims))
+    dims = builder.constant(np.array(norm.dims))
     places = operation._shift
     x = arithmetic.compute("Mul", x, 2.0**places, name)
     if places < 0:
         x = builder.add("Floor", [arithmetic.compute("Add", x, 0.5, name)], name)
-    if operation.norm.centred:
+    if norm.groups:
+        x = _reshape(arithmetic, node, x, norm.groups)
+    if norm.centred:
         total = builder.add("ReduceSum", [x, dims], name)
         count = builder.constant(np.float64(operation.count))
         x = builder.add("Sub", [x, _divide(arithmetic, total, count, name)], name)
@@ -145,8 +149,20 @@ def _write_norm(arithmetic: Arithmetic, node: Node, operation: IntegerNorm, x: s
     squares = arithmetic.compute("Add", squares, eps, name)
     root = builder.add("Sqrt", [arithmetic.compute("Mul", squares, 2.0**spare, name)], name)
     root = arithmetic.compute("Max", builder.add("Floor", [root], name), 1, name)
-    x = arithmetic.compute("Mul", x, factor, name)
-    return _write_line(arithmetic, node, _divide(arithmetic, x, root, name), "gain")
+    x = _divide(arithmetic, arithmetic.compute("Mul", x, factor, name), root, name)
+    if norm.groups:
+        x = _reshape(arithmetic, node, x)
+    return _write_line(arithmetic, node, x, "gain")
+
+
+def _reshape(arithmetic: Arithmetic, node: Node, x: str, groups: int = 0) -> str:
+    """Write a value in the shape of a node's, its channels (dimension 1) in groups or not."""
+    shape = list(tensor_shape(node) or ())
+    shape[(image_layout(node) or ImageLayout()).dim] = -1
+    if groups:
+        shape[1:2] = [groups, shape[1] // groups]
+    sizes = arithmetic.builder.constant(np.array(shape))
+    return arithmetic.builder.add("Reshape", [x, sizes], node.name)
 
 
 def _divide(arithmetic: Arithmetic, x: str, by: str, name: str) -> str:

@@ -22,14 +22,14 @@ static void contract_TYPE(const contraction *c, const source *x, const source *z
 {
     const loop *a = c->loops, *b = a + 1, *d = a + 2;
     const int32_t columns = c->columns.size;
-    int32_t i, j, k, n, place = 0;
+    int32_t i, j, k, n, count, place = 0;
     for (i = 0; i < a->size; i++)
         for (j = 0; j < b->size; j++)
             for (k = 0; k < d->size; k++, place += columns) {
                 const int32_t at = i * a->x + j * b->x + k * d->x;
                 const TYPE_t *factors = (const TYPE_t *)z->at + i * a->z + j * b->z + k * d->z;
-                for (n = 0; n < columns; n += ROW) {
-                    const int32_t count = columns - n < ROW ? columns - n : ROW;
+                for (n = 0; n < columns; n += count) {
+                    count = count_run(&c->chain, place + n, columns - n);
                     contract_row_TYPE(c, x, at, factors + n * c->columns.z, z->low, count);
                     finish(&c->chain, operands, place + n, count, 1, y);
                 }

@@ -2,12 +2,9 @@
 static void map(const chain *c, int32_t count, const source *x, const source *operands,
                 const target *y)
 {
-    const int32_t period = c->inner > 1 ? c->inner : c->channels;
     int32_t first, run;
     for (first = 0; first < count; first += run) {
-        run = period - first % period;
-        run = run < ROW ? run : ROW;
-        run = run < count - first ? run : count - first;
+        run = count_run(c, first, count - first);
         load(x, first, run, 1, row);
         finish(c, operands, first, run, 1, y);
     }

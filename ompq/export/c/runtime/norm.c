@@ -29,11 +29,11 @@ static int64_t find_root(int64_t value)
     return root;
 }
 
-/* Read up to a row of values, shifted, less a mean, into `row`; tell how many. */
+/* Read some of `left` values, shifted, less a mean, into `row`; tell how many. */
 static int32_t load_shifted(const norm *n, const source *x, int32_t first, int32_t left,
                             int32_t mean)
 {
-    const int32_t count = left < ROW ? left : ROW;
+    const int32_t count = count_run(&n->chain, first, left);
     int32_t i;
     load(x, first, count, 1, row);
     for (i = 0; i < count; i++) {

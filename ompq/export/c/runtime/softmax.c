@@ -22,18 +22,18 @@ static void take_softmax(const softmax *s, const source *x, const source *operan
         const int32_t first = o * length;
         int32_t largest = INT32_MIN;
         int64_t total = 0;
-        for (at = 0; at < length; at += ROW) {
-            count = length - at < ROW ? length - at : ROW;
+        for (at = 0; at < length; at += count) {
+            count = count_run(&s->chain, first + at, length - at);
             load(x, first + at, count, 1, row);
             for (i = 0; i < count; i++) largest = row[i] > largest ? row[i] : largest;
         }
-        for (at = 0; at < length; at += ROW) {
-            count = length - at < ROW ? length - at : ROW;
+        for (at = 0; at < length; at += count) {
+            count = count_run(&s->chain, first + at, length - at);
             load(x, first + at, count, 1, row);
             for (i = 0; i < count; i++) total += exponential(s, (int64_t)largest - row[i]);
         }
-        for (at = 0; at < length; at += ROW) {
-            count = length - at < ROW ? length - at : ROW;
+        for (at = 0; at < length; at += count) {
+            count = count_run(&s->chain, first + at, length - at);
             load(x, first + at, count, 1, row);
             for (i = 0; i < count; i++) {
                 const int64_t part = exponential(s, (int64_t)largest - row[i]);

@@ -87,7 +87,7 @@ def test_logits_of_narrow_activations(name: str, tmp_path: Path) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", [*WATCHED, "attention", "norm of maps", "softmax of channels"])
+@pytest.mark.parametrize("name", [*WATCHED, "attention", "norm of groups", "softmax of channels"])
 def test_no_operation_reads_what_is_not_there(name: str, tmp_path: Path) -> None:
     run_under_sanitizer(write_c(convert(name), draw_images(2)), tmp_path)
 
