@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,12 +114,22 @@ class ShapeTracer(LayerTracer):
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any
     ) -> Any:
         """Record a call, or enter the function that is called."""
-        if kind == "call_function" and self._opens_functions and is_opaque(target):
-            found = target(*args, **kwargs)
-            # What hands on its input here may not do so in training.
-            if not any(found is given for given in args):
-                return found
+        enters = kind == "call_function" and self._opens_functions and is_opaque(target)
+        if enters and not self._drops(target, args, kwargs):
+            return target(*args, **kwargs)
         return super().create_proxy(kind, target, args, kwargs, *rest, **named)
+
+    def _drops(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Tell whether a function hands on what it is given in evaluation, such as dropout."""
+        signature = inspect.signature(function)
+        bound = signature.bind(*args, **kwargs)
+        if "training" in signature.parameters:
+            bound.arguments["training"] = False
+        before = set(self.graph.nodes)
+        found = function(*bound.args, **bound.kwargs)
+        for node in reversed([node for node in self.graph.nodes if node not in before]):
+            self.graph.erase_node(node)
+        return any(found is given for given in args)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return a stand-in that can be asked for a number."""

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from ompq.graph import NetworkGraph, trace
 from ompq.graph.operations import operation
+from ompq.graph.training_mode import describe_training
 
 SIZE = (3, 8, 8)
 WIDTH, HEADS, ROWS = 12, 2, 16
@@ -166,6 +167,28 @@ def test_functions_called_as_a_whole_are_entered_and_their_weights_are_layers() 
     assert found["matmul"] == 2 and not found["attend_by_weight"]
     # Entered functions leave nothing behind that the next trace would stumble over.
     check(Rows(attend, together=nn.Linear(WIDTH, 3 * WIDTH)))
+
+
+def drop_rows(x: Tensor, share: float, training: bool = True) -> Tensor:
+    """Drop rows, in training alone, as stochastic depth does."""
+    if not training or share == 0:
+        return x
+    return x * torch.empty(len(x), 1, 1).bernoulli_(1 - share) / (1 - share)
+
+
+fx.wrap("drop_rows")
+
+
+def test_what_is_dropped_by_entered_functions_is_dropped_in_training_alone() -> None:
+    def attend(net: Any, x: Tensor) -> Tensor:
+        x = attend_by_weight(x, net.together.weight, net.together.bias, HEADS)
+        return x + drop_rows(x, 0.5, net.training)
+
+    graph, _ = check(Rows(attend, together=nn.Linear(WIDTH, 3 * WIDTH)))
+    assert not describe_training(graph.module)
+    images = torch.randn(30, *SIZE)
+    module = graph.module.train()
+    assert not torch.equal(module(images), module(images))
 
 
 def choose(x: Tensor) -> Tensor:
