@@ -138,11 +138,15 @@ def measure_float(task: QuantizationTask, assignment: Assignment) -> StageRow:
         assignment: Any assignment of the network; its groups tell size and operations.
     """
     start = time.perf_counter()
-    ops = sum(group.ops for group in assignment.groups)
+    widths = [FLOAT_BITS] * len(assignment.groups)
     predictions = task.predict(task.graph.module)
     seconds = time.perf_counter() - start
     return StageRow(
-        "float", assignment.float_size_mb, ops * FLOAT_BITS**2 / 1e9, predictions, seconds
+        "float",
+        assignment.float_size_mb,
+        bops(assignment.groups, widths, widths) / 1e9,
+        predictions,
+        seconds,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,8 @@ def _build_assignment(
         Group((name,), layer.nodes[-1], roles[name], layer.params, layer.ops)
         for name, layer in graph.layers.items()
     )
-    groups = account_for_rest(groups, graph.parameters)
+    first, *others = account_for_rest(groups, graph.parameters)
+    groups = (replace(first, product_ops=graph.groups[0].product_ops), *others)
     activations = tuple(reads.get(name, DEFAULT_BITS) for name in graph.layers)
     body = [reads.get(name, DEFAULT_BITS) for name in graph.layers if roles[name] == "body"]
     return Assignment(

@@ -11,7 +11,7 @@ from mixed_bit.allocation.program import Budget
 from mixed_bit.latency.table import NANOSECONDS_PER_MS
 from mixed_bit.settings import SearchSettings
 from ompq.assignment import PINNED_BITS
-from ompq.cost import BITS_PER_MB, size_bits
+from ompq.cost import BITS_PER_MB, group_bops, size_bits
 from ompq.graph import Group
 
 # (group, weight width, activation width) → its cost, a whole number.
@@ -51,7 +51,7 @@ def build_budgets(
             make_budget("size", "MB", "size_mb", BITS_PER_MB, lambda g, w, _: size_bits([g], [w]))
         )
     if settings.bops_g is not None:
-        found.append(make_budget("BOPs", "G", "bops_g", 10**9, lambda g, w, a: g.ops * w * a))
+        found.append(make_budget("BOPs", "G", "bops_g", 10**9, group_bops))
     table = settings.latency_table
     if table is not None and settings.latency_ms is not None:
         found.append(

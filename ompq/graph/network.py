@@ -28,6 +28,7 @@ from ompq.graph.operations import (
     tensor_shape,
 )
 from ompq.graph.parameters import Accounts, ParameterCount
+from ompq.graph.products import count_product_ops
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Group:
             group counts them.
         folded_params: Number of the float network's further parameters, which folding does away
             with (biases before a batch norm); less than 0 where the accounting adds some.
+        product_ops: Operations of products of two values (attention) for one image, of the whole
+            network; its first group counts them.
     """
 
     layers: tuple[str, ...]
@@ -83,6 +86,7 @@ class Group:
     ops: int
     float_params: int = 0
     folded_params: int = 0
+    product_ops: int = 0
 
     @property
     def name(self) -> str:
@@ -161,6 +165,7 @@ class NetworkGraph:
                 group,
                 params=counted[group.name].params,
                 float_params=counted[group.name].float_params,
+                product_ops=counted[group.name].product_ops,
                 folded_params=counted[group.name].folded_params,
             )
             for group in view.groups
@@ -218,7 +223,8 @@ def analyse(
     layers = _describe_layers(traced, calls, exclusions)
     parts = {name: [layer.batch_norm] if layer.batch_norm else [] for name, layer in layers.items()}
     accounts = Accounts(original, traced, parts, exclusions.modules)
-    groups = account_for_rest(_form_groups(traced, layers), accounts.count)
+    first, *others = account_for_rest(_form_groups(traced, layers), accounts.count)
+    groups = (replace(first, product_ops=count_product_ops(traced)), *others)
     return NetworkGraph(
         module=traced,
         input_shape=input_shape,
