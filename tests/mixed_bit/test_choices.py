@@ -63,7 +63,7 @@ def test_a_metric_from_the_command_line(script, common, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--labels"], "fisher or hessian"),
+        (["--labels", "--metric", "orm"], "fisher or hessian"),
         (["--sweep", 0.05, 0.07], "--sweep LOW HIGH takes the place of --model_size"),
         (["--sweep_points", 3], "goes with --sweep"),
         (["--auto", "--solver", "lp"], "--solver lp"),
