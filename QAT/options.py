@@ -17,6 +17,7 @@ from ompq.options import (
     add_run_options,
     add_target,
 )
+from ompq.parser import read_text
 from ompq.target import Target, read_matching_target
 from QAT.settings import TrainingSettings
 
@@ -71,6 +72,7 @@ def build_parser() -> Parser:
     group.add_argument(
         "-e",
         "--evaluate",
+        type=read_text,
         nargs="?",
         const="",
         metavar="DIR",
@@ -83,6 +85,7 @@ def build_parser() -> Parser:
     )
     group.add_argument(
         "--resume",
+        type=read_text,
         nargs="?",
         const="",
         metavar="FILE",

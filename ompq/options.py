@@ -10,6 +10,7 @@ from typing import Any
 from ompq.data import BACKENDS, DATASETS, ImageWishes, Loader, choose_preprocess, make_loader
 from ompq.errors import OmpqError
 from ompq.parser import Parser as Parser
+from ompq.parser import read_text
 from ompq.preprocess import INTERPOLATIONS, Preprocess
 from ompq.runtime import Ranks
 from ompq.script import is_main_process
@@ -117,7 +118,7 @@ def add_configuration_choice(
     """
     group = parser.add_argument_group(title)
     choice = group.add_mutually_exclusive_group()
-    choice.add_argument("--bit_cfg", metavar="LIST|FILE", help=list_help)
+    choice.add_argument("--bit_cfg", type=read_text, metavar="LIST|FILE", help=list_help)
     choice.add_argument("--quant_scheme", metavar="NAME", help=scheme_help)
     return group
 

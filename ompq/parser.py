@@ -125,6 +125,15 @@ def _read_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text}: there is no such home folder") from error
 
 
+def read_text(text: str) -> str:
+    """Parse a path or another text, `~` and `~name` being home folders where it begins so.
+
+    >>> read_text("[4, 3]")
+    '[4, 3]'
+    """
+    return str(_read_path(text)) if text.startswith("~") else text
+
+
 def _choose_flag(flags: Sequence[str], typed: Collection[str]) -> str:
     """Return the flag of an option that was typed, else its first long form."""
     chosen = [flag for flag in flags if flag in typed]

@@ -9,7 +9,7 @@ import pytest
 
 from ompq.errors import OmpqError
 from ompq.options import add_data_options, add_network_options, add_run_options
-from ompq.parser import Parser
+from ompq.parser import Parser, read_text
 
 
 def build() -> Parser:
@@ -73,3 +73,11 @@ def test_a_field_that_several_options_set_is_called_as_it_was_typed(
     for words, flag in (([], "--model_size"), (["--sweep", "1", "2"], "--sweep")):
         monkeypatch.setattr(sys, "argv", ["some.py", *words])
         assert parser.in_flags("`size_mb` 1 is below 2") == f"{flag} 1 is below 2"
+
+
+def test_a_text_that_names_a_file_knows_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    parser = Parser()
+    parser.add_argument("--bit_cfg", type=read_text)
+    assert parser.parse_args(["--bit_cfg=~/bits.json"]).bit_cfg == "/home/of/mine/bits.json"
+    assert parser.parse_args(["--bit_cfg", "[4, 3]"]).bit_cfg == "[4, 3]"

@@ -98,7 +98,7 @@ def _sort_in(
 ) -> None:
     """Put one file where it belongs in `files`."""
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.is_file() else b""
     except OSError:
         content = b""
     size = _read_jpeg_size(content)

@@ -110,6 +110,8 @@ def read_image(file: str | Path | BinaryIO, channels: int) -> Image.Image | None
         file: Path of the file, or the opened file.
         channels: 1 for grey, 3 for RGB, 4 for RGBA.
     """
+    if isinstance(file, str | Path) and not Path(file).is_file():
+        return None  # a pipe would be waited for
     try:
         with Image.open(file) as image:
             return convert_image(image, channels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import random
 import subprocess
 import sys
@@ -178,3 +179,13 @@ def test_importing_the_package_imports_neither_dali_nor_scikit_learn() -> None:
     code = "import sys, ompq.data; print({'nvidia.dali', 'sklearn'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "set()\n", result.stderr
+
+
+@each_backend
+def test_a_pipe_called_like_a_picture_is_not_waited_for(tmp_path: Path, backend: str) -> None:
+    paths = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.jpg"]
+    Image.new("RGB", (8, 8)).save(paths[0])
+    os.mkfifo(paths[1])
+    Image.new("RGB", (8, 8)).save(paths[2])
+    found = _all(paths, Preprocess(8, 8), backend)
+    assert found.readable == (0, 2) and found.unreadable == (1,)
