@@ -5,6 +5,9 @@ convert            a traced network rewritten: layers, and by rewrite.py requant
 readers            which values layers read, and where they are quantized for whom; sharing.py:
                    which of them once for all
 forms              which operations integers have a form of, and how it is run
+substitution       which operations between layers get an integer form of their own, found by
+                   trying them: pointwise.py (tables and lines), products.py, softmax.py,
+                   normalisation.py; operations.py is what these share
 layers             what it is made of then: fake-quantized in training, exact in evaluation
 fake_quantizers    scales and zero points from ranges, or learned
 batch_norm         batch norm over the batches of all ranks

@@ -15,7 +15,7 @@ from ompq.graph.operations import BATCH_NORMS, operation
 
 
 class StandaloneBatchNorm(nn.Module):
-    """A batch norm that follows no layer, and so stays in float (DenseNet, pre-activation)."""
+    """A batch norm that follows no layer (DenseNet, pre-activation), trained over all ranks."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
