@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from kinds import Net, conv, pooled
 from torch import Tensor, nn
@@ -283,4 +284,29 @@ OPERATING: dict[str, Callable[[], nn.Module]] = {
         a=conv(8, 8),
         b=conv(8, 8),
     ),
+}
+
+
+def mobile() -> nn.Module:
+    return pytest.importorskip("torchvision.models").mobilenet_v3_small(num_classes=10)
+
+
+def vision() -> nn.Module:
+    models = pytest.importorskip("torchvision.models")
+    network = models.VisionTransformer(32, 8, 4, 4, 64, 128, num_classes=10)
+    # It begins with a classifier of zeros.
+    network.heads[-1].weight.data.normal_()
+    return network
+
+
+def swin() -> nn.Module:
+    models = pytest.importorskip("torchvision.models")
+    return models.SwinTransformer([2, 2], 24, [2, 2], [2, 4], [4, 4], num_classes=10)
+
+
+# Of torchvision; these take images of 3 × 32 × 32 and tell ten classes.
+LIBRARY: dict[str, Callable[[], nn.Module]] = {
+    "mobilenet_v3_small": mobile,
+    "VisionTransformer": vision,
+    "SwinTransformer": swin,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from ompq.export.c.constants import Constants
 from ompq.export.c.operations import Line, Table, Times
@@ -90,18 +91,31 @@ class Chains:
         return f"{{{multiplier}, {shift}, {int(len(factor.multiplier) > 1)}}}"
 
     def _write_table(self, name: str, table: Table) -> tuple[str, str]:
-        entries, levels = table.entries, table.entries.shape[1]
+        """Write a table; of several, what is the same for all channels is written once."""
+        entries = table.entries
         # Tables are of the types that values in memory are of.
         held = Buffer(entries.numel(), (int(entries.min()), int(entries.max())))
         kind = C_TYPES[held.type]
-        numbers = (entries - held.low).flatten().tolist()
-        stored = self.constants.add(f"entries_{name}", kind, numbers)
         item = kind.removesuffix("_t")
-        self._need("look_up", item)
-        step = levels if len(entries) > 1 else 0
-        value = f"{{{stored}, {table.first}, {step}, {held.low}}}"
-        self._describe(f"table_{item}", f"table_{name}", value)
-        return f"look_up_{item}", f"&table_{name}"
+
+        def add(stem: str, numbers: Tensor) -> str:
+            return self.constants.add(
+                f"{stem}_{name}", kind, (numbers - held.low).flatten().tolist()
+            )
+
+        common = add("entries", entries[0])
+        differing = torch.nonzero((entries != entries[:1]).any(dim=0)).flatten()
+        if not len(differing):
+            self._need("look_up", item)
+            value = f"{{{common}, {table.first}, {held.low}}}"
+            self._describe(f"table_{item}", f"table_{name}", value)
+            return f"look_up_{item}", f"&table_{name}"
+        begin, end = int(differing[0]), int(differing[-1]) + 1
+        own = add("own_entries", entries[:, begin:end])
+        self._need("look_up_own", item)
+        value = f"{{{common}, {own}, {table.first}, {begin}, {end - begin}, {held.low}}}"
+        self._describe(f"tables_{item}", f"tables_{name}", value)
+        return f"look_up_own_{item}", f"&tables_{name}"
 
     def _write_line(self, name: str, line: Line) -> tuple[str, str]:
         parts = []

@@ -39,8 +39,8 @@ _NEEDED = {
 # Functions that are called otherwise than the file in which they lie.
 _PIECES = {"take_softmax": "softmax", "normalise": "norm"}
 _ORDER = (
-    "look_up line times weights convolution convolve product multiply choice pool reduce "
-    "run contraction contract softmax norm map zeros gather"
+    "look_up look_up_own line times weights convolution convolve product multiply choice pool "
+    "reduce run contraction contract softmax norm map zeros gather"
 ).split()
 _SHORTEST_ROW = 64
 

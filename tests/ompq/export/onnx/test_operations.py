@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from converted import build, count_equal
 from kinds import conv, draw_images
-from operating import OPERATING, make
+from operating import LIBRARY, OPERATING, make
 from support import lively
 from torch import Tensor, nn
 
@@ -105,20 +103,12 @@ def test_large_numbers_are_held_in_four_bytes() -> None:
     assert {each.data_type for each in large} <= {onnx.TensorProto.INT32}
 
 
-def mobile() -> nn.Module:
-    models = pytest.importorskip("torchvision.models")
-    return models.mobilenet_v3_small(num_classes=10)
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"mobilenet_v3_small": mobile}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
-def test_networks_of_libraries(name: str) -> None:
+@pytest.mark.parametrize("name", LIBRARY)
+def test_networks_of_torchvision(name: str) -> None:
     torch.manual_seed(0)
     images = torch.randn(8, 3, 32, 32)
-    network = lively(NETWORKS[name]()).train()
+    network = lively(LIBRARY[name]()).train()
     with torch.no_grad():
         network(images)
     check(build(network.eval(), images), images)
