@@ -154,7 +154,9 @@ def _take_activation(module: nn.Module) -> nn.Module | None:
 
 
 def call_layers(traced: GraphModule, root: nn.Module) -> None:
-    """Call a layer instead of the function that is given its weight and bias, in place.
+    """Call a layer instead of the function that is given its weight, in place.
+
+    A bias that is not the layer's own is added behind it.
 
     Args:
         traced: Traced network with recorded shapes.
@@ -164,35 +166,53 @@ def call_layers(traced: GraphModule, root: nn.Module) -> None:
         if node.op != "call_function" or operation(node, traced) not in ("linear", "conv2d"):
             continue
         given = read_arguments(node, traced)
-        source, path = given.get("input"), _find_owner(given, root)
+        source, bias, path = given.get("input"), given.get("bias"), _find_owner(given)
         layer = root.get_submodule(path) if path else None
         if not isinstance(layer, nn.Conv2d | nn.Linear) or not runs_library_code(layer):
             continue
         shape = tensor_shape(source) if isinstance(source, Node) else None
         if shape is None or not _has_geometry(layer, given):
             continue
+        own = isinstance(bias, Node) and bias.op == "get_attr" and bias.target == f"{path}.bias"
+        adds = bias is not None and not own
+        if adds and not isinstance(layer, nn.Linear):
+            continue
         read = node.all_input_nodes[1:]
+        if layer.bias is not None and not own:
+            # Others may read the layer's own bias where it is.
+            layer, path = _leave_out_bias(layer), f"{path}.without_bias"
         traced.set_submodule(path, layer)
         node.op, node.target, node.args, node.kwargs = "call_module", path, (source,), {}
+        if adds and isinstance(bias, Node):
+            _add_behind(node, bias)
         for parameter in read:
             if not parameter.users:
                 traced.graph.erase_node(parameter)
     traced.recompile()
 
 
-def _find_owner(given: Mapping[str, Any], root: nn.Module) -> str:
-    """Find the module whose weight, and whose bias if it has one, a function is given."""
-    weight, bias = given.get("weight"), given.get("bias")
+def _find_owner(given: Mapping[str, Any]) -> str:
+    """Find the module whose weight a function is given."""
+    weight = given.get("weight")
     if not isinstance(weight, Node) or weight.op != "get_attr":
         return ""
     path, _, name = str(weight.target).rpartition(".")
-    if name != "weight" or not path:
-        return ""
-    own = root.get_submodule(path)._parameters.get("bias")
-    if bias is None:
-        return path if own is None else ""
-    same = isinstance(bias, Node) and bias.op == "get_attr" and bias.target == f"{path}.bias"
-    return path if same else ""
+    return path if name == "weight" else ""
+
+
+def _leave_out_bias(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    """Return a layer of the same weight without a bias."""
+    plain = copy.copy(layer)
+    plain._parameters = {**layer._parameters, "bias": None}
+    return plain
+
+
+def _add_behind(node: Node, added: Node) -> None:
+    """Add a value to what a node gives, for all who read it."""
+    with node.graph.inserting_after(node):
+        total = node.graph.call_function(torch.add, (node, added))
+    copy_shape(total, node)
+    node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
 
 
 def _has_geometry(layer: nn.Conv2d | nn.Linear, given: Mapping[str, Any]) -> bool:

@@ -87,7 +87,7 @@ def find_form(node: Node, module: GraphModule) -> Form | None:
         The form; None where there is none.
     """
     try:
-        return None if "out" in node.kwargs else _read_form(node, module)
+        return None if node.kwargs.get("out") is not None else _read_form(node, module)
     except (ArithmeticError, LookupError, TypeError, ValueError):
         return None  # arguments that nobody foresaw
 

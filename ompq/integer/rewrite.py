@@ -177,7 +177,7 @@ class Rewriter:
         known = name in ADDITIONS | CONCATENATIONS
         if not known or node.op not in ("call_function", "call_method"):
             return node
-        if node.name in self.left_in_float or "out" in node.kwargs:
+        if node.name in self.left_in_float or node.kwargs.get("out") is not None:
             return node
         arguments = read_arguments(node, self.module)
         adds = name in ADDITIONS

@@ -127,7 +127,11 @@ class Substitution:
         """Tell whether a node computes floats of values in a way that integers do not follow."""
         if not node.op.startswith("call_") or node.name in self.left_in_float:
             return False
-        if not carries_values(node) or tensor_shape(node) is None or "out" in node.kwargs:
+        if (
+            not carries_values(node)
+            or tensor_shape(node) is None
+            or node.kwargs.get("out") is not None
+        ):
             return False
         if is_inserted(node, self.module) or self._is_layer(node):
             return False

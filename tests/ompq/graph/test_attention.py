@@ -169,6 +169,19 @@ def test_functions_called_as_a_whole_are_entered_and_their_weights_are_layers() 
     check(Rows(attend, together=nn.Linear(WIDTH, 3 * WIDTH)))
 
 
+@pytest.mark.parametrize("bias", [None, "own", "another"])
+def test_a_function_that_is_given_a_weight_is_its_layer(bias: str | None) -> None:
+    def attend(net: Any, x: Tensor) -> Tensor:
+        layer = net.layer
+        given = {None: None, "own": layer.bias, "another": 2 * layer.bias}[bias]
+        return F.linear(x, layer.weight, given)
+
+    graph, found = check(Rows(attend, layer=nn.Linear(WIDTH, WIDTH)))
+    name = "layer" if bias == "own" else "layer.without_bias"
+    assert set(graph.layers) == {"cut", name, "head"}
+    assert found["add"] == (bias == "another")
+
+
 def drop_rows(x: Tensor, share: float, training: bool = True) -> Tensor:
     """Drop rows, in training alone, as stochastic depth does."""
     if not training or share == 0:
