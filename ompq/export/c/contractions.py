@@ -101,6 +101,8 @@ def find_pattern(function: GraphModule, shapes: Sequence[tuple[int, ...]]) -> Pa
         loops = []
         for dim, size in enumerate(seen.shape):
             moved = seen.find_pairs(prod(seen.shape[dim + 1 :])) if size > 1 else places
+            if not len(places[0]) or len(moved[0]) != len(places[0]):
+                return None
             moves = [after - before for before, after in zip(places, moved, strict=True)]
             loops.append(_make_loop(size, moves))
     summed = _make_loop(len(places[0]), [own.diff() for own in places])

@@ -149,7 +149,7 @@ def find_factors(function: GraphModule, shapes: Sequence[tuple[int, ...]]) -> li
             return result
 
         places = find_places(torch.zeros(shapes[place]), run)
-        if places is None:
+        if places is None or bool((places[0] < 0).any()):
             return None
         found += places
     return found

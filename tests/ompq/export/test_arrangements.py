@@ -9,11 +9,12 @@ import pytest
 import torch
 from converted import build
 from kinds import Net, build_kind, conv, draw_images, pooled
+from operating import OPERATING
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.functional import interpolate, max_pool1d, pad, relu
 
-from ompq.export.arrangements import trace_arrangements, trace_pixels
+from ompq.export.arrangements import trace_arrangements, trace_constant, trace_pixels
 from ompq.graph.operations import operation
 from ompq.integer import IntegerExecution, IntegerNetwork, export_integers
 from ompq.integer.forms import find_tensors
@@ -138,3 +139,21 @@ def test_pixels_that_the_network_arranges_are_told() -> None:
 def test_pixels_that_the_network_changes_have_no_places() -> None:
     converted = build(build_kind("normalises itself"), draw_images(2))
     assert trace_pixels(converted, find_images(converted)) is None
+
+
+def test_constants_are_computed_as_integers_for_as_many_images_as_there_are() -> None:
+    torch.manual_seed(0)
+    network = build(OPERATING["class token"](), draw_images(4))
+    nodes = {
+        str(node.target): node
+        for node in network.module.graph.nodes
+        if str(node.target).startswith("constants.")
+    }
+    shapes = {path: tuple(trace_constant(network, node).shape) for path, node in nodes.items()}
+    assert sorted(shapes.values()) == [(1, 1, 8), (1, 65, 8)]
+    (token,) = [path for path, shape in shapes.items() if shape == (1, 1, 8)]
+    alone, twice = (trace_constant(network, nodes[token], images) for images in (1, 2))
+    assert torch.equal(twice, alone.repeat(2, 1, 1))
+    # Of 24 bits, sign included.
+    assert int(alone.abs().max()) == 2**23 - 1
+    assert not alone.is_floating_point()

@@ -89,6 +89,9 @@ def test_products_in_other_spellings(
         lambda a, b: (a @ b)[:, [0, 2, 1]],
         lambda a, b: torch.cat([a @ b, a @ b.flip(2)], 2),
         lambda a, b: 2 * a @ b,
+        lambda a, b: (a @ b).tril(-1),
+        lambda a, b: (a @ b).triu(1),
+        lambda a, b: a.tril() @ b,
     ],
 )
 def test_what_loops_cannot_follow_has_no_pattern(product: Product) -> None:

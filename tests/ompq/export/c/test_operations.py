@@ -188,10 +188,15 @@ def test_factors_of_products_are_found_by_trying() -> None:
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
             return a[:, :, None] * b[:, None, :]
 
+    class Lower(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return (a * b).tril()
+
     found = find_factors(torch.fx.symbolic_trace(Outer()), [(1, 2), (1, 3)])
     assert found is not None
     assert found[0].tolist() == [[[0, 0, 0], [1, 1, 1]]]
     assert found[1].tolist() == [[[0, 1, 2], [0, 1, 2]]]
+    assert find_factors(torch.fx.symbolic_trace(Lower()), [(1, 3, 3), (1, 3, 3)]) is None
     assert find_spread(found[0], 2) == Channels(2, 3)
     assert find_spread(found[1], 3) == Channels(3, 1)
     assert find_spread(found[1].flip(2), 3) is None

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from ompq.export.c.pools import Reduction
 from ompq.export.c.program import Buffer, Channels, Computation, Factor, Map, Region, Stage
 from ompq.export.c.stages import add_stage
 
@@ -72,3 +73,18 @@ def test_what_depends_on_places_is_not_done_to_results_that_are_arranged() -> No
     assert add_stage(begun, Stage(None, torch.arange(3), torch.arange(3)), CHANNELS) is None
     # Zeros that are put in would become 1.
     assert add_stage(begun, Stage(None, torch.tensor(1), torch.tensor(5)), None) is None
+
+
+def test_results_in_rows_are_of_channels_that_do_not_end_within_a_row() -> None:
+    rows = Reduction(outer=6, length=5, inner=4, choice="SUM")
+    begun = Computation(rows, Region(Buffer(120, (0, 1))), (2, 3, 4), (0, 9), "", 0)
+    clips = {
+        count: Stage(None, torch.arange(count), torch.full((count,), 9)) for count in (2, 3, 4)
+    }
+    # One channel per row; one per result of a row.
+    assert add_stage(begun, clips[3], Channels(3, 4)) is not None
+    assert add_stage(begun, clips[4], Channels(4, 1)) is not None
+    assert add_stage(begun, clips[2], Channels(2, 12)) is not None
+    # Channels of two results; three, of which rows of four would be.
+    assert add_stage(begun, clips[2], Channels(2, 2)) is None
+    assert add_stage(begun, clips[3], Channels(3, 1)) is None
