@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ompq.graph.operations import ADDITIONS, PRODUCTS, QUOTIENTS, operation, tensor_shape
+from ompq.graph.operations import (
+    ADDITIONS,
+    DIFFERENCES,
+    PRODUCTS,
+    QUOTIENTS,
+    operation,
+    tensor_shape,
+)
 
 # The arguments of operations by position, their first input aside (`tensors` where there are many).
 _BY_POSITION = {
@@ -113,7 +120,6 @@ _OWN_NAMES = {
 }
 # Several numbers may be written one after the other: `x.permute(0, 2, 1)`.
 _SPREAD = frozenset("reshape view expand repeat tile permute flip".split())
-_DIFFERENCES = frozenset("sub isub subtract".split())
 _OF_TENSORS = frozenset("cat concat concatenate stack".split())
 # Modules from which functions of numbers come.
 _PURE = (operator, math)
@@ -244,7 +250,7 @@ def read_factor(node: Node, module: GraphModule) -> float | None:
     if node.op == "call_module" or len(numbers) != 1:
         return None
     number, is_second = float(numbers[0]), isinstance(given[0], Node)
-    if name in ADDITIONS or (name in _DIFFERENCES and is_second):
+    if name in ADDITIONS or (name in DIFFERENCES and is_second):
         return 1.0 if number == 0 else None
     if name in QUOTIENTS and is_second and number > 0 and not arguments.get("rounding_mode"):
         number = 1 / number

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +17,6 @@ from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ompq.errors import UNSUITED_ERRORS
-from ompq.graph.arguments import read_arguments
 from ompq.graph.exclusions import Exclusions
 from ompq.graph.operations import (
     NORM_TYPES,
@@ -28,7 +25,7 @@ from ompq.graph.operations import (
     runs_library_code,
     tensor_shape,
 )
-from ompq.graph.shapes import FILLED, copy_shape
+from ompq.graph.shapes import copy_shape
 
 
 def same_padding(
@@ -151,98 +148,6 @@ def _take_activation(module: nn.Module) -> nn.Module | None:
     inside = {"act": nn.Identity(), "drop": nn.Identity()}
     norm._modules = {**module._modules, **{k: v for k, v in inside.items() if k in norm._modules}}
     return norm
-
-
-def call_layers(traced: GraphModule, root: nn.Module) -> None:
-    """Call a layer instead of the function that is given its weight, in place.
-
-    A bias that is not the layer's own is added behind it.
-
-    Args:
-        traced: Traced network with recorded shapes.
-        root: Network that was traced, with all of its modules.
-    """
-    for node in list(traced.graph.nodes):
-        if node.op != "call_function" or operation(node, traced) not in ("linear", "conv2d"):
-            continue
-        given = read_arguments(node, traced)
-        source, bias, path = given.get("input"), given.get("bias"), _find_owner(given)
-        layer = root.get_submodule(path) if path else None
-        if not isinstance(layer, nn.Conv2d | nn.Linear) or not runs_library_code(layer):
-            continue
-        shape = tensor_shape(source) if isinstance(source, Node) else None
-        if shape is None or not _has_geometry(layer, given):
-            continue
-        own = isinstance(bias, Node) and bias.op == "get_attr" and bias.target == f"{path}.bias"
-        adds = bias is not None and not own
-        if adds and not isinstance(layer, nn.Linear):
-            continue
-        read = node.all_input_nodes[1:]
-        if layer.bias is not None and not own:
-            # Others may read the layer's own bias where it is.
-            layer, path = _leave_out_bias(layer), f"{path}.without_bias"
-        traced.set_submodule(path, layer)
-        node.op, node.target, node.args, node.kwargs = "call_module", path, (source,), {}
-        if adds and isinstance(bias, Node):
-            _add_behind(node, bias)
-        for parameter in read:
-            if not parameter.users:
-                traced.graph.erase_node(parameter)
-    traced.recompile()
-
-
-def _find_owner(given: Mapping[str, Any]) -> str:
-    """Find the module whose weight a function is given."""
-    weight = given.get("weight")
-    if not isinstance(weight, Node) or weight.op != "get_attr":
-        return ""
-    path, _, name = str(weight.target).rpartition(".")
-    return path if name == "weight" else ""
-
-
-def _leave_out_bias(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """Return a layer of the same weight without a bias."""
-    plain = copy.copy(layer)
-    plain._parameters = {**layer._parameters, "bias": None}
-    return plain
-
-
-def _add_behind(node: Node, added: Node) -> None:
-    """Add a value to what a node gives, for all who read it."""
-    with node.graph.inserting_after(node):
-        total = node.graph.call_function(torch.add, (node, added))
-    copy_shape(total, node)
-    node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
-
-
-def _has_geometry(layer: nn.Conv2d | nn.Linear, given: Mapping[str, Any]) -> bool:
-    """Tell whether a function convolves as a layer does."""
-    if isinstance(layer, nn.Linear):
-        return True
-    if layer.padding_mode != "zeros" or layer.groups != given.get("groups", 1):
-        return False
-    usual = {"stride": 1, "padding": 0, "dilation": 1}
-    return all(_pair(given.get(k, v)) == _pair(getattr(layer, k)) for k, v in usual.items())
-
-
-def _pair(value: Any) -> Any:
-    """Write one number for both dimensions as two."""
-    return (
-        (value, value)
-        if isinstance(value, int)
-        else value
-        if isinstance(value, str)
-        else (tuple(value))
-    )
-
-
-def fix_types(traced: GraphModule) -> None:
-    """Give new tensors, made like another one, the type that they have in float, in place."""
-    for node in traced.graph.nodes:
-        kind = node.meta.get("dtype")
-        if operation(node, traced) in FILLED and kind is not None and "dtype" not in node.kwargs:
-            node.kwargs = {**node.kwargs, "dtype": kind}
-    traced.recompile()
 
 
 def flatten_logits(traced: GraphModule) -> None:

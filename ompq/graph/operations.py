@@ -42,6 +42,7 @@ MAX_POOLS = frozenset("maxpool2d max_pool2d adaptivemaxpool2d adaptive_max_pool2
 AVERAGES = frozenset("avgpool2d avg_pool2d adaptiveavgpool2d adaptive_avg_pool2d mean".split())
 ADDITIONS = frozenset("add iadd".split())
 CONCATENATIONS = frozenset("cat concat concatenate stack".split())
+DIFFERENCES = frozenset("sub isub subtract".split())
 PRODUCTS = frozenset("mul imul multiply".split())
 QUOTIENTS = frozenset("div truediv itruediv true_divide divide".split())
 ARITHMETIC = ADDITIONS | PRODUCTS | QUOTIENTS | frozenset("sub isub subtract rsub neg".split())

@@ -19,15 +19,14 @@ from torch.optim.swa_utils import AveragedModel
 from ompq.errors import UNSUITED_ERRORS, OmpqError
 from ompq.graph.attention import open_attention, open_products
 from ompq.graph.canonicalize import (
-    call_layers,
     canonicalize_modules,
-    fix_types,
     flatten_logits,
     follow_in_place_changes,
     gather_pieces,
     split_fused_norms,
 )
 from ompq.graph.exclusions import Exclusions
+from ompq.graph.functions import add_opposites, call_layers, fix_types, read_sizes_alone
 from ompq.graph.network import NetworkGraph, analyse, copy_module, copy_structure
 from ompq.graph.operations import has_unknown_shape
 from ompq.graph.shapes import record_shapes
@@ -79,9 +78,11 @@ def trace(
     flatten_logits(traced)
     call_layers(traced, root)
     fix_types(traced)
+    read_sizes_alone(traced)
     canonicalize_modules(traced, exclusions)
     gather_pieces(traced)
     follow_in_place_changes(traced)
+    add_opposites(traced)
     return analyse(traced, input_shape, original, exclusions)
 
 
