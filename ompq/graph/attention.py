@@ -6,6 +6,7 @@ own.
 
 from __future__ import annotations
 
+from inspect import signature
 from math import sqrt
 from typing import Any
 
@@ -40,31 +41,16 @@ class OpenAttention(nn.Module):
         self.out_proj = whole.out_proj
         self.whole = whole
 
-    def forward(
-        self,
-        query: Any,
-        key: Any,
-        value: Any,
-        key_padding_mask: Any = None,
-        need_weights: bool = True,
-        attn_mask: Any = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Any, Any]:
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Attend as `nn.MultiheadAttention` does; returns its output, and weights where asked."""
-        mask = _read_mask(attn_mask)
-        itself = query is key and key is value
-        if not itself or key_padding_mask is not None or (mask is None) != (attn_mask is None):
-            return self.whole(
-                query,
-                key,
-                value,
-                key_padding_mask=key_padding_mask,
-                need_weights=need_weights,
-                attn_mask=attn_mask,
-                average_attn_weights=average_attn_weights,
-                is_causal=is_causal,
-            )
+        bound = signature(nn.MultiheadAttention.forward).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        query, key, value = (given[name] for name in ("query", "key", "value"))
+        mask = _read_mask(given["attn_mask"])
+        unknown = mask is None and given["attn_mask"] is not None
+        if query is not key or key is not value or given["key_padding_mask"] is not None or unknown:
+            return self.whole(*args, **kwargs)
         x = query if self.batch_first else query.transpose(0, 1)
         q, k, v = (self._split(part) for part in self.in_proj(x).chunk(3, dim=-1))
         scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / sqrt(self.head_dim))
@@ -72,9 +58,9 @@ class OpenAttention(nn.Module):
         weights = self.dropout(torch.softmax(scores, dim=-1))
         out = self.out_proj(torch.matmul(weights, v).transpose(1, 2).flatten(2))
         out = out if self.batch_first else out.transpose(0, 1)
-        if not need_weights:
+        if not given["need_weights"]:
             return out, None
-        return out, weights.mean(dim=1) if average_attn_weights else weights
+        return out, weights.mean(dim=1) if given["average_attn_weights"] else weights
 
     def _split(self, x: Any) -> Any:
         """Split rows of channels into heads: images × heads × rows × channels."""
