@@ -58,6 +58,7 @@ def trace(
     """
     network = _unwrap(network)
     _check_usable(network)
+    _check_shape(input_shape)
     original = copy_module(network).eval().requires_grad_(False)
     exclusions = exclusions or Exclusions()
     # The order matters: rewriting needs the shapes, the view needs the rewritten network.
@@ -245,6 +246,16 @@ def _unwrap(network: nn.Module) -> nn.Module:
             network = network.get_submodule("_orig_mod")
         else:
             return network
+
+
+def _check_shape(input_shape: Any) -> None:
+    """Refuse what is no shape of an image, such as images themselves."""
+    given = list(input_shape) if isinstance(input_shape, tuple | list | torch.Size) else []
+    if len(given) != 3 or not all(isinstance(size, int) and size > 0 for size in given):
+        what = type(input_shape).__name__ if not given else str(tuple(given))
+        raise OmpqError(
+            f"`input_shape` is {what}; give channels, height and width of one image: (3, 224, 224)"
+        )
 
 
 def _check_usable(network: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -207,3 +209,9 @@ def test_features_keep_the_images_in_front() -> None:
     nodes = {node.name: node for node in graph.module.graph.nodes}
     shapes = [nodes[group.tap].meta["shape"] for group in graph.groups]
     assert all(shape[0] == 1 for shape in shapes)
+
+
+@pytest.mark.parametrize("given", [torch.zeros(1, 3, 8, 8), (3, 8), (1, 3, 8, 8), (3, 0, 8), 8])
+def test_what_is_no_shape_of_an_image_is_refused_in_one_line(given: Any) -> None:
+    with pytest.raises(OmpqError, match="give channels, height and width of one image"):
+        trace(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()), given)
