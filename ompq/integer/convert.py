@@ -32,9 +32,9 @@ def convert_to_integers(
     Every layer reads integers of its activation width; a value that several layers read gets the
     widest of theirs, and the images, normalised by the network or not, keep the 8 bits of their
     pixels. Sums, concatenations and averages read 8 bits, and are taken on 24; with `quantize_sums`
-    off they read what layers give, a shortcut keeps its scale, and sums are taken on 16 bits. Products
-    and what works value by value read 8 bits; norms read sums as they are, and softmax scores. What
-    has no form on integers is computed in float32.
+    off they read what layers give, a shortcut keeps its scale, and sums are taken on 16 bits.
+    Products, and what works value by value, read 8 bits; norms and softmax read sums as they are.
+    What has no form on integers is computed in float32.
 
     Args:
         graph: The float network.

@@ -201,7 +201,7 @@ def test_two_processes_do_what_one_does_and_say_it_once(photos: Path, tmp_path: 
     states = [torch.load(tmp_path / n / LAST)["network"] for n in ("one", "two")]
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=0.02, atol=0.02, msg=name)
-    assert states[1]["before.norm.num_batches_tracked"] == 6
+    assert states[1]["operations.before.function.before.norm.num_batches_tracked"] == 6
     # Evaluation, and an error, of several processes are told once.
     asked = ["--evaluate", "two", "--dataset", "imagenet", "--data", str(images)]
     read = run_command([*launch, script, *asked], tmp_path)
