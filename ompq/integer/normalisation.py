@@ -90,7 +90,7 @@ class IntegerNorm(IntegerOperation):
         self._size = size
 
     @property
-    def _shift(self) -> int:
+    def shift(self) -> int:
         """Return the places by which what is read moves to fill 16 bits: to the left, or right."""
         (source,) = self.scale_sources
         width = source.module.bits + (source.count - 1).bit_length()
@@ -110,7 +110,7 @@ class IntegerNorm(IntegerOperation):
             bits), and `scale`.
         """
         (source,) = self.scale_sources
-        step = float(source.get_scale()) * 2.0**-self._shift
+        step = float(source.get_scale()) * 2.0**-self.shift
         gain, offset = _find_line(Trial.of(self.function), self.norm, self._size)
         if not bool((gain.isfinite() & offset.isfinite()).all()):
             raise ArithmeticError("it multiplies or adds something infinite")
@@ -135,7 +135,7 @@ class IntegerNorm(IntegerOperation):
     def compute(self, numbers: Mapping[str, Tensor], *whole: Tensor) -> Tensor:
         """Normalise integers, every division rounded to nearest."""
         held = {name: number.to(whole[0].device) for name, number in numbers.items()}
-        x = self.norm.group(_move(whole[0], self._shift))
+        x = self.norm.group(_move(whole[0], self.shift))
         if self.norm.centred:
             total = x.sum(self.norm.dims, keepdim=True)
             x = x - _divide(total, torch.full_like(total, self.count))

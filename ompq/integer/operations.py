@@ -305,7 +305,7 @@ def _copy_constants(node: Node, graph: Graph, made: dict[Node, Node]) -> bool:
         if source in made:
             continue
         reads_sizes = any(map(carries_values, source.all_input_nodes))
-        if source.op == "placeholder" or reads_sizes or tensor_shape(source) is None:
+        if source.op == "placeholder" or reads_sizes:
             return False
         if not _copy_constants(source, graph, made):
             return False

@@ -226,7 +226,9 @@ def test_scales_of_ptq_go_where_the_network_is() -> None:
 
 def test_networks_without_integer_form_train_and_say_which(photos: Path, tmp_path: Path) -> None:
     file = tmp_path / "net.pth"
-    torch.save(lively(load_network("timm:convnextv2_atto", num_classes=2).module).state_dict(), file)
+    torch.save(
+        lively(load_network("timm:convnextv2_atto", num_classes=2).module).state_dict(), file
+    )
     content = result(
         ["-a", "timm:convnextv2_atto", "--path", str(file), "--dataset", "imagenet", "--data",
          str(photos), "--input_size", "64", "--epochs", "1", "--batch_size", "4", "--workers", "0",

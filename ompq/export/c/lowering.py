@@ -98,7 +98,7 @@ class OperationPlanner:
         order, back = move_last(grouped.dim(), norm.dims)
         moved = View(view.buffer, grouped.permute(order))
         sizes = grouped.numel() // operation.count, operation.count
-        task = read_norm(self.numbers, str(node.target), sizes, operation._shift, norm.centred)
+        task = read_norm(self.numbers, str(node.target), sizes, operation.shift, norm.centred)
         region = self.recorder.lay(node, moved)
         made = self.recorder.begin(node, task, region, moved.shape, task.bounds)
         gain, offset = (

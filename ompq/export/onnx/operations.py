@@ -135,7 +135,7 @@ def _write_norm(arithmetic: Arithmetic, node: Node, operation: IntegerNorm, x: s
         int(_read(arithmetic, node, which)) for which in ("eps", "root", "factor")
     )
     dims = builder.constant(np.array(norm.dims))
-    places = operation._shift
+    places = operation.shift
     x = arithmetic.compute("Mul", x, 2.0**places, name)
     if places < 0:
         x = builder.add("Floor", [arithmetic.compute("Add", x, 0.5, name)], name)

@@ -30,6 +30,7 @@ class Spelled(nn.Module):
         for name, part in parts.items():
             self.add_module(name, part)
         self.register_buffer("small", torch.tensor(0.03))
+        self.gain = nn.Parameter(torch.rand(8) + 0.5)
         self.register_buffer("order", torch.tensor([3, 1, 2]))
         self.spelled = tuple(spelled)
         with torch.no_grad():
@@ -104,6 +105,7 @@ EXACT: dict[str, Operation] = {
     "layer(input)": lambda s, a, b: s.conv(input=a).mean(2),
     "a difference": lambda s, a, b: s.conv(b) - a,
     "a difference in place": lambda s, a, b: torch.relu(b).sub_(other=a),
+    "rms_norm(a shape)": lambda s, a, b: F.rms_norm(b, s.gain.shape, s.gain),
     "expand_as": lambda s, a, b: b.amax((2, 3), keepdim=True).expand_as(a) * a,
     "reshape_as(other)": lambda s, a, b: s.conv(a.flatten(1).reshape_as(other=b)),
     "view_as": lambda s, a, b: b.flatten(1).view_as(a).mean(2),
