@@ -235,5 +235,13 @@ def has_finite_bound(node: Node, module: GraphModule) -> bool:
     return bounds is not None and any(abs(bound) not in (0, inf) for bound in bounds)
 
 
+def holds_floats(node: Node) -> bool:
+    """Tell whether a node's value is made of floats, as far as is known."""
+    kind = node.meta.get("dtype")
+    if tensor_shape(node) is None:
+        return bool(node.meta.get("holds_tensors", False))
+    return kind is None or kind.is_floating_point
+
+
 def _to_integers(x: Tensor) -> Tensor:
     return torch.round(x).long() if x.is_floating_point() else x

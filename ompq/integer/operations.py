@@ -7,6 +7,7 @@ written-down numbers are run.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +29,7 @@ NARROW_BITS = 8
 _INFINITE = 1e4
 
 
-class IntegerOperation(nn.Module):
+class IntegerOperation(nn.Module, ABC):
     """An operation on integers, with the float operation that it stands for.
 
     Args:
@@ -68,10 +69,11 @@ class IntegerOperation(nn.Module):
             self._numbers = self.write_numbers()
         return self._numbers
 
+    @abstractmethod
     def write_numbers(self) -> dict[str, Tensor]:
         """Compute the integers that it computes with, and `scale`, the float64 scale of results."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, numbers: Mapping[str, Tensor], *whole: Tensor) -> Tensor:
         """Compute integers (int64) from integers.
 
@@ -79,7 +81,6 @@ class IntegerOperation(nn.Module):
             numbers: What `compute_numbers` returned.
             whole: Integers of each value, less their zero points.
         """
-        raise NotImplementedError
 
     def get_scale(self) -> Tensor:
         """Return the scale of what it gives: float64 scalar."""

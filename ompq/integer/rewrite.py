@@ -21,7 +21,7 @@ from ompq.graph.operations import (
 )
 from ompq.graph.shapes import copy_shape
 from ompq.integer.fake_quantizers import ActivationFakeQuantizer, LearnedActivationFakeQuantizer
-from ompq.integer.forms import Form, count_summed, find_form, has_finite_bound
+from ompq.integer.forms import Form, count_summed, find_form, has_finite_bound, holds_floats
 from ompq.integer.inserted import (
     CAST_PATH,
     CLIP_PATH,
@@ -206,7 +206,7 @@ class Rewriter:
 
     def _quantize_constant(self, node: Node) -> Node:
         """Quantize a value that no image changes; return the node of its integers."""
-        if carries_values(node) or tensor_shape(node) is None or not _holds_floats(node):
+        if carries_values(node) or tensor_shape(node) is None or not holds_floats(node):
             return node
         path = make_path(CONSTANT_PATH, node.name)
         if path not in self._inserted:
@@ -263,13 +263,13 @@ class Rewriter:
     def _reads_other_values(self, node: Node, source: Node) -> bool:
         """Tell whether an operation computes with other tensors than one; indices do not count."""
         others = [other for other in node.all_input_nodes if other is not source]
-        return any(carries_values(other) or _holds_floats(other) for other in others)
+        return any(carries_values(other) or holds_floats(other) for other in others)
 
     def _keep_scale(self, node: Node, source: Node) -> ScaleSource | None:
         """Return the scale source of what an operation makes of one value; None without a form."""
         form = None if node.name in self.left_in_float else find_form(node, self.module)
         scale_source = self.scale_sources[source]
-        if form is None or scale_source is None or not _holds_floats(node):
+        if form is None or scale_source is None or not holds_floats(node):
             return None
         if form in (Form.CLIP, Form.KEEP):
             return scale_source
@@ -392,11 +392,3 @@ class Rewriter:
                 cast = self._insert(source, path, Dequantizer(scale_source), (source,))
                 self._inserted[path] = cast
             node.replace_input_with(source, self._inserted[path])
-
-
-def _holds_floats(node: Node) -> bool:
-    """Tell whether a node's value is made of floats, as far as is known."""
-    kind = node.meta.get("dtype")
-    if tensor_shape(node) is None:
-        return bool(node.meta.get("holds_tensors", False))
-    return kind is None or kind.is_floating_point

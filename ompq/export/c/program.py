@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from math import prod
 
@@ -171,19 +172,19 @@ class Operand:
     factor: Factor | None = None
 
 
-class Action:
+class Action(ABC):
     """What is done to a result; a dataclass of each kind tells how."""
 
     operand: Operand | None = None
 
     @property
+    @abstractmethod
     def keeps_zero(self) -> bool:
         """Tell whether 0 stays 0, wherever it is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bound(self, bounds: Bounds) -> Bounds:
         """Return what results lie between that lay between others before."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
