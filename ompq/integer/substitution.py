@@ -17,7 +17,7 @@ from ompq.graph.operations import (
     tensor_shape,
 )
 from ompq.integer.batch_norm import replace_standalone_norms
-from ompq.integer.forms import CASTS, Form, find_form
+from ompq.integer.forms import CASTS, Form, find_form, holds_floats
 from ompq.integer.inserted import is_inserted
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.normalisation import IntegerNorm, find_norm
@@ -137,9 +137,7 @@ class Substitution:
             return False
         if operation(node, self.module) in CASTS:
             return False
-        kind = node.meta.get("dtype")
-        floats = kind is None or kind.is_floating_point
-        return floats and find_form(node, self.module) is None
+        return holds_floats(node) and find_form(node, self.module) is None
 
     def _is_layer(self, node: Node) -> bool:
         called = node.op == "call_module" and self.module.get_submodule(str(node.target))
