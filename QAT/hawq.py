@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ompq.cost import PIXEL_BITS, SUM_BITS, check_widths
 from ompq.errors import OmpqError
 from ompq.files import read_json
 from ompq.graph import Group, NetworkGraph
-from ompq.graph.network import account_for_rest
+from ompq.graph.network import account_for_rest, assign_products
 
 DEFAULT_BITS = 8
 _UNIT = re.compile(r"(stage(\d+)\.unit(\d+))\.(quant_\w+)")
@@ -208,8 +208,7 @@ def _build_assignment(
         Group((name,), layer.nodes[-1], roles[name], layer.params, layer.ops)
         for name, layer in graph.layers.items()
     )
-    first, *others = account_for_rest(groups, graph.parameters)
-    groups = (replace(first, product_ops=graph.groups[0].product_ops), *others)
+    groups = assign_products(account_for_rest(groups, graph.parameters), graph.module, graph.layers)
     activations = tuple(reads.get(name, DEFAULT_BITS) for name in graph.layers)
     body = [reads.get(name, DEFAULT_BITS) for name in graph.layers if roles[name] == "body"]
     return Assignment(

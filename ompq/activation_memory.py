@@ -91,7 +91,11 @@ def find_value_widths(
             if schedule.homes.get(user.name) != home:
                 found[home] = max(found[home], edges.find_width(node, user))
     # Of what nobody reads, nothing is known.
-    return {home: found[home] or FLOAT_BITS for home in schedule.elements}
+    widths = {home: found[home] or FLOAT_BITS for home in schedule.elements}
+    # What is inside of an operation is stored nowhere.
+    inside = {name for names in converted.merged.values() for name in names}
+    stored = {home for name, home in schedule.homes.items() if name not in inside}
+    return {home: bits if home in stored else 0 for home, bits in widths.items()}
 
 
 class _StoredWidths:

@@ -121,8 +121,10 @@ class Assignment:
         return self._spread(self.widths)
 
     def layer_act_bits(self) -> dict[str, int]:
-        """Return the width of the activations that every layer reads, tied layers included."""
-        return self._spread(self.activations)
+        """Return the width that every layer and every product of two values (its node) reads."""
+        pairs = zip(self.groups, self.activations, strict=True)
+        of_products = {name: width for group, width in pairs for name in group.products}
+        return of_products | self._spread(self.activations)
 
     def _spread(self, widths: Sequence[int]) -> dict[str, int]:
         """Give every layer the width of its group."""

@@ -20,9 +20,10 @@ from ompq.graph import (
     NetworkGraph,
     find_activation_sites,
     find_image_maps,
+    find_product_sites,
     fold_batch_norm,
 )
-from ompq.graph.network import copy_traced
+from ompq.graph.copying import copy_traced
 from ompq.graph.shapes import copy_shape
 from ompq.integer import IntegerNetwork, QuantizedSite
 from ompq.quantizers import ActivationQuantizer, QuantParams, dequantize
@@ -120,9 +121,15 @@ class QuantizedNetwork:
 
     def readers(self) -> dict[str, tuple[str, ...]]:
         """Map each quantized node to the layers that read its quantized value."""
-        # The layers read the node that calls the quantizer, so that is where they are found.
-        layers = find_activation_sites(self.graph)
-        return {site: layers[call] for site, call in self.calls().items() if call in layers}
+        return self._find_at_sites(find_activation_sites(self.graph))
+
+    def product_readers(self) -> dict[str, tuple[str, ...]]:
+        """Map each quantized node to the layers that products of its quantized value lead to."""
+        return self._find_at_sites(find_product_sites(self.graph))
+
+    def _find_at_sites(self, readers: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        # All read the node that calls the quantizer, so that is where they are found.
+        return {site: readers[call] for site, call in self.calls().items() if call in readers}
 
     @torch.no_grad()
     def set_weight(self, layer: str, weight: QuantizedWeight) -> None:
@@ -161,9 +168,9 @@ class QuantizedNetwork:
 def make_quantizable(graph: NetworkGraph, assignment: Assignment) -> QuantizedNetwork:
     """Prepare a copy of a network for quantization: fold batch norm, insert activation quantizers.
 
-    The copy still computes what the float network computes. A value that several layers read gets
-    the widest of their activation widths; the images, normalised by the network or not, keep the 8
-    bits of their pixels.
+    The copy still computes what the float network computes. A value that several layers or products
+    read gets the widest of their activation widths; the images, normalised by the network or not,
+    keep the 8 bits of their pixels.
 
     Args:
         graph: Float network.
@@ -171,10 +178,10 @@ def make_quantizable(graph: NetworkGraph, assignment: Assignment) -> QuantizedNe
     """
     folded = fold_batch_norm(graph)
     act_bits = assignment.layer_act_bits()
-    widths = {
-        site: max(act_bits[layer] for layer in readers)
-        for site, readers in find_activation_sites(folded).items()
-    }
+    readers = find_activation_sites(folded)
+    for site, layers in find_product_sites(folded).items():
+        readers[site] = (*readers.get(site, ()), *layers)
+    widths = {site: max(act_bits[layer] for layer in layers) for site, layers in readers.items()}
     images = {node.name for node in find_image_maps(folded.module)}
     widths |= {name: PIXEL_BITS for name in images if name in widths}
     return QuantizedNetwork(insert_quantizers(folded, widths))

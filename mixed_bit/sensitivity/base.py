@@ -223,13 +223,16 @@ def find_chosen_sites(
 ) -> dict[str, tuple[int, ...]]:
     """Find the values quantized at a width to be chosen, and the groups that read each, by index.
 
-    Not among them are the images, normalised or not, and what a group outside of `groups` reads
-    too: they keep their 8 bits.
+    What products of two values read counts with the group of the layer that they lead to. Not among
+    them are the images, normalised or not, and what a group outside of `groups` reads too: they
+    keep their 8 bits.
     """
     index = {layer: i for i, group in enumerate(groups) for layer in group.layers}
     images = {node.name for node in find_image_maps(network.module)}
+    readers, of_products = network.readers(), network.product_readers()
+    asked = {site: {*readers.get(site, ()), *of_products.get(site, ())} for site in network.calls()}
     return {
         site: tuple(sorted({index[layer] for layer in layers}))
-        for site, layers in network.readers().items()
-        if site not in images and all(layer in index for layer in layers)
+        for site, layers in asked.items()
+        if layers and site not in images and all(layer in index for layer in layers)
     }

@@ -9,7 +9,7 @@ import torch
 from ompq.activation_memory import find_peak
 from ompq.artifact import Artifact
 from ompq.errors import OmpqError
-from ompq.integer import IntegerNetwork
+from ompq.integer import IntegerNetwork, collect_reads
 from ompq.quantizers import QuantParams
 from ompq.target import Target
 
@@ -42,7 +42,7 @@ def check_device(read: Artifact, target: Target) -> None:
     target.check_widths(modules, bits, acts)
     target.check_size(description["model_size_mb"])
     if read.graph is not None and target.act_memory_kb is not None:
-        target.check_memory(find_peak(read.graph, description["reads"]))
+        target.check_memory(find_peak(read.graph, collect_reads(description)))
     for layer, params in _list_params(read):
         if target.symmetric and _has_zero_point(params):
             raise OmpqError(

@@ -16,6 +16,7 @@
     fold_batch_norm     folding.py        batch norm as part of the layer before it
     find_activation_sites
                         activations.py    the values that layers read, which are to be quantized
+    find_product_sites  activations.py    those that products of two values read
     find_image_maps     activations.py    the images, normalised or rearranged by the network
     build_schedule, Schedule
                         liveness.py       which values are in memory at every step
@@ -25,7 +26,7 @@ What a single node computes is read in operations.py, and only there; canonicali
 traced network so that its nodes are what they look like; features.py finds a layer's feature.
 """
 
-from ompq.graph.activations import find_activation_sites, find_image_maps
+from ompq.graph.activations import find_activation_sites, find_image_maps, find_product_sites
 from ompq.graph.check import check_network, trace_for
 from ompq.graph.exclusions import Exclusions
 from ompq.graph.folding import fold_batch_norm
@@ -54,6 +55,7 @@ __all__ = [
     "extract_subgraph",
     "find_activation_sites",
     "find_image_maps",
+    "find_product_sites",
     "fold_batch_norm",
     "make_subgraph",
     "run_with_taps",

@@ -49,18 +49,48 @@ def find_activation_sites(graph: NetworkGraph) -> dict[str, tuple[str, ...]]:
         The layers that read each value, by the name of its node; nodes in execution order.
     """
     nodes = {node.name: node for node in graph.module.graph.nodes}
-    readers: dict[str, list[str]] = {}
-    for layer in graph.layers.values():
-        for call in layer.nodes:
-            source = _find_producer(nodes[call], graph.module)
-            if source is not None and layer.name not in readers.setdefault(source.name, []):
-                readers[source.name].append(layer.name)
-    return {name: tuple(readers[name]) for name in nodes if name in readers}
+    calls = [(layer.name, nodes[name]) for layer in graph.layers.values() for name in layer.nodes]
+    return _collect_readers(graph, [(name, call.all_input_nodes[0]) for name, call in calls])
 
 
-def _find_producer(call: Node, module: GraphModule) -> Node | None:
-    """Find the node that computed what a layer reads; None where the layer reads a parameter."""
-    source = call.all_input_nodes[0]
+def find_product_sites(graph: NetworkGraph) -> dict[str, tuple[str, ...]]:
+    """Find the nodes whose values products of two values read, and the layers that these lead to.
+
+    Args:
+        graph: Traced network.
+
+    Returns:
+        First layers of the groups that count the products that read each value, by the name of its
+        node; nodes in execution order.
+    """
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    products = [(group.name, nodes[name]) for group in graph.groups for name in group.products]
+    reads = [(name, value) for name, product in products for value in product.all_input_nodes]
+    return _collect_readers(
+        graph, [(name, value) for name, value in reads if carries_values(value)]
+    )
+
+
+def _collect_readers(
+    graph: NetworkGraph, reads: list[tuple[str, Node]]
+) -> dict[str, tuple[str, ...]]:
+    """Collect, for every node that computed what is read, who reads it.
+
+    Args:
+        graph: Traced network.
+        reads: Names of readers, and the node that each reads.
+    """
+    readers: dict[str, dict[str, None]] = {}
+    for reader, value in reads:
+        source = _find_producer(value, graph.module)
+        if source is not None:
+            readers.setdefault(source.name, {})[reader] = None
+    names = [node.name for node in graph.module.graph.nodes]
+    return {name: tuple(readers[name]) for name in names if name in readers}
+
+
+def _find_producer(source: Node, module: GraphModule) -> Node | None:
+    """Find the node that computed what is read there; None where that is a parameter."""
     while source.op not in ("placeholder", "get_attr") and operation(source, module) in _SELECTING:
         source = source.all_input_nodes[0]
     return None if source.op == "get_attr" else source

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ompq.errors import OmpqError
+from ompq.graph.copying import copy_module, copy_traced
 from ompq.graph.exclusions import Exclusions
 from ompq.graph.folding import fold_batch_norm
-from ompq.graph.network import NetworkGraph, copy_module, copy_traced
+from ompq.graph.network import NetworkGraph
 from ompq.graph.operations import carries_values
 from ompq.graph.run import run_with_taps
 from ompq.graph.trace import trace

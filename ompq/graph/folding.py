@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from ompq.graph.network import NetworkGraph, copy_traced
+from ompq.graph.copying import copy_traced
+from ompq.graph.network import NetworkGraph
 from ompq.graph.operations import get_layer
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from ompq.errors import OmpqError
@@ -28,7 +26,7 @@ from ompq.graph.operations import (
     tensor_shape,
 )
 from ompq.graph.parameters import Accounts, ParameterCount
-from ompq.graph.products import count_product_ops
+from ompq.graph.products import find_product_layers, find_product_ops
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,9 @@ class Group:
             group counts them.
         folded_params: Number of the float network's further parameters, which folding does away
             with (biases before a batch norm); less than 0 where the accounting adds some.
-        product_ops: Operations of products of two values (attention) for one image, of the whole
-            network; its first group counts them.
+        products: Nodes of the products of two values (attention) that lead to its layers: they read
+            the activation width that these read.
+        product_ops: Operations of these products for one image.
     """
 
     layers: tuple[str, ...]
@@ -86,6 +85,7 @@ class Group:
     ops: int
     float_params: int = 0
     folded_params: int = 0
+    products: tuple[str, ...] = ()
     product_ops: int = 0
 
     @property
@@ -165,39 +165,11 @@ class NetworkGraph:
                 group,
                 params=counted[group.name].params,
                 float_params=counted[group.name].float_params,
-                product_ops=counted[group.name].product_ops,
                 folded_params=counted[group.name].folded_params,
             )
             for group in view.groups
         )
         return replace(self, module=module, layers=layers, groups=groups)
-
-
-def copy_traced(module: GraphModule) -> GraphModule:
-    """Return a copy of a traced network that shares nothing with it, graph and name included."""
-    return GraphModule(copy_module(module), copy.deepcopy(module.graph), module._get_name())
-
-
-def copy_structure(network: nn.Module) -> nn.Module:
-    """Return a copy of a module whose parameters and buffers are those of the original."""
-    return copy_module(network, (*network.parameters(), *network.buffers()))
-
-
-def copy_module(module: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
-    """Return a copy of a module, whatever its hooks have computed (pruned or normalised weights).
-
-    Args:
-        module: Module to copy.
-        shared: Tensors of it that the copy is to share.
-    """
-    memo = {id(value): value for value in shared}
-    for part in module.modules():
-        for value in vars(part).values():
-            # PyTorch copies no tensor that was computed with gradients.
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    with torch.no_grad():  # the parameters of a TorchScript module would not be leaves
-        return copy.deepcopy(module, memo)
 
 
 def analyse(
@@ -223,17 +195,37 @@ def analyse(
     layers = _describe_layers(traced, calls, exclusions)
     parts = {name: [layer.batch_norm] if layer.batch_norm else [] for name, layer in layers.items()}
     accounts = Accounts(original, traced, parts, exclusions.modules)
-    first, *others = account_for_rest(_form_groups(traced, layers), accounts.count)
-    groups = (replace(first, product_ops=count_product_ops(traced)), *others)
+    groups = _form_groups(traced, layers)
+    groups = assign_products(groups, traced, layers)
     return NetworkGraph(
         module=traced,
         input_shape=input_shape,
         layers=layers,
-        groups=groups,
+        groups=account_for_rest(groups, accounts.count),
         float_layers=accounts.find_float_parts(),
         parameters=accounts.count,
         original=original,
         exclusions=exclusions,
+    )
+
+
+def assign_products(
+    groups: tuple[Group, ...], traced: GraphModule, layers: Mapping[str, Layer]
+) -> tuple[Group, ...]:
+    """Let every group count the products of two values that lead to its layers.
+
+    Args:
+        groups: Groups of a network.
+        traced: Traced network with recorded shapes of one image.
+        layers: Its layers by name, in execution order.
+    """
+    ops = find_product_ops(traced)
+    calls = {call: layer.name for layer in layers.values() for call in layer.nodes}
+    reached = find_product_layers(traced, calls)
+    of_group = [tuple(name for name in ops if reached[name] in group.layers) for group in groups]
+    return tuple(
+        replace(group, products=products, product_ops=sum(ops[name] for name in products))
+        for group, products in zip(groups, of_group, strict=True)
     )
 
 

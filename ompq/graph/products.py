@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 from torch.fx import GraphModule, Node
@@ -12,15 +13,42 @@ from ompq.graph.operations import carries_values, operation, tensor_shape
 _MATRIX_PRODUCTS = frozenset("matmul bmm mm".split())
 
 
-def count_product_ops(traced: GraphModule) -> int:
-    """Count the operations of all products of matrices that both depend on the image.
+def find_product_ops(traced: GraphModule) -> dict[str, int]:
+    """Find all products of matrices that both depend on the image, and count their operations.
 
     A product counts as a linear layer without bias: two operations per product of two numbers.
 
     Args:
         traced: Traced network with recorded shapes of one image.
+
+    Returns:
+        Node of a product → its operations for one image; in execution order.
     """
-    return sum(2 * _count_products(node, traced) for node in traced.graph.nodes)
+    counts = {node.name: 2 * _count_products(node, traced) for node in traced.graph.nodes}
+    return {name: ops for name, ops in counts.items() if ops}
+
+
+def find_product_layers(traced: GraphModule, layers: Mapping[str, str]) -> dict[str, str]:
+    """Find, for every product of two values, the first layer that its result reaches.
+
+    The widths of what that layer reads are those of what the product reads.
+
+    Args:
+        traced: Traced network with recorded shapes of one image.
+        layers: Node that calls a layer → its name, in execution order.
+
+    Returns:
+        Node of a product → name of the layer; the last layer where none follows.
+    """
+    products = find_product_ops(traced)
+    ahead: dict[Node, str | None] = {}
+    for node in reversed(traced.graph.nodes):
+        # Users come later, so the one that is first in execution order is found among theirs.
+        reached = [layers[user.name] if user.name in layers else ahead[user] for user in node.users]
+        found = {name for name in reached if name is not None}
+        ahead[node] = next((name for name in layers.values() if name in found), None)
+    *_, last = layers.values()
+    return {node.name: ahead[node] or last for node in traced.graph.nodes if node.name in products}
 
 
 def _count_products(node: Node, traced: GraphModule) -> int:

@@ -25,9 +25,10 @@ from ompq.graph.canonicalize import (
     gather_pieces,
     split_fused_norms,
 )
+from ompq.graph.copying import copy_module, copy_structure
 from ompq.graph.exclusions import Exclusions
 from ompq.graph.functions import add_opposites, call_layers, fix_types, read_sizes_alone
-from ompq.graph.network import NetworkGraph, analyse, copy_module, copy_structure
+from ompq.graph.network import NetworkGraph, analyse
 from ompq.graph.operations import has_unknown_shape
 from ompq.graph.shapes import record_shapes
 from ompq.graph.tracers import LayerTracer, ShapeTracer, is_opaque

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,14 @@ class LayerTracer(fx.Tracer):
         super().__init__(autowrap_functions=wrapped)
         self._opaque = opaque
 
+    def trace(
+        self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
+    ) -> fx.Graph:
+        """Trace a module, which keeps none of the values that its code puts by meanwhile."""
+        assert isinstance(root, nn.Module)
+        with _forgetting_values(root):
+            return super().trace(root, concrete_args)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Tell whether a module is called as a whole."""
         if isinstance(m, (*_LAYERS, *NORM_TYPES, TrainingOnly, ScriptModule, *self._opaque)):
@@ -63,6 +72,39 @@ class LayerTracer(fx.Tracer):
                 ) from None
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
+
+
+@contextmanager
+def _forgetting_values(root: nn.Module) -> Iterator[None]:
+    """Give modules back what they held where tracing has put its values there, as in a cache."""
+    before = {
+        module: {name: _copy_container(value) for name, value in vars(module).items()}
+        for module in root.modules()
+    }
+    try:
+        yield
+    finally:
+        for module, held in before.items():
+            for name, value in list(vars(module).items()):
+                if not _holds_values(value):
+                    continue
+                if name in held:
+                    vars(module)[name] = held[name]
+                else:
+                    del vars(module)[name]
+
+
+def _copy_container(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, dict | list | set) else value
+
+
+def _holds_values(value: Any) -> bool:
+    """Tell whether something is a value of a trace, or a collection that has one."""
+    if isinstance(value, dict):
+        return any(map(_holds_values, value.values()))
+    if isinstance(value, list | tuple | set):
+        return any(map(_holds_values, value))
+    return isinstance(value, fx.Proxy)
 
 
 def is_opaque(function: Any) -> bool:

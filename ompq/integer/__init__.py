@@ -25,7 +25,12 @@ from ompq.integer.fake_quantizers import RangeRule
 from ompq.integer.network import ConversionSettings, IntegerNetwork, describe_operations
 from ompq.integer.proof import check_integers, prove
 from ompq.integer.readers import QuantizedSite
-from ompq.integer.serialization import convert_to_tensors, restore_from_tensors, select_integers
+from ompq.integer.serialization import (
+    collect_reads,
+    convert_to_tensors,
+    restore_from_tensors,
+    select_integers,
+)
 
 __all__ = [
     "ConversionSettings",
@@ -35,6 +40,7 @@ __all__ = [
     "RangeRule",
     "calibrate",
     "check_integers",
+    "collect_reads",
     "convert_to_integers",
     "convert_to_tensors",
     "describe_operations",

@@ -10,14 +10,16 @@ from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ompq.graph import NetworkGraph, find_image_maps
-from ompq.graph.network import copy_traced
+from ompq.graph.copying import copy_traced
 from ompq.graph.operations import carries_values, get_layer, operation
 from ompq.integer.batch_norm import replace_standalone_norms
 from ompq.integer.fake_quantizers import WeightFakeQuantizer
 from ompq.integer.forms import CASTS
 from ompq.integer.layers import QuantizedLayer
+from ompq.integer.merging import merge_operations, restore_merged
 from ompq.integer.network import ConversionSettings, IntegerNetwork
 from ompq.integer.rewrite import Rewriter
+from ompq.integer.substitution import Substitution
 
 
 def convert_to_integers(
@@ -26,6 +28,7 @@ def convert_to_integers(
     act_bits: Mapping[str, int],
     settings: ConversionSettings,
     left_in_float: Collection[str] = (),
+    merge: Collection[str] | None = None,
 ) -> IntegerNetwork:
     """Copy a network, with its layers, sums and concatenations quantized.
 
@@ -33,15 +36,18 @@ def convert_to_integers(
     widest of theirs, and the images, normalised by the network or not, keep the 8 bits of their
     pixels. Sums, concatenations and averages read 8 bits, and are taken on 24; with `quantize_sums`
     off they read what layers give, a shortcut keeps its scale, and sums are taken on 16 bits.
-    Products, and what works value by value, read 8 bits; norms and softmax read sums as they are.
+    Products of matrices read a width of their own, other products and what works value by value 8
+    bits; norms and softmax read sums as they are.
     What has no form on integers is computed in float32.
 
     Args:
         graph: The float network.
         weight_bits: Layer → width of its weight.
-        act_bits: Layer → width of what it reads.
+        act_bits: Layer → width of what it reads; products of two values, by their nodes, may be
+            among them, and read 8 bits where they are not.
         settings: Settings of the conversion.
         left_in_float: Names of nodes of the graph whose values are to stay in float.
+        merge: Names of the last nodes of what may be made one operation; None for all that can be.
     """
     module = copy_traced(graph.module)
     image_maps = frozenset(node.name for node in find_image_maps(module))
@@ -49,8 +55,13 @@ def convert_to_integers(
     _drop_casts(module, left)
     _drop_changes_in_place(module)
     _quantize_layers(module, graph, weight_bits, settings)
-    rewriter = Rewriter(module, settings, act_bits, image_maps, left)
+    products = [name for group in graph.groups for name in group.products]
+    product_bits = {name: act_bits[name] for name in products if name in act_bits}
+    substitution = Substitution(module, left, product_bits)
+    merged = merge_operations(module, left, merge)
+    rewriter = Rewriter(module, settings, act_bits, image_maps, substitution)
     rewriter.run()
+    restore_merged(module)
     float_operations = rewriter.find_float_operations()
     replace_standalone_norms(module)
     module.delete_all_unused_submodules()
@@ -70,6 +81,8 @@ def convert_to_integers(
         exclusions=graph.exclusions,
         sites=tuple(rewriter.sites),
         quantize_sums=settings.quantize_sums,
+        product_bits=product_bits,
+        merged=merged,
     )
 
 

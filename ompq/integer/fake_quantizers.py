@@ -23,6 +23,15 @@ _SMALLEST_SCALE = 1e-12
 _DEAD_RANGE = 1e-8
 
 
+# Stands for infinity, which masks are made of.
+INFINITE = 1e4
+
+
+def limit_infinity(x: Tensor) -> Tensor:
+    """Put large numbers in the place of infinite ones; NaN stays."""
+    return torch.nan_to_num(x, nan=torch.nan, posinf=INFINITE, neginf=-INFINITE)
+
+
 @dataclass(frozen=True)
 class RangeRule:
     """Rule by which the ranges of weights and activations become scales.
@@ -247,9 +256,9 @@ class ActivationFakeQuantizer(nn.Module):
         if not x.numel():  # a piece that nothing is in; zero is in every range
             return self.minimum.new_zeros(()), self.maximum.new_zeros(())
         if not self.rule.act_percentile:
-            low, high = torch.aminmax(x.detach())
+            low, high = torch.aminmax(limit_infinity(x.detach()))
             return low.float(), high.float()
-        flat = sample_values(x.detach().float())
+        flat = limit_infinity(sample_values(x.detach().float()))
         rank = _rank_percentile(self.rule.act_percentile, flat.numel())
         return flat.kthvalue(flat.numel() + 1 - rank).values, flat.kthvalue(rank).values
 

@@ -67,6 +67,8 @@ class IntegerNetwork:
         exclusions: What of the float network was left as it is.
         sites: Where values are quantized for layers, and for what reads 8 bits; in order.
         quantize_sums: Setting of the conversion.
+        product_bits: Node of a product of two values → width that it reads.
+        merged: Node that stands for several, which were one operation → those that are gone.
         samples: Images on which integers and simulation are compared; None for random ones.
         notes: Lines that tell what had to be left in float.
     """
@@ -80,6 +82,8 @@ class IntegerNetwork:
     exclusions: Exclusions = field(default_factory=Exclusions)
     sites: tuple[QuantizedSite, ...] = ()
     quantize_sums: bool = False
+    product_bits: dict[str, int] = field(default_factory=dict)
+    merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     samples: Tensor | None = None
     notes: list[str] = field(default_factory=list)
 

@@ -21,12 +21,11 @@ from ompq.errors import UNSUITED_ERRORS
 from ompq.evaluation import find_device
 from ompq.graph.operations import carries_values, tensor_shape
 from ompq.graph.shapes import copy_shape
+from ompq.integer.fake_quantizers import limit_infinity
 from ompq.integer.requantization import Requantizer, ScaleSource
 
 # Width of what layers, sums and products read.
 NARROW_BITS = 8
-# Stands for infinity in constants.
-_INFINITE = 1e4
 
 
 class IntegerOperation(nn.Module, ABC):
@@ -102,16 +101,17 @@ class IntegerOperation(nn.Module, ABC):
         return super()._apply(fn, recurse)
 
 
-def is_narrow(source: ScaleSource | None) -> bool:
-    """Tell whether a value consists of integers of at most 8 bits, no sums of them.
+def is_narrow(source: ScaleSource | None, bits: int = NARROW_BITS) -> bool:
+    """Tell whether a value consists of integers of at most some bits, no sums of them.
 
     Args:
         source: Source of the value's scale; None for one in float.
+        bits: Width that they may have.
     """
     if source is None or source.count > 1 or source.divisor > 1:
         return False
     module: object = source.module
-    return isinstance(module, Requantizer) and module.fake_quantizer.bits <= NARROW_BITS
+    return isinstance(module, Requantizer) and module.fake_quantizer.bits <= bits
 
 
 @dataclass(frozen=True)
@@ -195,16 +195,40 @@ def isolate(node: Node, module: GraphModule) -> GraphModule | None:
     Returns:
         The network; None where the operation reads sizes of values, too.
     """
+    if node.op == "call_module":
+        called = module.get_submodule(str(node.target))
+        if isinstance(called, GraphModule):
+            return called
     inputs = [source for source in node.all_input_nodes if carries_values(source)]
+    return _isolate(inputs, [node], module)
+
+
+def isolate_stretch(source: Node, nodes: Sequence[Node], module: GraphModule) -> GraphModule | None:
+    """Make a network of several nodes, of the one value that they read; see `isolate`.
+
+    Args:
+        source: Node of the value.
+        nodes: Nodes of the network, in any order that begins with no node's reader; the last has
+            the result.
+        module: The network; parameters and modules are shared with it.
+    """
+    order = {node: place for place, node in enumerate(module.graph.nodes)}
+    return _isolate([source], sorted(nodes, key=order.__getitem__), module)
+
+
+def _isolate(
+    inputs: Sequence[Node], nodes: Sequence[Node], module: GraphModule
+) -> GraphModule | None:
     graph = Graph()
     made: dict[Node, Node] = {}
     for number, source in enumerate(inputs):
         made[source] = graph.placeholder(f"value_{number}")
         copy_shape(made[source], source)
-    if not _copy_constants(node, graph, made):
-        return None
-    made[node] = graph.node_copy(node, lambda source: made[source])
-    graph.output(made[node])
+    for node in nodes:
+        if not _copy_constants(node, graph, made):
+            return None
+        made[node] = graph.node_copy(node, lambda source: made[source])
+    graph.output(made[nodes[-1]])
     isolated = GraphModule(module, graph)
     isolated.train(module.training)
     return isolated
@@ -237,8 +261,7 @@ class QuantizedConstant(nn.Module):
 
     def quantize(self, x: Tensor, scale: Tensor) -> Tensor:
         """Return the integers (int64) of the value at a scale."""
-        finite = torch.nan_to_num(x.double(), posinf=_INFINITE, neginf=-_INFINITE)
-        return torch.round(finite / scale.to(x.device)).long()
+        return torch.round(limit_infinity(x.double()) / scale.to(x.device)).long()
 
     @torch.no_grad()
     def get_scale(self) -> Tensor:
@@ -247,7 +270,7 @@ class QuantizedConstant(nn.Module):
             (function,) = self._function
             device = find_device(function)
             value = function(*(torch.zeros(shape, device=device) for shape in self._shapes))
-            largest = torch.nan_to_num(value.double().abs(), posinf=_INFINITE).max()
+            largest = limit_infinity(value.double().abs()).max()
             self._scale = torch.where(largest > 0, largest, 1.0) / (2 ** (self.bits - 1) - 1)
         return self._scale
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ompq.errors import UNSUITED_ERRORS
+from ompq.integer.fake_quantizers import limit_infinity
 from ompq.integer.operations import (
     NARROW_BITS,
     IntegerOperation,
@@ -73,8 +74,7 @@ class LookupTable(IntegerOperation):
         levels = torch.arange(self.levels.start, self.levels.stop, dtype=torch.float64)
         values = levels * self.scale_sources[0].get_scale().cpu()
         results = _look_up_all(Trial.of(self.function), values, self.nature)
-        if not bool(results.isfinite().all()):
-            raise ArithmeticError("it gives no numbers for some of the values that it may read")
+        results = _fill_gaps(results)
         largest = float(results.abs().max())
         scale = torch.tensor(largest / (2 ** (_TABLE_BITS - 1) - 1) or 1.0, dtype=torch.float64)
         return {
@@ -162,7 +162,7 @@ def _find_nature(
     trial: Trial, shape: tuple[int, ...], images_dim: int | None, generator: torch.Generator
 ) -> Nature | None:
     x = _draw(shape, generator)
-    y = trial.run(x)
+    y = limit_infinity(trial.run(x))
     if y.shape != x.shape or not y.is_floating_point() or not _is_local(trial, x, y, generator):
         return None
     gain, offset = _find_line(trial, shape)
@@ -174,6 +174,9 @@ def _find_nature(
             same = all(map(agree, found, (gain, offset)))
             along_images = images_dim is None or nature.shape[images_dim] > 1
             return nature if same and not along_images else None
+    # Zero is among what is read, whatever the scale.
+    if not bool(trial.run(torch.zeros_like(x)).isfinite().all()):
+        return None
     dims = [dim for dim, size in enumerate(shape) if size > 1 and dim != images_dim]
     for dim in (None, *dims[:1], *dims[-1:]):
         nature = Nature(tuple(size if k == dim else 1 for k, size in enumerate(shape)), False)
@@ -194,7 +197,7 @@ def _is_local(trial: Trial, x: Tensor, y: Tensor, generator: torch.Generator) ->
         return True
     kept = torch.rand(x.shape, generator=generator) < 0.5
     kept.view(-1)[0], kept.view(-1)[-1] = True, False
-    other = trial.run(torch.where(kept, x, _draw(tuple(x.shape), generator)))
+    other = limit_infinity(trial.run(torch.where(kept, x, _draw(tuple(x.shape), generator))))
     return agree(other[kept], y[kept])
 
 
@@ -229,8 +232,31 @@ def _look_up_all(trial: Trial, values: Tensor, nature: Nature) -> Tensor:
     return results.reshape(prod(nature.shape), len(values))
 
 
+def _fill_gaps(results: Tensor) -> Tensor:
+    """Put, where a function gives no number, what it gives for the nearest value that it knows.
+
+    Args:
+        results: Results of ascending values along the last dimension.
+
+    Raises:
+        ArithmeticError: It gives none at all.
+    """
+    finite = results.isfinite()
+    if bool(finite.all()):
+        return results
+    if not bool(finite.any(-1).all()):
+        raise ArithmeticError("it gives no number for any of the values that it may read")
+    places = torch.arange(results.shape[-1])
+    distances = (places[:, None] - places).abs()
+    far = torch.where(finite[:, None], distances, results.shape[-1])
+    return results.gather(-1, far.argmin(-1))
+
+
 def _find_line(trial: Trial, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Find what an operation multiplies by and adds, float64, where it is a line."""
+    """Find what an operation multiplies by and adds, float64, where it is a line.
+
+    What a mask makes infinite, whatever the value, is a large number.
+    """
     zeros = torch.zeros(shape, dtype=torch.float64)
-    offset = trial.run(zeros)
-    return trial.run(zeros + 1) - offset, offset
+    offset = limit_infinity(trial.run(zeros))
+    return limit_infinity(trial.run(zeros + 1)) - offset, offset

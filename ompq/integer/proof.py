@@ -8,7 +8,7 @@ is left in float, and the conversion done anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from textwrap import shorten
 from typing import Any
 
@@ -100,7 +100,9 @@ def check_integers(network: IntegerNetwork) -> dict[str, str]:
         return {}
     with _on_cpu(network.module):
         comparison = _Comparison(network)
-        comparison.run(_find_samples(network))
+        # What has no simulation is a fault; nothing behind it can be compared.
+        with suppress(ArithmeticError):
+            comparison.run(_find_samples(network))
     nodes = network.module.graph.nodes
     network.float_operations = {
         node.name: network.float_operations.get(node.name, operation(node, network.module))
@@ -169,7 +171,11 @@ class _Comparison(IntegerExecution):
             simulation.env[n] = map_tensors(value, Tensor.clone)
             return value
         state = torch.get_rng_state()
-        simulated = simulation.env[n] = simulation.run_node(n)
+        try:
+            simulated = simulation.env[n] = simulation.run_node(n)
+        except ArithmeticError as error:
+            self.faults[find_original(n, self.structure)] = shorten(str(error), 80)
+            raise
         torch.set_rng_state(state)
         # A bound between two integers is rounded right behind the clip, or by what reads it.
         tolerance = _ROUNDING if has_finite_bound(n, self.structure) else _INTEGER_TOLERANCE

@@ -36,6 +36,7 @@ from ompq.integer.inserted import (
     make_path,
 )
 from ompq.integer.layers import QuantizedLayer
+from ompq.integer.merging import find_entries
 from ompq.integer.network import ConversionSettings
 from ompq.integer.operations import IntegerOperation, QuantizedConstant, isolate_constant
 from ompq.integer.readers import LayerReaders, QuantizedSite, find_read_values
@@ -47,12 +48,7 @@ from ompq.integer.requantization import (
     Requantizer,
     ScaleSource,
 )
-from ompq.integer.sharing import (
-    VALUE_BITS,
-    ValueReaders,
-    flattens_pixels,
-    has_channels_second,
-)
+from ompq.integer.sharing import ValueReaders, flattens_pixels, has_channels_second
 from ompq.integer.substitution import Substitution
 
 # Width of sums of 8-bit values, of which none of a sum's bits is lost before it is quantized again.
@@ -69,7 +65,8 @@ class Rewriter:
         settings: Settings of the conversion.
         act_bits: Layer → width of what it reads.
         image_maps: Names of the nodes whose values are the images.
-        left_in_float: Names of the nodes whose values stay in float, whatever they compute.
+        substitution: Source of the forms of operations between layers; what it leaves in float
+            stays so.
 
     Attributes:
         scale_sources: Source of the scale of each node's value; None for one in float.
@@ -82,12 +79,12 @@ class Rewriter:
         settings: ConversionSettings,
         act_bits: Mapping[str, int],
         image_maps: frozenset[str],
-        left_in_float: frozenset[str],
+        substitution: Substitution,
     ) -> None:
         self.module, self.settings = module, settings
-        self.image_maps, self.left_in_float = image_maps, left_in_float
-        self.readers = LayerReaders(module, left_in_float)
-        self._substitution = Substitution(module, left_in_float)
+        self.image_maps, self.left_in_float = image_maps, substitution.left_in_float
+        self.readers = LayerReaders(module, self.left_in_float)
+        self._substitution = substitution
         self.scale_sources: dict[Node, ScaleSource | None] = {}
         self._read = self._make_read_quantizers(act_bits)
         self.sites: list[QuantizedSite] = []
@@ -142,8 +139,9 @@ class Rewriter:
         node = self._substitute(self._quantize_combination(node))
         self.scale_sources[node] = self._find_scale_source(node)
         values = ValueReaders(self.readers, self._substitution, self.scale_sources, self._read)
-        if values.need_one_quantization(node, self.settings.quantize_sums):
-            node = self._requantize_for_all(node)
+        shared_bits = values.find_shared_bits(node, self.settings.quantize_sums)
+        if shared_bits is not None:
+            node = self._requantize_for_all(node, shared_bits)
         elif node in self._read and self._requantize_for_layers(node):
             return
         self._round_clip(node)
@@ -314,11 +312,11 @@ class Rewriter:
     def _is_requantized_for_all(self, node: Node) -> bool:
         return node.op == "call_module" and str(node.target).startswith(f"{VALUE_PATH}.")
 
-    def _requantize_for_all(self, node: Node) -> Node:
+    def _requantize_for_all(self, node: Node, bits: int) -> Node:
         """Quantize a value for all who read it, layers of narrower widths anew behind that."""
         own = self._read.pop(node, None)
-        wide = own is not None and own.bits >= VALUE_BITS
-        fake_quantizer = own if own is not None and wide else self._build_fake_quantizer(VALUE_BITS)
+        wide = own is not None and own.bits >= bits
+        fake_quantizer = own if own is not None and wide else self._build_fake_quantizer(bits)
         users = list(node.users)
         path = make_path(VALUE_PATH, find_original(node, self.module))
         call = self._requantize(node, path, fake_quantizer, users)
@@ -340,7 +338,7 @@ class Rewriter:
     ) -> Node:
         """Let users read a node's value requantized; the node is gone if it is a clip of theirs."""
         original = find_original(node, self.module)
-        readers = tuple(user.name for user in users)
+        readers = tuple(name for user in users for name in find_entries(user, self.module))
         behind = str(node.target) if self._is_requantized_for_all(node) else ""
         self.sites.append(QuantizedSite(path, original, readers, fake_quantizer.bits, behind))
         requantizer = Requantizer(fake_quantizer, self.settings.dyadic)

@@ -63,6 +63,8 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
             for path, requantizer in requantizers.items()
         },
         "reads": {name: layer.source.fake_quantizer.bits for name, layer in layers.items()},
+        "product_reads": network.product_bits,
+        "merged": list(network.merged),
         "bias_bits": first.bias_bits,
         "dyadic": all(r.dyadic for r in requantizers.values()),
         "quantize_sums": network.quantize_sums,
@@ -72,6 +74,12 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
         "left_in_float": sorted(network.left_in_float),
         "operations": list(network.operations()),
     }
+
+
+def collect_reads(description: Mapping[str, Any]) -> dict[str, int]:
+    """Return layer, or node of a product → width of what it reads, of a network's description."""
+    # In files of earlier versions all products read 8 bits, and none is named.
+    return {**description["reads"], **description.get("product_reads", {})}
 
 
 def _describe(fake_quantizer: ActivationFakeQuantizer) -> dict[str, int]:
@@ -128,7 +136,10 @@ def restore_from_tensors(
     if "operations" not in description:
         # Of earlier versions, which knew fewer integer forms: what was in float stays so.
         left |= description["float_operations"].keys()
-    network = convert_to_integers(folded, bits, description["reads"], settings, left)
+    # Earlier versions merged nothing.
+    merged = description.get("merged", ())
+    reads = collect_reads(description)
+    network = convert_to_integers(folded, bits, reads, settings, left, merged)
     requantizers, operations = network.requantizers(), network.operations()
     expected = {*description["activations"], *description.get("operations", ())}
     differing = sorted({*requantizers, *operations} ^ expected)

@@ -41,24 +41,30 @@ class ValueReaders:
     scale_sources: Mapping[Node, ScaleSource | None]
     read: Collection[Node]
 
-    def need_one_quantization(self, node: Node, for_sums: bool) -> bool:
-        """Tell whether a value is to be quantized once for all who read it.
+    def find_shared_bits(self, node: Node, for_sums: bool) -> int | None:
+        """Find the width at which a value is to be quantized once for all who read it.
 
         Args:
             node: Node whose value it is.
             for_sums: Whether sums and the like read 8 bits, and not products and tables alone.
+
+        Returns:
+            The widest that products, tables and the like read; None where the value fits them.
         """
         source = self.scale_sources[node]
         if source is None:
-            return False
+            return None
         others = [user for user in node.users if not self.layers.is_or_leads_to_layer(user)]
-        if not is_narrow(source) and any(
-            self.substitution.reads_narrow(user, node, self.scale_sources) for user in others
-        ):
-            return True
-        if not for_sums or _is_narrow(source):
-            return False
-        return any(self._needs_integers(user, node, source, node in self.read) for user in others)
+        asked = [
+            self.substitution.find_read_bits(user, node, self.scale_sources) for user in others
+        ]
+        widths = [bits for bits in asked if bits is not None]
+        if for_sums and not _is_narrow(source):
+            for_layers = node in self.read
+            needed = any(self._needs_integers(user, node, source, for_layers) for user in others)
+            widths += [VALUE_BITS] * needed
+        widest = max(widths, default=None)
+        return None if widest is None or is_narrow(source, widest) else widest
 
     def _needs_integers(
         self, user: Node, node: Node, source: ScaleSource, for_layers: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,7 @@ from ompq.integer.forms import CASTS, Form, find_form, holds_floats
 from ompq.integer.inserted import is_inserted
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.normalisation import IntegerNorm, find_norm
-from ompq.integer.operations import IntegerOperation, is_narrow, isolate
+from ompq.integer.operations import NARROW_BITS, IntegerOperation, is_narrow, isolate
 from ompq.integer.pointwise import IntegerAffine, LookupTable, find_nature
 from ompq.integer.products import IntegerProduct, count_products
 from ompq.integer.requantization import ScaleSource
@@ -31,19 +31,23 @@ Sources = Mapping[Node, ScaleSource | None]
 
 
 @dataclass(frozen=True)
-class _Finding:
+class Finding:
     """What was found of an operation.
 
     Attributes:
-        narrow: Whether it reads 8 bits, rather than any width of one scale.
+        bits: Width that it reads; None where it reads any width of one scale.
         make: Function that makes the integer form, of the operation as a network of its own and of
             the sources of the scales of what it reads.
         is_norm: Whether it is a norm.
     """
 
-    narrow: bool
+    bits: int | None
     make: Callable[[GraphModule, Sequence[ScaleSource]], IntegerOperation]
     is_norm: bool = False
+
+    def fits(self, source: ScaleSource) -> bool:
+        """Tell whether a value can be read as it is; values of 8 bits can for narrower ones."""
+        return not source.per_channel if self.bits is None else is_narrow(source)
 
 
 class Substitution:
@@ -52,28 +56,39 @@ class Substitution:
     Args:
         module: The network, with recorded shapes.
         left_in_float: Names of the nodes whose values stay in float, whatever they compute.
+        product_bits: Node of a product of two values → width that it reads; others read 8 bits.
     """
 
-    def __init__(self, module: GraphModule, left_in_float: Collection[str]) -> None:
+    def __init__(
+        self,
+        module: GraphModule,
+        left_in_float: frozenset[str],
+        product_bits: Mapping[str, int] | None = None,
+    ) -> None:
         self.module, self.left_in_float = module, left_in_float
-        self._found: dict[Node, _Finding | None] = {}
+        self._product_bits = product_bits or {}
+        self._found: dict[Node, Finding | None] = {}
         self._leading: dict[Node, bool] = {}
 
-    def reads_narrow(self, node: Node, value: Node, scale_sources: Sources) -> bool:
-        """Tell whether an operation will read a value as integers of 8 bits.
+    def find_read_bits(self, node: Node, value: Node, scale_sources: Sources) -> int | None:
+        """Find the width of the integers that an operation will read a value as.
 
         Args:
             node: Node that nothing was substituted for yet.
             value: Value that it reads.
             scale_sources: Source of the scale of each value, as far as they are known.
+
+        Returns:
+            At most 8; None where it reads the value as it is, or in float.
         """
         finding = self._find(node)
         if finding is None:
-            return False
+            return None
         if any(scale_sources[x] is None for x in _find_values(node) if x in scale_sources):
-            return False
+            return None
         source = scale_sources[value]
-        return finding.narrow or (source is not None and source.per_channel)
+        shares = source is not None and source.per_channel
+        return NARROW_BITS if finding.bits is None and shares else finding.bits
 
     def leads_to_norm(self, node: Node) -> bool:
         """Tell whether a norm reads a sum, directly or behind what hands it on or adds to it.
@@ -108,15 +123,14 @@ class Substitution:
         if finding is None:
             return None
         found = [scale_sources.get(source) for source in _find_values(node)]
-        fits = is_narrow if finding.narrow else _has_one_scale
-        sources = [source for source in found if source is not None and fits(source)]
+        sources = [source for source in found if source is not None and finding.fits(source)]
         function = isolate(node, self.module)
         if len(sources) < len(found) or function is None:
             return None
         replace_standalone_norms(function)
         return finding.make(function, sources)
 
-    def _find(self, node: Node) -> _Finding | None:
+    def _find(self, node: Node) -> Finding | None:
         if not self._may_compute(node):
             return None
         if node not in self._found:
@@ -143,7 +157,7 @@ class Substitution:
         called = node.op == "call_module" and self.module.get_submodule(str(node.target))
         return isinstance(called, QuantizedLayer)
 
-    def _try(self, node: Node) -> _Finding | None:
+    def _try(self, node: Node) -> Finding | None:
         """Find, by trying, what an operation is."""
         values = _find_values(node)
         shapes = [shape for shape in map(tensor_shape, values) if shape is not None]
@@ -152,37 +166,41 @@ class Substitution:
             return None
         if len(shapes) == 2:
             count = count_products(function, shapes)
-            return None if count is None else _Finding(True, partial(_make_product, count))
+            bits = self._product_bits.get(node.name, NARROW_BITS)
+            return None if count is None else Finding(bits, partial(_make_product, count))
         layout = image_layout(node)
-        return self._try_one(function, shapes[0], None if layout is None else layout.dim)
+        return find_single(function, shapes[0], None if layout is None else layout.dim)
 
-    def _try_one(
-        self, function: GraphModule, shape: tuple[int, ...], images_dim: int | None
-    ) -> _Finding | None:
-        """Find what an operation of one value is, which has the value's shape."""
-        nature = find_nature(function, shape, images_dim)
-        if nature is not None:
-            kind = IntegerAffine if nature.is_affine else LookupTable
-            return _Finding(True, lambda own, sources: kind(own, sources[0], nature))
-        dim = find_softmax(function, shape, images_dim)
-        if dim is not None:
-            return _Finding(False, lambda own, sources: IntegerSoftmax(own, sources[0], dim))
-        norm = find_norm(function, shape, images_dim)
-        if norm is not None:
-            return _Finding(
-                False, lambda own, sources: IntegerNorm(own, sources[0], norm, shape), is_norm=True
-            )
-        return None
+
+def find_single(
+    function: GraphModule, shape: tuple[int, ...], images_dim: int | None
+) -> Finding | None:
+    """Find, by trying, what an operation of one value is, which has the value's shape.
+
+    Args:
+        function: The operation, in float.
+        shape: Shape of the value for one image.
+        images_dim: Dimension along which the images are; None where that cannot be told.
+    """
+    nature = find_nature(function, shape, images_dim)
+    if nature is not None:
+        kind = IntegerAffine if nature.is_affine else LookupTable
+        return Finding(NARROW_BITS, lambda own, sources: kind(own, sources[0], nature))
+    dim = find_softmax(function, shape, images_dim)
+    if dim is not None:
+        return Finding(None, lambda own, sources: IntegerSoftmax(own, sources[0], dim))
+    norm = find_norm(function, shape, images_dim)
+    if norm is not None:
+        return Finding(
+            None, lambda own, sources: IntegerNorm(own, sources[0], norm, shape), is_norm=True
+        )
+    return None
 
 
 def _make_product(
     count: int, function: GraphModule, sources: Sequence[ScaleSource]
 ) -> IntegerOperation:
     return IntegerProduct(function, sources, count)
-
-
-def _has_one_scale(source: ScaleSource) -> bool:
-    return not source.per_channel
 
 
 def _find_values(node: Node) -> list[Node]:

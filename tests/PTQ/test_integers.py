@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from kinds import draw_images
+from operating import OPERATING
 from torch import Tensor
 
 from ompq.assignment import Assignment, uniform
@@ -91,6 +93,22 @@ def test_only_8_bits_are_symmetric_unless_all_or_none_are_to_be(
             name: width == 8 if symmetric is None else symmetric for name, width in bits.items()
         }
         assert plain == expected
+
+
+@pytest.mark.parametrize("name", ["attention", "norm written out", "gelu written out"])
+def test_operations_between_layers_read_what_their_integers_read(name: str) -> None:
+    torch.manual_seed(0)
+    graph = trace(OPERATING[name](), (3, 16, 16))
+    images = draw_images(32)
+    settings = Settings(**FEW, per_channel=True)
+    quantized, _ = quantize_network(graph, uniform(graph.groups, 4, 4), images, settings)
+    assert quantized.integers is not None
+    assert quantized.integers.runs_on_integers
+    widths = {site.path: site.bits for site in quantized.integers.sites}
+    assert {path: q.bits for path, q in quantized.activations().items()} == widths
+    with torch.inference_mode():
+        simulated, found = quantized.module(images), quantized.integers.module(images)
+    assert float((found - simulated).norm() / simulated.norm()) < 0.05
 
 
 def test_sums_read_8_bits_where_that_is_asked(network: Network, images: Tensor) -> None:

@@ -83,9 +83,15 @@ def cross(net: Net, x: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Several heads that attend to tokens, in one of the ways that are written."""
 
-    def __init__(self, way: str, width: int = 8, heads: int = 2) -> None:
+    def __init__(
+        self,
+        way: str,
+        width: int = 8,
+        heads: int = 2,
+        hide: Callable[[Tensor], Tensor] = lambda scores: scores,
+    ) -> None:
         super().__init__()
-        self.way, self.heads = way, heads
+        self.way, self.heads, self.hide = way, heads, hide
         self.norm, self.all, self.out = (
             nn.LayerNorm(width),
             nn.Linear(width, 3 * width),
@@ -103,12 +109,24 @@ class Attention(nn.Module):
             weights = torch.einsum("nhid,nhjd->nhij", q * scale, k).softmax(-1)
             y = torch.einsum("nhij,nhjd->nihd", weights, v)
         else:
-            y = ((q * scale @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2)
+            scores = self.hide(q * scale @ k.transpose(-2, -1))
+            y = (scores.softmax(-1) @ v).transpose(1, 2)
         return x + self.out(y.reshape(n, length, width))
 
 
-def transformer(way: str) -> Net:
-    return make(lambda net, x: net.b(net.a(tokens(x))).mean(1), a=Attention(way), b=Attention(way))
+def transformer(way: str, hide: Callable[[Tensor], Tensor] = lambda scores: scores) -> Net:
+    parts = {name: Attention(way, hide=hide) for name in "ab"}
+    return make(lambda net, x: net.b(net.a(tokens(x))).mean(1), **parts)
+
+
+# Whether a place comes after another one, of the 64 of a map of 8 × 8.
+AFTER = torch.ones(64, 64).triu(1).bool()
+# Ways to hide the scores of what comes after.
+HIDING: dict[str, Callable[[Tensor], Tensor]] = {
+    "filled": lambda scores: scores.masked_fill(AFTER, -torch.inf),
+    "chosen": lambda scores: torch.where(AFTER, torch.tensor(-torch.inf), scores),
+    "added": lambda scores: scores + torch.zeros(64, 64).masked_fill(AFTER, -torch.inf),
+}
 
 
 def grouped(groups: int) -> nn.GroupNorm:
@@ -129,6 +147,34 @@ class Token(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         token = self.token.expand(x.shape[0], -1, -1)
         return torch.cat([token, x], 1) + self.places
+
+
+class OpenNorm(nn.Module):
+    """A layer norm of channels, written out as means and a root."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.rand(size) + 0.5),
+            nn.Parameter(torch.rand(size)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        spread = (x - mean).pow(2).mean(1, keepdim=True)
+        x = (x - mean) / torch.sqrt(spread + 1e-6)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+def soften(x: Tensor) -> Tensor:
+    """Compute a softmax over channels, written out."""
+    powers = torch.exp(x - x.amax(1, keepdim=True))
+    return powers / powers.sum(1, keepdim=True)
+
+
+def bend(x: Tensor) -> Tensor:
+    """Compute a GELU by its approximation, written out."""
+    return 0.5 * x * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * x**3)))
 
 
 def classify(net: Net, x: Tensor) -> Tensor:
@@ -283,6 +329,24 @@ OPERATING: dict[str, Callable[[], nn.Module]] = {
         lambda net, x: net.b(F.relu(x) * net.a(x).flatten(2).softmax(2).unflatten(2, (8, 8))),
         a=conv(8, 8),
         b=conv(8, 8),
+    ),
+    "norm written out": lambda: make(
+        lambda net, x: x + net.b(net.norm(net.a(x))), a=conv(8, 8), norm=OpenNorm(8), b=conv(8, 8)
+    ),
+    "root norm written out": lambda: make(
+        lambda net, x: net.b((y := net.a(x)) * torch.rsqrt(y.pow(2).mean(1, keepdim=True) + 1e-6)),
+        a=conv(8, 8),
+        b=conv(8, 8),
+    ),
+    **{
+        f"attention to what is before, {name}": lambda hide=hide: transformer("matmul", hide)
+        for name, hide in HIDING.items()
+    },
+    "softmax written out": lambda: make(
+        lambda net, x: net.b(soften(net.a(x)) * x), a=conv(8, 8), b=conv(8, 8)
+    ),
+    "gelu written out": lambda: make(
+        lambda net, x: net.b(bend(net.a(x))), a=conv(8, 8), b=conv(8, 8)
     ),
 }
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ompq.cost import bops
-from ompq.graph import trace
+from ompq.graph import find_product_sites, trace
 
 SIZE = (3, 8, 8)
 ROWS, WIDTH = 16, 6
@@ -43,13 +43,43 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_products_are_counted_and_cost_8_bits_by_8(name: str) -> None:
+def test_products_are_counted_with_the_layer_that_they_lead_to(name: str) -> None:
     multiply, expected = SPELLINGS[name]
     network = Products(multiply)
     network(torch.zeros(1, *SIZE))
-    groups = trace(network, SIZE).groups
-    assert [group.product_ops for group in groups] == [expected] + [0] * (len(groups) - 1)
-    layers = sum(group.ops for group in groups)
-    count = len(groups)
-    assert bops(groups, [4] * count, [4] * count) == 16 * layers + 64 * expected
-    assert bops(groups, [4] * count, [32] * count) == 4 * 32 * layers + 32 * 32 * expected
+    stem, head = trace(network, SIZE).groups
+    assert (stem.product_ops, head.product_ops) == (0, expected)
+    assert bool(head.products) == bool(expected)
+    layers = stem.ops + head.ops
+    assert bops([stem, head], [4, 4], [4, 4]) == 16 * layers + 16 * expected
+    of_layers = 4 * 8 * stem.ops + 4 * 3 * head.ops
+    assert bops([stem, head], [4, 4], [8, 3]) == of_layers + 9 * expected
+    assert bops([stem, head], [4, 4], [32, 32]) == 4 * 32 * layers + 32 * 32 * expected
+
+
+class ProductOfLogits(nn.Module):
+    """Products of which one leads to a layer, and one to none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.mix, self.head = nn.Conv2d(3, 4, 2, 2), nn.Linear(4, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute logits."""
+        rows = self.cut(x).flatten(2).transpose(1, 2)
+        mixed = self.mix(rows @ (rows.transpose(1, 2) @ rows))
+        logits = self.head(mixed)
+        return (logits.transpose(1, 2) @ mixed).mean(2)
+
+
+def test_a_product_that_no_layer_follows_counts_with_the_last_layer() -> None:
+    _, mix, head = trace(ProductOfLogits(), SIZE).groups
+    assert mix.products == ("matmul", "matmul_1")
+    assert head.products == ("matmul_2",)
+    assert head.product_ops == 2 * 5 * ROWS * 4
+
+
+def test_what_products_read_is_found_behind_reshaping() -> None:
+    graph = trace(ProductOfLogits(), SIZE)
+    sites = find_product_sites(graph)
+    assert sites == {"cut": ("mix",), "matmul": ("mix",), "mix": ("head",), "head": ("head",)}

@@ -13,7 +13,7 @@ from torch.nn.functional import relu
 from ompq.errors import OmpqError
 from ompq.graph import find_image_maps, trace, trace_for
 from ompq.graph.check import measure_difference
-from ompq.graph.network import copy_module
+from ompq.graph.copying import copy_module
 
 IMAGES = draw_images(4)
 Logits = namedtuple("Logits", "logits auxiliary")

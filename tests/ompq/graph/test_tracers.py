@@ -150,3 +150,27 @@ def test_the_line_that_stops_is_named_not_a_question_that_was_answered() -> None
 
     with pytest.raises(OmpqError, match="max"):
         trace(_Both(), SHAPE)
+
+
+class _Caching(_Asking):
+    """A network that keeps what it computes, in a cache that it has and in one that it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, Tensor] = {}
+
+    def ask(self, x: Tensor) -> Tensor:
+        if "scale" not in self.kept:
+            self.kept["scale"] = self.scale.view(-1, 1, 1) * 2
+            self.last = [x]
+        return x * self.kept["scale"]
+
+
+def test_what_a_network_keeps_while_it_is_traced_is_forgotten() -> None:
+    network = _Caching().eval()
+    images = torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        network.scale.uniform_(0.5, 2)
+        graph = trace(network, SHAPE)
+        assert not network.kept and not hasattr(network, "last")
+        torch.testing.assert_close(graph.module(images), network(images))

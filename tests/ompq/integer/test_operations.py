@@ -92,12 +92,30 @@ def test_a_table_holds_the_function_of_every_level(
     torch.testing.assert_close(operation(x * given.get_scale()), found)
 
 
-def test_a_function_that_gives_no_numbers_has_no_table() -> None:
-    function = of(torch.log)
+@pytest.mark.parametrize("function", [torch.log, torch.rsqrt, torch.reciprocal])
+def test_a_function_that_gives_no_number_for_zero_has_no_table(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    assert find_nature(of(function), SHAPE, 0) is None
+
+
+def test_where_a_function_gives_no_number_the_nearest_that_it_gives_counts() -> None:
+    function = of(torch.log1p)
     nature = find_nature(function, SHAPE, 0)
     assert nature is not None
+    operation = LookupTable(function, source(0.1), nature).eval()
+    numbers = operation.compute_numbers()
+    found = operation.compute(numbers, torch.arange(-128, 128)) * numbers["scale"]
+    # Of -0.9, where the values that have a logarithm begin.
+    expected = torch.log1p(torch.arange(-128, 128).clamp_min(-9).double() / 10)
+    assert (found - expected).abs().max() <= 0.501 * numbers["scale"]
+
+
+def test_a_function_that_gives_no_numbers_at_all_has_no_table() -> None:
+    below_zero = source(0.1, zero_point=127)
+    operation = LookupTable(of(torch.log), below_zero, Nature((1, 1, 1, 1), False))
     with pytest.raises(ArithmeticError):
-        LookupTable(function, source(0.1), nature).eval().compute_numbers()
+        operation.eval().compute_numbers()
 
 
 class Scaled(nn.Module):

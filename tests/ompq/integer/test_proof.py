@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,14 @@ def test_networks_of_every_kind_are_exact_or_name_what_is_in_float(kind: str) ->
     train(converted, IMAGES)
     assert check_integers(converted) == {}
     assert count_equal(converted, IMAGES) == len(IMAGES)
+
+
+@pytest.mark.parametrize("function", [torch.log, torch.rsqrt, torch.reciprocal])
+def test_what_gives_no_number_for_zero_is_in_float(function: Callable[[Tensor], Tensor]) -> None:
+    network = plain("keep", keep=Net(lambda net, x: function(x.abs() + 0.5)))
+    converted = build(network, IMAGES)
+    assert converted.float_operations.keys() == {function.__name__}
+    assert not converted.notes and check_integers(converted) == {}
 
 
 def test_dropout_that_is_always_active_is_in_float() -> None:
