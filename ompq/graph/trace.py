@@ -26,6 +26,7 @@ from ompq.graph.canonicalize import (
     split_fused_norms,
 )
 from ompq.graph.copying import copy_module, copy_structure
+from ompq.graph.einsum import open_einsums
 from ompq.graph.exclusions import Exclusions
 from ompq.graph.functions import add_opposites, call_layers, fix_types, read_sizes_alone
 from ompq.graph.network import NetworkGraph, analyse
@@ -73,7 +74,8 @@ def trace(
     _give_constants_memory(traced)
     compare_with_training(traced, root, trace_module)
     _record_shapes(traced, input_shape)
-    if open_products(traced):
+    opened = [open_step(traced) for open_step in (open_products, open_einsums)]
+    if any(opened):
         _record_shapes(traced, input_shape)
     _drop_unread_weights(traced)
     _check_output(traced)

@@ -54,9 +54,10 @@ class IntegerOperation(nn.Module, ABC):
         """Compute the operation of its values: in float, or by integers as float64 multiples."""
         if self.training or not self.enabled:
             return self.function(*values)
-        pairs = zip(values, self.scale_sources, strict=True)
-        whole = [torch.round(x.double() / source.get_scale()).long() for x, source in pairs]
-        return self.compute(self.compute_numbers(), *whole).double() * self.get_scale()
+        with torch.no_grad():
+            pairs = zip(values, self.scale_sources, strict=True)
+            whole = [torch.round(x.double() / source.get_scale()).long() for x, source in pairs]
+            return self.compute(self.compute_numbers(), *whole).double() * self.get_scale()
 
     def compute_numbers(self) -> dict[str, Tensor]:
         """Return the integers that it computes with, by name; kept until the mode changes.
@@ -257,7 +258,8 @@ class QuantizedConstant(nn.Module):
         """Hand the value on; in evaluation as float64 multiples of its scale."""
         if self.training or not self.enabled:
             return x
-        return self.quantize(x, self.get_scale()).double() * self.get_scale()
+        with torch.no_grad():
+            return self.quantize(x, self.get_scale()).double() * self.get_scale()
 
     def quantize(self, x: Tensor, scale: Tensor) -> Tensor:
         """Return the integers (int64) of the value at a scale."""

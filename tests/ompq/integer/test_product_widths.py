@@ -45,6 +45,14 @@ def test_products_of_matrices_read_the_activation_width(name: str, bits: int) ->
     assert count_equal(converted, IMAGES) == len(IMAGES)
 
 
+def test_a_converted_network_runs_with_gradients_and_without() -> None:
+    torch.manual_seed(0)
+    converted = build(OPERATING["class token"](), IMAGES)
+    with torch.inference_mode():
+        expected = converted.module(IMAGES)
+    assert torch.equal(converted.module(IMAGES), expected)
+
+
 def test_products_of_elements_read_8_bits() -> None:
     (widths,) = find_widths(build(trace_of("gate"), IMAGES, 4)).values()
     assert widths == [8, 8]

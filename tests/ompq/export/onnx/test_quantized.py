@@ -13,6 +13,7 @@ import pytest
 import torch
 from converted import build
 from kinds import KINDS, Net, build_kind, conv, draw_images, pooled
+from operating import OPERATING
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, max_pool2d, pad, relu
@@ -33,6 +34,7 @@ from ompq.integer import (  # noqa: E402
     convert_to_integers,
 )
 from ompq.integer.fake_quantizers import FixedWeightFakeQuantizer  # noqa: E402
+from ompq.integer.products import IntegerProduct  # noqa: E402
 from ompq.quantizers import lp_scale  # noqa: E402
 
 
@@ -179,6 +181,20 @@ def test_every_layer_runs_on_int8_kernels(
     in_integers = found["QLinearConv"] + found["QGemm"] + found["QLinearMatMul"]
     assert in_integers == len(network.layers())
     assert not found.keys() & {"Conv", "FusedConv", "Gemm", "MatMul", "FusedGemm", "FusedMatMul"}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["attention", "attention by einsum", "class token"])
+def test_products_of_attention_run_on_int8_kernels(name: str, bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build(OPERATING[name](), draw_images(8), bits)
+    products = [x for x in network.operations().values() if isinstance(x, IntegerProduct)]
+    found = count_operators(build_quantized_model(network), tmp_path)
+    layers = found["QLinearConv"] + found["QGemm"]
+    # The scores are handed to a softmax in float, so that kernel gives floats.
+    in_integers = found["QLinearMatMul"] + found["MatMulIntegerToFloat"]
+    assert layers + in_integers == len(network.layers()) + len(products)
+    assert not found.keys() & {"Conv", "Gemm", "MatMul", "FusedMatMul", "Einsum"}
 
 
 @pytest.mark.parametrize(("bits", "act_bits"), [*((bits, 8) for bits in range(2, 9)), (4, 5)])
