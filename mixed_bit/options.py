@@ -21,6 +21,7 @@ from ompq.data.datasets.registry import SPLITS
 from ompq.errors import OmpqError
 from ompq.options import (
     Parser,
+    add_configuration_choice,
     add_data_options,
     add_input_size,
     add_network_options,
@@ -246,14 +247,12 @@ def build_cost_parser() -> Parser:
         description="Print size and BOPs of a network under a bit configuration.",
     )
     add_network_options(parser, "--model", "-a", "--arch")
-    group = parser.add_argument_group("configuration")
-    choice = group.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--quant_scheme", metavar="NAME", help="a published scheme or uniformN")
-    choice.add_argument(
-        "--bit_cfg",
-        metavar="LIST|FILE",
-        help='a list such as "[4, 3, 8]", a bit_config.json, '
+    group = add_configuration_choice(
+        parser,
+        "configuration",
+        list_help='a list such as "[4, 3, 8]", a bit_config.json, '
         "or layers and their bits of another tool (JSON or CSV)",
+        required=True,
     )
     _add_quant_type(group, "what the list covers")
     group.add_argument("--act_bits", type=int, help="activation bits (default: the scheme's, or 8)")

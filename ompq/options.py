@@ -104,6 +104,7 @@ def add_configuration_choice(
     *,
     list_help: str,
     scheme_help: str = "a published scheme or uniformN",
+    required: bool = False,
 ) -> argparse._ArgumentGroup:
     """Add `--bit_cfg` and `--quant_scheme`, which exclude each other.
 
@@ -112,12 +113,13 @@ def add_configuration_choice(
         title: Title of the group of options.
         list_help: Help of `--bit_cfg`.
         scheme_help: Help of `--quant_scheme`.
+        required: Whether one of them must be given.
 
     Returns:
         The group, for further options.
     """
     group = parser.add_argument_group(title)
-    choice = group.add_mutually_exclusive_group()
+    choice = group.add_mutually_exclusive_group(required=required)
     choice.add_argument("--bit_cfg", type=read_text, metavar="LIST|FILE", help=list_help)
     choice.add_argument("--quant_scheme", metavar="NAME", help=scheme_help)
     return group

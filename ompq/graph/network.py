@@ -305,6 +305,8 @@ def _find_batch_norm(traced: GraphModule, nodes: list[Node], exclusions: Exclusi
         exclusions: What is left as it is.
     """
     users = find_tensor_users(nodes[0])
+    while len(users) == 1 and _is_identity(users[0], traced):
+        users = find_tensor_users(users[0])
     if len(nodes) > 1 or len(users) != 1 or users[0].op != "call_module":
         return None
     norm, target = users[0], str(users[0].target)
@@ -318,6 +320,12 @@ def _find_batch_norm(traced: GraphModule, nodes: list[Node], exclusions: Exclusi
     if target in exclusions.norms or target in exclusions.modules:
         return None
     return None if traced.get_submodule(target).running_var is None else target
+
+
+def _is_identity(node: Node, traced: GraphModule) -> bool:
+    """Tell whether a node hands its input on, in training too."""
+    called = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return type(called) is nn.Identity
 
 
 def _form_groups(traced: GraphModule, layers: dict[str, Layer]) -> tuple[Group, ...]:

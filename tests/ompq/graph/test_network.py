@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import converted
 import pytest
 import timm
 import torch
 import torchvision
 from support import lively
-from torch import nn
+from torch import Tensor, nn
 
 from ompq.errors import OmpqError
 from ompq.graph import fold_batch_norm, run_with_taps, trace
@@ -215,3 +216,39 @@ def test_features_keep_the_images_in_front() -> None:
 def test_what_is_no_shape_of_an_image_is_refused_in_one_line(given: Any) -> None:
     with pytest.raises(OmpqError, match="give channels, height and width of one image"):
         trace(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()), given)
+
+
+class _Waiting(nn.Module):
+    """A convolution and its norm, with something between that hands its input on in evaluation."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.between, self.norm = nn.Conv2d(3, 8, 3), between, nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+        for tensor in (self.norm.running_mean, self.norm.weight.data, self.norm.bias.data):
+            assert tensor is not None
+            tensor.normal_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute logits."""
+        x = self.norm(self.between(self.conv(x)))
+        return self.head(torch.relu(x).mean((2, 3)))
+
+
+def test_a_norm_behind_what_does_nothing_is_folded() -> None:
+    network = _Waiting(nn.Sequential(nn.Identity(), nn.Identity())).eval()
+    graph = trace(network, (3, 8, 8))
+    assert graph.layers["conv"].batch_norm == "norm"
+    images = torch.randn(2, 3, 8, 8)
+    folded = fold_batch_norm(graph)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.module.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded.module(images), network(images))
+    integers = converted.build(network, images)
+    converted.train(integers, images)
+    assert converted.count_equal(integers, images) == len(images)
+
+
+def test_a_norm_behind_dropout_is_not_folded() -> None:
+    graph = trace(_Waiting(nn.Dropout(0.1)), (3, 8, 8))
+    assert graph.layers["conv"].batch_norm is None
