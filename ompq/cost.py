@@ -4,8 +4,8 @@ A convolution with its batch norm counts weights + 2·C_out parameters, any othe
 bias; what is in no quantized layer counts with 32 bits; one megabyte is 2²⁰ bytes. A convolution
 does (weights + 5·C_out) operations per output position, a linear layer (2·in + 1)·out.
 BOPs = Σ operations · weight bits · activation bits; products of two values, those of attention,
-read the activation bits of the layer that they lead to on either side, and do two operations per
-product of two numbers.
+read the activation bits of the layer that they lead to on either side, but for probabilities, which
+keep 8 bits, and do two operations per product of two numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ BITS_PER_MB = 8 * 2**20
 FLOAT_BITS = 32
 # Images are integers already.
 PIXEL_BITS = 8
+# Most of a softmax's probabilities are small: fewer bits would make them 0.
+PROBABILITY_BITS = 8
 # The sum of two branches needs more bits than either of them.
 SUM_BITS = 16
 
@@ -47,7 +49,9 @@ def bops(groups: Sequence[Group], bits: Sequence[int], act_bits: Sequence[int]) 
 
 def group_bops(group: Group, bits: int, act_bits: int) -> int:
     """Return a group's share of `bops`."""
-    return group.ops * bits * act_bits + group.product_ops * act_bits**2
+    of_probabilities = group.probability_ops * max(act_bits, PROBABILITY_BITS)
+    of_others = (group.product_ops - group.probability_ops) * act_bits
+    return (group.ops * bits + of_probabilities + of_others) * act_bits
 
 
 def check_widths(bits: Sequence[object], where: str, lowest: int = 2, highest: int = 8) -> None:

@@ -56,6 +56,8 @@ def find_activation_sites(graph: NetworkGraph) -> dict[str, tuple[str, ...]]:
 def find_product_sites(graph: NetworkGraph) -> dict[str, tuple[str, ...]]:
     """Find the nodes whose values products of two values read, and the layers that these lead to.
 
+    Probabilities are not among them: their width does not follow.
+
     Args:
         graph: Traced network.
 
@@ -65,7 +67,9 @@ def find_product_sites(graph: NetworkGraph) -> dict[str, tuple[str, ...]]:
     """
     nodes = {node.name: node for node in graph.module.graph.nodes}
     products = [(group.name, nodes[name]) for group in graph.groups for name in group.products]
+    shares = {name for group in graph.groups for name in group.probabilities}
     reads = [(name, value) for name, product in products for value in product.all_input_nodes]
+    reads = [(name, value) for name, value in reads if value.name not in shares]
     return _collect_readers(
         graph, [(name, value) for name, value in reads if carries_values(value)]
     )

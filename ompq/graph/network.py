@@ -26,7 +26,7 @@ from ompq.graph.operations import (
     tensor_shape,
 )
 from ompq.graph.parameters import Accounts, ParameterCount
-from ompq.graph.products import find_product_layers, find_product_ops
+from ompq.graph.products import find_probabilities, find_product_layers, find_product_ops
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ class Group:
         products: Nodes of the products of two values (attention) that lead to its layers: they read
             the activation width that these read.
         product_ops: Operations of these products for one image.
+        probabilities: Nodes of the values among what these products read that are shares of one, as
+            a softmax gives them: they keep 8 bits.
+        probability_ops: Operations of the products that read them.
     """
 
     layers: tuple[str, ...]
@@ -87,6 +90,8 @@ class Group:
     folded_params: int = 0
     products: tuple[str, ...] = ()
     product_ops: int = 0
+    probabilities: tuple[str, ...] = ()
+    probability_ops: int = 0
 
     @property
     def name(self) -> str:
@@ -222,11 +227,19 @@ def assign_products(
     ops = find_product_ops(traced)
     calls = {call: layer.name for layer in layers.values() for call in layer.nodes}
     reached = find_product_layers(traced, calls)
-    of_group = [tuple(name for name in ops if reached[name] in group.layers) for group in groups]
-    return tuple(
-        replace(group, products=products, product_ops=sum(ops[name] for name in products))
-        for group, products in zip(groups, of_group, strict=True)
-    )
+    shares = find_probabilities(traced)
+
+    def assign(group: Group) -> Group:
+        products = tuple(name for name in ops if reached[name] in group.layers)
+        return replace(
+            group,
+            products=products,
+            product_ops=sum(ops[name] for name in products),
+            probabilities=tuple(value for name in products for value in shares[name]),
+            probability_ops=sum(ops[name] for name in products if shares[name]),
+        )
+
+    return tuple(map(assign, groups))
 
 
 def account_for_rest(groups: tuple[Group, ...], count: ParameterCount) -> tuple[Group, ...]:

@@ -28,6 +28,25 @@ def find_product_ops(traced: GraphModule) -> dict[str, int]:
     return {name: ops for name, ops in counts.items() if ops}
 
 
+def find_probabilities(traced: GraphModule) -> dict[str, tuple[str, ...]]:
+    """Find, for every product of two values, which of them are shares of one, as of a softmax.
+
+    Args:
+        traced: Traced network with recorded shapes of one image.
+
+    Returns:
+        Node of a product → nodes of such values that it reads, at most one.
+    """
+    products = find_product_ops(traced)
+    found = {}
+    for node in traced.graph.nodes:
+        if node.name in products:
+            values = [value for value in node.all_input_nodes if carries_values(value)]
+            shares = [value.name for value in values if value.meta.get("sums_to_one")]
+            found[node.name] = tuple(shares[:1])
+    return found
+
+
 def find_product_layers(traced: GraphModule, layers: Mapping[str, str]) -> dict[str, str]:
     """Find, for every product of two values, the first layer that its result reaches.
 

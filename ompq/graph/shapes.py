@@ -17,7 +17,8 @@ def record_shapes(traced: GraphModule, input_shape: tuple[int, int, int]) -> Non
 
     `shape` is that of a tensor for one image, `dtype` its type; `holds_tensors` tells of several;
     `from_images` whether values depend on the images' values; `layout` where the images are in it,
-    None where they cannot be told apart.
+    None where they cannot be told apart; `sums_to_one` whether values are shares of one, along the
+    last dimension or the one before it.
 
     Args:
         traced: Traced network; its nodes' `meta` is changed.
@@ -44,6 +45,8 @@ def record_values(traced: GraphModule, of_one: Sequence[Tensor], of_two: Sequenc
         _TwoImages(traced, kept).run(*of_two)
 
 
+# Shares of one sum to it but for this.
+_SHARE_TOLERANCE = 1e-3
 # Of these operations' tensor, sizes and type alone are read.
 FILLED = frozenset(
     "new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like".split()
@@ -67,6 +70,7 @@ class _OneImage(Interpreter):
         value = super().run_node(n)
         if isinstance(value, Tensor):
             n.meta["shape"], n.meta["dtype"] = tuple(value.shape), value.dtype
+            n.meta["sums_to_one"] = _sums_to_one(value)
             alone = value.dim() > 0 and value.shape[0] == 1
             # Of the others the values are needed; a copy, for they may be changed in place.
             self._kept[n.name] = value.new_zeros(1).expand(value.shape) if alone else value.clone()
@@ -78,6 +82,16 @@ class _OneImage(Interpreter):
         sources = any(source.meta.get("from_images") for source in read)
         n.meta["from_images"] = holds and (n.op == "placeholder" or sources)
         return value
+
+
+def _sums_to_one(value: Tensor) -> bool:
+    """Tell whether a value consists of shares, as a softmax gives them."""
+    if value.dim() < 3 or not value.numel() or not value.is_floating_point():
+        return False
+    if bool((value < 0).any()):
+        return False
+    sums = (value.sum(dim) for dim in (-1, -2) if value.shape[dim] > 1)
+    return any(bool(((total - 1).abs() < _SHARE_TOLERANCE).all()) for total in sums)
 
 
 class _TwoImages(Interpreter):
@@ -98,5 +112,5 @@ class _TwoImages(Interpreter):
 
 def copy_shape(node: Node, source: Node) -> None:
     """Give a new node what is noted of another, whose value its own is like."""
-    noted = ("shape", "dtype", "holds_tensors", "from_images", "layout")
+    noted = ("shape", "dtype", "holds_tensors", "from_images", "layout", "sums_to_one")
     node.meta |= {key: source.meta[key] for key in noted if key in source.meta}

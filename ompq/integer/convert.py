@@ -57,7 +57,8 @@ def convert_to_integers(
     _quantize_layers(module, graph, weight_bits, settings)
     products = [name for group in graph.groups for name in group.products]
     product_bits = {name: act_bits[name] for name in products if name in act_bits}
-    substitution = Substitution(module, left, product_bits)
+    probabilities = {name for group in graph.groups for name in group.probabilities}
+    substitution = Substitution(module, left, product_bits, probabilities)
     merged = merge_operations(module, left, merge)
     rewriter = Rewriter(module, settings, act_bits, image_maps, substitution)
     rewriter.run()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,7 @@ from ompq.graph.operations import (
 )
 from ompq.integer.batch_norm import replace_standalone_norms
 from ompq.integer.forms import CASTS, Form, find_form, holds_floats
-from ompq.integer.inserted import is_inserted
+from ompq.integer.inserted import find_original, is_inserted
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.normalisation import IntegerNorm, find_norm
 from ompq.integer.operations import NARROW_BITS, IntegerOperation, is_narrow, isolate
@@ -57,6 +57,7 @@ class Substitution:
         module: The network, with recorded shapes.
         left_in_float: Names of the nodes whose values stay in float, whatever they compute.
         product_bits: Node of a product of two values → width that it reads; others read 8 bits.
+        probabilities: Names of the nodes of probabilities, of which products read 8 bits.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class Substitution:
         module: GraphModule,
         left_in_float: frozenset[str],
         product_bits: Mapping[str, int] | None = None,
+        probabilities: Collection[str] = (),
     ) -> None:
         self.module, self.left_in_float = module, left_in_float
-        self._product_bits = product_bits or {}
+        self._product_bits, self._probabilities = product_bits or {}, probabilities
         self._found: dict[Node, Finding | None] = {}
         self._leading: dict[Node, bool] = {}
 
@@ -86,6 +88,8 @@ class Substitution:
             return None
         if any(scale_sources[x] is None for x in _find_values(node) if x in scale_sources):
             return None
+        if find_original(value, self.module) in self._probabilities:
+            return NARROW_BITS
         source = scale_sources[value]
         shares = source is not None and source.per_channel
         return NARROW_BITS if finding.bits is None and shares else finding.bits

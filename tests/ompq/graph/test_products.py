@@ -51,9 +51,13 @@ def test_products_are_counted_with_the_layer_that_they_lead_to(name: str) -> Non
     assert (stem.product_ops, head.product_ops) == (0, expected)
     assert bool(head.products) == bool(expected)
     layers = stem.ops + head.ops
-    assert bops([stem, head], [4, 4], [4, 4]) == 16 * layers + 16 * expected
+    # Of attention's two products one reads probabilities, which keep 8 bits.
+    shares = expected // 2 if name == "attention" else 0
+    assert head.probability_ops == shares
+    others = expected - shares
+    assert bops([stem, head], [4, 4], [4, 4]) == 16 * layers + 16 * others + 32 * shares
     of_layers = 4 * 8 * stem.ops + 4 * 3 * head.ops
-    assert bops([stem, head], [4, 4], [8, 3]) == of_layers + 9 * expected
+    assert bops([stem, head], [4, 4], [8, 3]) == of_layers + 9 * others + 24 * shares
     assert bops([stem, head], [4, 4], [32, 32]) == 4 * 32 * layers + 32 * 32 * expected
 
 
@@ -77,6 +81,31 @@ def test_a_product_that_no_layer_follows_counts_with_the_last_layer() -> None:
     assert mix.products == ("matmul", "matmul_1")
     assert head.products == ("matmul_2",)
     assert head.product_ops == 2 * 5 * ROWS * 4
+
+
+SHARES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "softmax": (lambda x: x.softmax(-1), True),
+    "written out": (
+        lambda x: (x - x.amax(-1, True)).exp() / x.sub(x.amax(-1, True)).exp().sum(-1, True),
+        True,
+    ),
+    "dropped": (lambda x: F.dropout(x.softmax(-1), 0.5, False), True),
+    "of columns": (lambda x: x.softmax(-2).transpose(1, 2), True),
+    "sigmoid": (lambda x: x.sigmoid(), False),
+    "twice": (lambda x: 2 * x.softmax(-1), False),
+    "signed": (lambda x: x / x.sum(-1, True), False),
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_probabilities_are_what_sums_to_one(name: str) -> None:
+    share, expected = SHARES[name]
+    network = Products(lambda x: share(x @ x.transpose(1, 2)) @ x)
+    network(torch.zeros(1, *SIZE))
+    *_, head = trace(network, SIZE).groups
+    assert len(head.products) == 2
+    assert len(head.probabilities) == expected
+    assert head.probability_ops == expected * SQUARE
 
 
 def test_what_products_read_is_found_behind_reshaping() -> None:
