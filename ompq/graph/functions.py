@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.nn.functional import avg_pool2d
 
 from ompq.graph.arguments import read_arguments
 from ompq.graph.operations import (
@@ -155,3 +156,50 @@ def add_opposites(traced: GraphModule) -> None:
         node.op, node.target = "call_function", torch.add
         node.args, node.kwargs = (first, opposite), {}
     traced.recompile()
+
+
+def count_padding(traced: GraphModule) -> bool:
+    """Write averages that leave padding out as averages over all of it, times numbers, in place.
+
+    Integers have one divisor for all places; what differs at the borders is multiplied in behind.
+
+    Args:
+        traced: Traced network with recorded shapes; those of new nodes are not recorded.
+
+    Returns:
+        Whether the network had any.
+    """
+    found = False
+    for node in list(traced.graph.nodes):
+        if operation(node, traced) not in ("avg_pool2d", "avgpool2d"):
+            continue
+        given = read_arguments(node, traced)
+        source, windows = given.get("input"), [given.get("kernel_size"), given.get("stride")]
+        padding, shape = given.get("padding", 0), tensor_shape(node.all_input_nodes[0])
+        counts = given.get("count_include_pad", True) or padding in (0, (0, 0))
+        if counts or given.get("ceil_mode") or given.get("divisor_override") or shape is None:
+            continue
+        arguments = (*windows, padding)
+        device = next(traced.parameters()).device
+        ones = torch.ones(*[1] * (len(shape) - 2), *shape[-2:], device=device)
+        shares = avg_pool2d(ones, *arguments)
+        path = f"{node.name}_borders"
+        traced.register_buffer(path, 1 / shares, persistent=False)
+        node.op, node.target = "call_function", avg_pool2d
+        node.args, node.kwargs = (source, *arguments), {}
+        _multiply_behind(node, path)
+        found = True
+    if found:
+        traced.recompile()
+    return found
+
+
+def _multiply_behind(node: Node, path: str) -> None:
+    """Let the readers of a node read it multiplied by a buffer."""
+    graph = node.graph
+    with graph.inserting_after(node):
+        factor = graph.get_attr(path)
+    with graph.inserting_after(factor):
+        product = graph.call_function(torch.mul, (node, factor))
+    product.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
+    node.replace_all_uses_with(product, delete_user_cb=lambda user: user is not product)

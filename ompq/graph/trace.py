@@ -28,7 +28,13 @@ from ompq.graph.canonicalize import (
 from ompq.graph.copying import copy_module, copy_structure
 from ompq.graph.einsum import open_einsums
 from ompq.graph.exclusions import Exclusions
-from ompq.graph.functions import add_opposites, call_layers, fix_types, read_sizes_alone
+from ompq.graph.functions import (
+    add_opposites,
+    call_layers,
+    count_padding,
+    fix_types,
+    read_sizes_alone,
+)
 from ompq.graph.network import NetworkGraph, analyse
 from ompq.graph.operations import has_unknown_shape
 from ompq.graph.shapes import record_shapes
@@ -74,7 +80,7 @@ def trace(
     _give_constants_memory(traced)
     compare_with_training(traced, root, trace_module)
     _record_shapes(traced, input_shape)
-    opened = [open_step(traced) for open_step in (open_products, open_einsums)]
+    opened = [open_step(traced) for open_step in (open_products, open_einsums, count_padding)]
     if any(opened):
         _record_shapes(traced, input_shape)
     _drop_unread_weights(traced)

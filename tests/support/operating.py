@@ -330,6 +330,14 @@ OPERATING: dict[str, Callable[[], nn.Module]] = {
         a=conv(8, 8),
         b=conv(8, 8),
     ),
+    "average without padding": lambda: make(
+        lambda net, x: net.b(
+            F.avg_pool2d(net.a(x), 3, 2, 1, count_include_pad=False) - net.pool(x)
+        ),
+        a=conv(8, 8),
+        pool=nn.AvgPool2d((3, 2), 2, (1, 0), count_include_pad=False),
+        b=conv(8, 8),
+    ),
     "norm written out": lambda: make(
         lambda net, x: x + net.b(net.norm(net.a(x))), a=conv(8, 8), norm=OpenNorm(8), b=conv(8, 8)
     ),
