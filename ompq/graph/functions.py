@@ -164,7 +164,7 @@ def count_padding(traced: GraphModule) -> bool:
     Integers have one divisor for all places; what differs at the borders is multiplied in behind.
 
     Args:
-        traced: Traced network with recorded shapes; those of new nodes are not recorded.
+        traced: Traced network with recorded shapes; those of the numbers are not recorded.
 
     Returns:
         Whether the network had any.
@@ -201,5 +201,6 @@ def _multiply_behind(node: Node, path: str) -> None:
         factor = graph.get_attr(path)
     with graph.inserting_after(factor):
         product = graph.call_function(torch.mul, (node, factor))
+    copy_shape(product, node)
     product.meta["nn_module_stack"] = node.meta.get("nn_module_stack", {})
     node.replace_all_uses_with(product, delete_user_cb=lambda user: user is not product)
