@@ -127,6 +127,12 @@ def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
         help="8 bits before sums, concatenations and averages too, as int8 kernels read them",
     )
     group.add_argument(
+        "--equalise_norms",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="move the ranges of a norm's channels into the layers behind it, where these gain",
+    )
+    group.add_argument(
         "--disable_8bit_head_stem",
         action="store_true",
         help="give the stem and the classifier --n_bits_w bits too (a list names them itself)",
@@ -194,6 +200,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         symmetric=symmetric,
         act_quant=act_quant,
         quantize_sums=arguments.quantize_sums,
+        equalise_norms=arguments.equalise_norms,
         weight_iterations=arguments.iters_w,
         act_iterations=arguments.iters_a,
         tuning_iterations=arguments.iters_t,

@@ -35,6 +35,7 @@ from ompq.quantizers import QuantParams, activation_quantizers
 from ompq.runtime import say
 from PTQ.activation_cache import ActivationCache
 from PTQ.block_result import BlockReport, BlockResult
+from PTQ.equalise import equalise_norms
 from PTQ.examples import Examples
 from PTQ.fisher import measure_output_importances
 from PTQ.integers import finish_integers, prepare_integers
@@ -127,6 +128,9 @@ def quantize_network(
     folded = fold_batch_norm(graph)
     prepared = None
     if settings.act_quant:
+        if settings.equalise_norms:
+            widths = assignment.layer_bits(), assignment.layer_act_bits()
+            equalise_norms(folded, *widths, images, say)
         prepared = prepare_integers(folded, assignment, images, settings, say)
     teacher = simulate(folded, () if prepared is None else prepared.sites)
     student = teacher.copy()

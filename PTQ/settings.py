@@ -26,6 +26,8 @@ class Settings:
         act_quant: Whether activations are quantized too.
         quantize_sums: Whether sums, concatenations and averages read 8 bits, as kernels of 8-bit
             integers do.
+        equalise_norms: Whether norms whose channels differ much in range are made even first, where
+            activations are quantized and the layers behind gain by it.
         weight_iterations: Steps of AdaRound per block.
         act_iterations: Steps per block that learn the scales of the activations.
         tuning_iterations: Steps that tune scales and biases of the whole network together at the
@@ -55,6 +57,7 @@ class Settings:
     symmetric: bool | None = None
     act_quant: bool = True
     quantize_sums: bool = True
+    equalise_norms: bool = True
     weight_iterations: int = 20000
     act_iterations: int = 5000
     tuning_iterations: int | None = None

@@ -12,6 +12,7 @@ from ompq.errors import OmpqError
 from ompq.integer import IntegerNetwork
 from ompq.integer.fake_quantizers import FixedWeightFakeQuantizer
 from ompq.integer.requantization import Requantizer
+from ompq.integer.serialization import collect_other_tensors
 from ompq.quantized import QuantizedNetwork
 from ompq.quantizers import QuantParams, dequantize
 
@@ -44,6 +45,12 @@ def adopt(network: IntegerNetwork, given: QuantizedNetwork | IntegerNetwork) -> 
         bias = _find_bias(given, name)
         if layer.layer.bias is not None and bias is not None:
             layer.layer.bias.copy_(bias)
+    if isinstance(given, IntegerNetwork):
+        # Norms that were made even for the layers behind them are no longer the float network's.
+        others = collect_other_tensors(given)
+        for name, value in collect_other_tensors(network).items():
+            if name in others and others[name].shape == value.shape:
+                value.copy_(others[name])
     _adopt_activations(network, given)
 
 

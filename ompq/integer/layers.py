@@ -35,7 +35,7 @@ class LayerIntegers:
     """What integer hardware holds of a layer.
 
     Attributes:
-        weight: Weight, int64, its zero point subtracted.
+        weight: Weight, int16, its zero point subtracted.
         bias: Bias, int64, at the scale of the sums; None where there is none.
         scale: Scale of the sums, float64, one per output channel, of a shape that broadcasts to
             the output's.
@@ -335,7 +335,7 @@ class QuantizedLayer(nn.Module):
         held = LayerIntegers(
             (
                 whole - (self._align_to_weight(zero_point) if zero_point.dim() else zero_point)
-            ).long(),
+            ).short(),
             None if bias is None or not self.bias_bits else self._quantize_bias(bias, params.scale),
             self._align_to_output(self._scale_sums(params.scale)),
         )

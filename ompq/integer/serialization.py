@@ -39,7 +39,7 @@ def convert_to_tensors(network: IntegerNetwork) -> tuple[dict[str, Tensor], dict
     """
     network.float_operations |= check_integers(network)
     layers, requantizers = network.layers(), network.requantizers()
-    tensors = _collect_other_tensors(network)
+    tensors = collect_other_tensors(network)
     widths = {}
     for name, layer in layers.items():
         whole, params = layer.quantize_weight()
@@ -88,7 +88,7 @@ def _describe(fake_quantizer: ActivationFakeQuantizer) -> dict[str, int]:
     return {"bits": bits, "low": low, "high": high}
 
 
-def _collect_other_tensors(network: IntegerNetwork) -> dict[str, Tensor]:
+def collect_other_tensors(network: IntegerNetwork) -> dict[str, Tensor]:
     """Return the state of what the network reads that is neither layer nor requantizer."""
     nodes = network.module.graph.nodes
     read = {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
@@ -155,7 +155,7 @@ def restore_from_tensors(
         layer.layer.weight.copy_(dequantize(weight, params))
         if layer.layer.bias is not None:
             _adopt_bias(layer, _read_tensor(tensors, f"{name}.bias", layer.layer.bias))
-    for name, value in _collect_other_tensors(network).items():
+    for name, value in collect_other_tensors(network).items():
         value.copy_(_read_tensor(tensors, name, value))
     network.module.eval()
     # What a check had shown when the file was written.

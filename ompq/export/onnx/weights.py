@@ -164,7 +164,7 @@ def add_weight(
         layer: Layer, in evaluation mode.
         packed: Whether the integers are packed.
     """
-    whole = layer.compute_integers().weight.numpy()
+    whole = layer.compute_integers().weight.long().numpy()
     steps = layer.quantize_weight()[1].scale.detach().float().numpy()
     scale = builder.constant(steps, f"{name}.scale")
     zero_point = choose_zero_point(whole, per_channel=steps.ndim > 0)

@@ -119,14 +119,11 @@ EXACT: dict[str, Operation] = {
     "gelu": lambda s, a, b: F.gelu(s.conv(F.gelu(b) + b)),
     "a gate": lambda s, a, b: torch.sigmoid(s.conv(b)) * a.square(),
     "a reversed difference": lambda s, a, b: 1 - torch.tanh(b),
+    "padding left out": lambda s, a, b: F.avg_pool2d(b, 3, 2, 1, count_include_pad=False),
     "dropout(training=False)": lambda s, a, b: F.dropout(b, 0.5, training=False),
 }
 # With what has no exact form, by the operations in float.
 MIXED: dict[str, tuple[Operation, str]] = {
-    "padding left out": (
-        lambda s, a, b: F.avg_pool2d(b, 3, 2, 1, count_include_pad=False),
-        "avg_pool2d",
-    ),
     "windows cut off": (lambda s, a, b: F.avg_pool2d(b, 3, 2, ceil_mode=True), "avg_pool2d"),
     "another divisor": (lambda s, a, b: F.avg_pool2d(b, 2, divisor_override=3), "avg_pool2d"),
     "windows of two sizes": (lambda s, a, b: F.adaptive_avg_pool2d(b, 3), "adaptive_avg_pool2d"),

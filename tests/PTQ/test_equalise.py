@@ -1,0 +1,110 @@
+"""Norms are made even without a change of what the network computes, where layers gain by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from kinds import draw_images
+from operating import Attention, Token, make, tokens
+from torch import Tensor, nn
+
+from ompq import load_quantized, save_quantized
+from ompq.assignment import uniform
+from ompq.graph import NetworkGraph, fold_batch_norm, trace
+from PTQ import Settings, quantize_network
+from PTQ.equalise import equalise_norms
+from QAT import prepare
+
+IMAGES = draw_images(48)
+
+
+class AbsoluteNorm(nn.LayerNorm):
+    """A norm that does not follow its weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).abs()
+
+
+def make_network(norm: nn.Module, *, read_twice: bool = False, bias: bool = True) -> nn.Module:
+    """Make a network whose second norm's channels have ranges from 1 to 100."""
+    torch.manual_seed(0)
+    spread = torch.logspace(0, 2, 8)
+    for parameter in norm.parameters():
+        parameter.data.copy_(spread if parameter is norm.weight else spread * torch.randn(8))
+
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        x = net.norm(net.a(net.token(tokens(x))))
+        y = net.b(net.drop(x))
+        return (y + x if read_twice else y).mean(1)
+
+    parts = {"norm": norm, "b": nn.Linear(8, 8, bias=bias), "drop": nn.Dropout(0.1)}
+    return make(forward, a=Attention("matmul"), token=Token(), **parts).eval()
+
+
+def equalise(network: nn.Module) -> tuple[NetworkGraph, list[str]]:
+    """Make norms even for 4 bits, and check that the network computes what it did."""
+    graph = trace(network, (3, 16, 16))
+    folded, told = fold_batch_norm(graph), list[str]()
+    widths = uniform(graph.groups, 4, 4)
+    equalise_norms(folded, widths.layer_bits(), widths.layer_act_bits(), IMAGES, told.append)
+    with torch.no_grad():
+        torch.testing.assert_close(folded.module(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-4)
+    return folded, told
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["layer", "without bias", "root"])
+def test_a_norm_is_made_even(kind: str, bias: bool) -> None:
+    norms = {
+        "layer": nn.LayerNorm(8),
+        "without bias": nn.LayerNorm(8, bias=False),
+        "root": nn.RMSNorm(8),
+    }
+    folded, told = equalise(make_network(norms[kind], bias=bias))
+    weight = folded.module.get_submodule("norm").weight
+    assert isinstance(weight, Tensor)
+    assert float(weight.max() / weight.min()) < 50
+    assert len(told) == 1 and "made even" in told[0]
+
+
+@pytest.mark.parametrize("kind", ["another reader", "own function", "a layer of convolution"])
+def test_a_norm_that_cannot_be_made_even_stays(kind: str) -> None:
+    networks = {
+        "another reader": make_network(nn.LayerNorm(8), read_twice=True),
+        "own function": make_network(AbsoluteNorm(8)),
+    }
+    network = networks.get(kind) or make(
+        lambda net, x: net.b(net.norm(x.transpose(1, 3)).transpose(1, 3)),
+        norm=nn.LayerNorm(8),
+        b=nn.Conv2d(8, 8, 1),
+    )
+    before = network.get_submodule("norm").weight.detach().clone()
+    folded, _ = equalise(network)
+    assert torch.equal(folded.module.get_submodule("norm").weight, before)
+
+
+def test_reconstruction_gains_and_the_file_and_fine_tuning_have_the_even_norms(
+    tmp_path: Path,
+) -> None:
+    network = make_network(nn.LayerNorm(8))
+    graph = trace(network, (3, 16, 16))
+    widths, errors = uniform(graph.groups, 4, 4), []
+    with torch.inference_mode():
+        expected = network(IMAGES)
+    for asked in (False, True):
+        settings = Settings(weight_iterations=0, act_iterations=0, equalise_norms=asked)
+        quantized, _ = quantize_network(graph, widths, IMAGES, settings)
+        with torch.inference_mode():
+            logits = quantized.deployed.module(IMAGES)
+        errors.append(float((logits - expected).norm() / expected.norm()))
+    assert errors[1] < 0.8 * errors[0]
+    file = tmp_path / "quantized.safetensors"
+    save_quantized(file, quantized, widths)
+    read = load_quantized(file, network)
+    assert torch.equal(read.network.module(IMAGES), logits)
+    tuned = prepare(graph, widths, IMAGES, source=read)
+    tuned.module.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(tuned.module(IMAGES), logits)
