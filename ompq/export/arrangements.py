@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from ompq.evaluation import find_device
-from ompq.graph.operations import carries_values, tensor_shape
+from ompq.graph.operations import carries_values, find_values, tensor_shape
 from ompq.integer.execution import IntegerExecution
 from ompq.integer.forms import Form, find_form, find_tensors, map_tensors
 from ompq.integer.network import IntegerNetwork
@@ -128,7 +128,7 @@ class _NumberedExecution(IntegerExecution):
         return torch.zeros(x.shape, device=self.device)
 
     def _note_places(self, n: Node) -> None:
-        sources = [source for source in n.all_input_nodes if carries_values(source)]
+        sources = find_values(n)
         if len(sources) != 1:
             return
         (source,) = sources

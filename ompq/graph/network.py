@@ -226,8 +226,8 @@ def assign_products(
     """
     ops = find_product_ops(traced)
     calls = {call: layer.name for layer in layers.values() for call in layer.nodes}
-    reached = find_product_layers(traced, calls)
-    shares = find_probabilities(traced)
+    reached = find_product_layers(traced, ops, calls)
+    shares = find_probabilities(traced, ops)
 
     def assign(group: Group) -> Group:
         products = tuple(name for name in ops if reached[name] in group.layers)

@@ -89,6 +89,11 @@ def reads_images(node: Node) -> bool:
     return node.op == "placeholder" or any(map(carries_values, node.all_input_nodes))
 
 
+def find_values(node: Node) -> list[Node]:
+    """Find the nodes that a node reads values of the images from, each once."""
+    return [source for source in node.all_input_nodes if carries_values(source)]
+
+
 def image_layout(node: Node) -> ImageLayout | None:
     """Return where the images are in a node's value; None where they cannot be told apart."""
     found: ImageLayout | None = node.meta.get("layout", ImageLayout())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 
 from torch.fx import GraphModule, Node
 
 from ompq.graph.arguments import read_arguments
-from ompq.graph.operations import carries_values, operation, tensor_shape
+from ompq.graph.operations import find_values, operation, tensor_shape
 
 _MATRIX_PRODUCTS = frozenset("matmul bmm mm".split())
 
@@ -28,38 +28,42 @@ def find_product_ops(traced: GraphModule) -> dict[str, int]:
     return {name: ops for name, ops in counts.items() if ops}
 
 
-def find_probabilities(traced: GraphModule) -> dict[str, tuple[str, ...]]:
+def find_probabilities(
+    traced: GraphModule, products: Collection[str]
+) -> dict[str, tuple[str, ...]]:
     """Find, for every product of two values, which of them are shares of one, as of a softmax.
 
     Args:
         traced: Traced network with recorded shapes of one image.
+        products: Nodes of the products.
 
     Returns:
         Node of a product → nodes of such values that it reads, at most one.
     """
-    products = find_product_ops(traced)
     found = {}
     for node in traced.graph.nodes:
         if node.name in products:
-            values = [value for value in node.all_input_nodes if carries_values(value)]
+            values = find_values(node)
             shares = [value.name for value in values if value.meta.get("sums_to_one")]
             found[node.name] = tuple(shares[:1])
     return found
 
 
-def find_product_layers(traced: GraphModule, layers: Mapping[str, str]) -> dict[str, str]:
+def find_product_layers(
+    traced: GraphModule, products: Collection[str], layers: Mapping[str, str]
+) -> dict[str, str]:
     """Find, for every product of two values, the first layer that its result reaches.
 
     The widths of what that layer reads are those of what the product reads.
 
     Args:
-        traced: Traced network with recorded shapes of one image.
+        traced: Traced network.
+        products: Nodes of the products.
         layers: Node that calls a layer → its name, in execution order.
 
     Returns:
         Node of a product → name of the layer; the last layer where none follows.
     """
-    products = find_product_ops(traced)
     ahead: dict[Node, str | None] = {}
     for node in reversed(traced.graph.nodes):
         # Users come later, so the one that is first in execution order is found among theirs.
@@ -72,7 +76,7 @@ def find_product_layers(traced: GraphModule, layers: Mapping[str, str]) -> dict[
 
 def _count_products(node: Node, traced: GraphModule) -> int:
     """Count the products of two numbers that a node computes; 0 where it computes anything else."""
-    values = [source for source in node.all_input_nodes if carries_values(source)]
+    values = find_values(node)
     shape = tensor_shape(node)
     if not node.op.startswith("call_") or len(values) != 2 or shape is None:
         return 0

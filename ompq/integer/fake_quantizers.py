@@ -256,11 +256,12 @@ class ActivationFakeQuantizer(nn.Module):
         if not x.numel():  # a piece that nothing is in; zero is in every range
             return self.minimum.new_zeros(()), self.maximum.new_zeros(())
         if not self.rule.act_percentile:
-            low, high = torch.aminmax(limit_infinity(x.detach()))
-            return low.float(), high.float()
-        flat = limit_infinity(sample_values(x.detach().float()))
+            low, high = torch.aminmax(x.detach())
+            return limit_infinity(low.float()), limit_infinity(high.float())
+        flat = sample_values(x.detach().float())
         rank = _rank_percentile(self.rule.act_percentile, flat.numel())
-        return flat.kthvalue(flat.numel() + 1 - rank).values, flat.kthvalue(rank).values
+        low, high = (flat.kthvalue(k).values for k in (flat.numel() + 1 - rank, rank))
+        return limit_infinity(low), limit_infinity(high)
 
     def _update_scale(self) -> None:
         # Zero is always within the range, so that padding and ReLU have an exact integer.

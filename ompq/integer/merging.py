@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from ompq.graph.operations import (
     ADDITIONS,
     CONCATENATIONS,
-    carries_values,
+    find_values,
     image_layout,
     operation,
     tensor_shape,
@@ -126,6 +126,7 @@ class _Finder:
 
     def __init__(self, module: GraphModule, left_in_float: Collection[str]) -> None:
         self.module, self.left_in_float = module, left_in_float
+        self.order = {node: place for place, node in enumerate(module.graph.nodes)}
         self.dominators = _find_dominators(module)
 
     def find_all(self, only: Collection[str] | None) -> Iterator[_Stretch]:
@@ -134,18 +135,17 @@ class _Finder:
         Args:
             only: Names of the last nodes of stretches to look at; None for all.
         """
-        order = {node: place for place, node in enumerate(self.module.graph.nodes)}
         taken: set[Node] = set()
         # The last first: what is one operation may have others inside.
-        for node in reversed(order):
-            if len(_find_values(node)) < 2 or node in taken or not self._may_merge(node):
+        for node in reversed(self.order):
+            if len(find_values(node)) < 2 or node in taken or not self._may_merge(node):
                 continue
             stretch = self._find(node)
-            if stretch is not None and (only is None or stretch.end.name in only):
-                nodes = tuple(sorted(stretch.nodes, key=order.__getitem__))
-                if taken.isdisjoint(nodes):
-                    taken |= set(nodes)
-                    yield _Stretch(stretch.source, nodes)
+            if stretch is None or not taken.isdisjoint(stretch.nodes):
+                continue
+            if only is None or stretch.end.name in only:
+                taken |= set(stretch.nodes)
+                yield stretch
 
     def _find(self, join: Node) -> _Stretch | None:
         """Find the longest stretch around a node of two values that is one operation."""
@@ -166,17 +166,16 @@ class _Finder:
         """Collect the nodes between two; None where others read them, or there are too many."""
         found, waiting = {join}, [join]
         while waiting:
-            for value in _find_values(waiting.pop()):
+            for value in find_values(waiting.pop()):
                 if value is source or value in found:
                     continue
                 if not self._may_merge(value) or len(found) == _MOST_NODES:
                     return None
                 found.add(value)
                 waiting.append(value)
-        inner = found - {join}
-        if any(user not in found for node in inner for user in node.users):
+        if any(user not in found for node in found - {join} for user in node.users):
             return None
-        return (*sorted(inner, key=lambda node: node.name), join)
+        return tuple(sorted(found, key=self.order.__getitem__))
 
     def _may_merge(self, node: Node) -> bool:
         """Tell whether a node computes a tensor, by no layer."""
@@ -215,7 +214,7 @@ class _Finder:
             if len(users) != 1 or not self._may_merge(users[0]):
                 return stretch
             longer = _Stretch(stretch.source, (*stretch.nodes, users[0]))
-            alone = _find_values(users[0]) == [stretch.end]
+            alone = find_values(users[0]) == [stretch.end]
             if not alone or not self._is_one(longer, of_norm=True):
                 return stretch
             stretch = longer
@@ -226,7 +225,7 @@ def _find_dominators(module: GraphModule) -> Mapping[Node, Node | None]:
     found: dict[Node, Node | None] = {}
     depth: dict[Node, int] = {}
     for node in module.graph.nodes:
-        values = _find_values(node)
+        values = find_values(node)
         common: Node | None = values[0] if values else None
         for value in values[1:]:
             other: Node | None = value
@@ -240,7 +239,3 @@ def _find_dominators(module: GraphModule) -> Mapping[Node, Node | None]:
         found[node] = common
         depth[node] = 0 if common is None else depth[common] + 1
     return found
-
-
-def _find_values(node: Node) -> list[Node]:
-    return [source for source in node.all_input_nodes if carries_values(source)]

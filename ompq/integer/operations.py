@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ompq.errors import UNSUITED_ERRORS
 from ompq.evaluation import find_device
-from ompq.graph.operations import carries_values, tensor_shape
+from ompq.graph.operations import carries_values, find_values, tensor_shape
 from ompq.graph.shapes import copy_shape
 from ompq.integer.fake_quantizers import limit_infinity
 from ompq.integer.requantization import Requantizer, ScaleSource
@@ -200,7 +200,7 @@ def isolate(node: Node, module: GraphModule) -> GraphModule | None:
         called = module.get_submodule(str(node.target))
         if isinstance(called, GraphModule):
             return called
-    inputs = [source for source in node.all_input_nodes if carries_values(source)]
+    inputs = find_values(node)
     return _isolate(inputs, [node], module)
 
 
@@ -209,12 +209,10 @@ def isolate_stretch(source: Node, nodes: Sequence[Node], module: GraphModule) ->
 
     Args:
         source: Node of the value.
-        nodes: Nodes of the network, in any order that begins with no node's reader; the last has
-            the result.
+        nodes: Nodes of the network, in execution order; the last has the result.
         module: The network; parameters and modules are shared with it.
     """
-    order = {node: place for place, node in enumerate(module.graph.nodes)}
-    return _isolate([source], sorted(nodes, key=order.__getitem__), module)
+    return _isolate([source], nodes, module)
 
 
 def _isolate(

@@ -16,6 +16,7 @@ from ompq.graph.operations import (
     CLIPS,
     CONCATENATIONS,
     carries_values,
+    find_values,
     operation,
     tensor_shape,
 )
@@ -221,7 +222,7 @@ class Rewriter:
         made = self._substitution.make(node, self.scale_sources)
         if made is None:
             return node
-        values = tuple(source for source in node.all_input_nodes if carries_values(source))
+        values = tuple(find_values(node))
         return self._replace(node, make_path(OPERATION_PATH, node.name), made, values)
 
     def _replace(self, node: Node, path: str, module: nn.Module, values: tuple[Node, ...]) -> Node:

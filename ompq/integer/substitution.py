@@ -12,6 +12,7 @@ from ompq.graph.operations import (
     ADDITIONS,
     CONCATENATIONS,
     carries_values,
+    find_values,
     image_layout,
     operation,
     tensor_shape,
@@ -86,7 +87,7 @@ class Substitution:
         finding = self._find(node)
         if finding is None:
             return None
-        if any(scale_sources[x] is None for x in _find_values(node) if x in scale_sources):
+        if any(scale_sources[x] is None for x in find_values(node) if x in scale_sources):
             return None
         if find_original(value, self.module) in self._probabilities:
             return NARROW_BITS
@@ -126,7 +127,7 @@ class Substitution:
         finding = self._find(node)
         if finding is None:
             return None
-        found = [scale_sources.get(source) for source in _find_values(node)]
+        found = [scale_sources.get(source) for source in find_values(node)]
         sources = [source for source in found if source is not None and finding.fits(source)]
         function = isolate(node, self.module)
         if len(sources) < len(found) or function is None:
@@ -163,7 +164,7 @@ class Substitution:
 
     def _try(self, node: Node) -> Finding | None:
         """Find, by trying, what an operation is."""
-        values = _find_values(node)
+        values = find_values(node)
         shapes = [shape for shape in map(tensor_shape, values) if shape is not None]
         function = isolate(node, self.module) if len(shapes) == len(values) <= 2 else None
         if function is None:
@@ -205,7 +206,3 @@ def _make_product(
     count: int, function: GraphModule, sources: Sequence[ScaleSource]
 ) -> IntegerOperation:
     return IntegerProduct(function, sources, count)
-
-
-def _find_values(node: Node) -> list[Node]:
-    return [source for source in node.all_input_nodes if carries_values(source)]

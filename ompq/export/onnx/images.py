@@ -24,6 +24,7 @@ from ompq.graph.operations import (
     PRODUCTS,
     QUOTIENTS,
     carries_values,
+    find_values,
     operation,
     tensor_shape,
 )
@@ -73,7 +74,7 @@ class ImageWriter:
         """
         name = operation(node, self.module)
         form = find_form(node, self.module)
-        sources = [source for source in node.all_input_nodes if carries_values(source)]
+        sources = find_values(node)
         if len(sources) == 1 and form is Form.KEEP:
             self._values[node] = [self._cast(value, node) for value in self._values[sources[0]]]
         elif len(sources) == 1 and form is Form.ARRANGE:

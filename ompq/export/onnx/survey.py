@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from ompq.errors import OmpqError
 from ompq.export.arrangements import find_places
 from ompq.graph.layout import ImageLayout
-from ompq.graph.operations import carries_values, tensor_shape
+from ompq.graph.operations import carries_values, find_values, tensor_shape
 from ompq.integer.forms import Form, find_form, find_tensors, map_tensors, run_on_copies
 from ompq.integer.network import locate
 
@@ -121,7 +121,7 @@ class _Run(Interpreter):
         return torch.zeros(shape, dtype=n.meta.get("dtype"))
 
     def _note_places(self, n: Node) -> None:
-        sources = [source for source in n.all_input_nodes if carries_values(source)]
+        sources = find_values(n)
         if len(sources) != 1:
             return
         (source,) = sources
