@@ -30,6 +30,9 @@ from ompq.quantizers import ActivationQuantizer, fake_quantize, lp_scale
 # What a channel is divided by is its range to one of these powers; 0 leaves it as it is.
 _POWERS = (0.0, 0.5, 1.0)
 _IMAGES, _ROWS = 64, 4096
+# Channels of less than this share of the widest one's range count as that wide: what a few images
+# hardly move may move on others.
+_LEAST_RANGE = 0.01
 # A smaller gain than this share is not worth changing a network for.
 _LEAST_GAIN = 0.02
 
@@ -186,7 +189,8 @@ def _choose(
         The best change, None to leave everything, and the share of the error that it takes away.
     """
     low, high = rows.amin(0), rows.amax(0)
-    spread = (high - low).clamp_min(1e-12)
+    spread = high - low
+    spread = spread.clamp_min(float(spread.max()) * _LEAST_RANGE + 1e-12)
     spread = spread / spread.log().mean().exp()
     middle = (high + low) / 2
     nothing = torch.zeros_like(middle)

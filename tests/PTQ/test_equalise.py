@@ -108,3 +108,19 @@ def test_reconstruction_gains_and_the_file_and_fine_tuning_have_the_even_norms(
     tuned.module.eval()
     with torch.inference_mode():
         torch.testing.assert_close(tuned.module(IMAGES), logits)
+
+
+def test_a_channel_that_hardly_moves_is_not_blown_up() -> None:
+    norm = nn.LayerNorm(8)
+    network = make_network(norm)
+    norm.weight.data[0] = 0
+    before = norm.bias.detach().clone()
+    folded, _ = equalise(network)
+    bias = folded.module.get_submodule("norm").bias
+    assert isinstance(bias, Tensor)
+    assert bool((bias.abs() <= 100 * before.abs().max()).all())
+    weight = folded.module.get_submodule("b").weight
+    assert isinstance(weight, Tensor)
+    # Nothing is divided by less than a hundredth of what the widest channel is divided by.
+    ratio = weight.abs().amax(0) / network.get_submodule("b").weight.abs().amax(0)
+    assert float(ratio.max() / ratio.min()) <= 101
