@@ -20,7 +20,7 @@ from ompq.graph.operations import (
     operation,
     tensor_shape,
 )
-from ompq.integer.forms import find_form
+from ompq.integer.forms import find_form, holds_floats
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.operations import isolate_stretch
 from ompq.integer.substitution import find_single
@@ -199,6 +199,8 @@ class _Finder:
         """Tell, by trying, whether a stretch is one operation, or one norm."""
         shape, layout = tensor_shape(stretch.source), image_layout(stretch.end)
         if shape is None or tensor_shape(stretch.end) != shape or layout is None:
+            return False
+        if not holds_floats(stretch.end):
             return False
         function = isolate_stretch(stretch.source, stretch.nodes, self.module)
         found = None if function is None else find_single(function, shape, layout.dim)

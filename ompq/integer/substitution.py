@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch.fx import GraphModule, Node
 
+from ompq.errors import UNSUITED_ERRORS
 from ompq.graph.operations import (
     ADDITIONS,
     CONCATENATIONS,
@@ -22,7 +24,7 @@ from ompq.integer.forms import CASTS, Form, find_form, holds_floats
 from ompq.integer.inserted import find_original, is_inserted
 from ompq.integer.layers import QuantizedLayer
 from ompq.integer.normalisation import IntegerNorm, find_norm
-from ompq.integer.operations import NARROW_BITS, IntegerOperation, is_narrow, isolate
+from ompq.integer.operations import NARROW_BITS, IntegerOperation, Trial, agree, is_narrow, isolate
 from ompq.integer.pointwise import IntegerAffine, LookupTable, find_nature
 from ompq.integer.products import IntegerProduct, count_products
 from ompq.integer.requantization import ScaleSource
@@ -186,7 +188,34 @@ def find_single(
         function: The operation, in float.
         shape: Shape of the value for one image.
         images_dim: Dimension along which the images are; None where that cannot be told.
+
+    Returns:
+        What it is; None for anything else, and for what mixes images.
     """
+    found = _find_for_one_image(function, shape, images_dim)
+    if found is None or images_dim is None:
+        return found
+    return found if _keeps_images_apart(function, shape, images_dim) else None
+
+
+def _keeps_images_apart(function: GraphModule, shape: tuple[int, ...], images_dim: int) -> bool:
+    """Tell, by trying, whether two images give together what they give one after the other.
+
+    What is subtracted from itself, or summed up, may mix images and look harmless for one alone.
+    """
+    trial, generator = Trial.of(function), torch.Generator().manual_seed(0)
+    one, other = (torch.randn(shape, generator=generator).double() for _ in range(2))
+    try:
+        together = trial.run(torch.cat([one, other], images_dim))
+        apart = torch.cat([trial.run(one), trial.run(other)], images_dim)
+    except UNSUITED_ERRORS:
+        return False
+    return together.shape == apart.shape and agree(together, apart)
+
+
+def _find_for_one_image(
+    function: GraphModule, shape: tuple[int, ...], images_dim: int | None
+) -> Finding | None:
     nature = find_nature(function, shape, images_dim)
     if nature is not None:
         kind = IntegerAffine if nature.is_affine else LookupTable

@@ -14,7 +14,7 @@ from rewritten import change_file
 from support import lively
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.nn.functional import avg_pool2d, conv2d, dropout, relu, relu6
+from torch.nn.functional import avg_pool2d, batch_norm, conv2d, dropout, normalize, relu, relu6
 
 from ompq import artifact
 from ompq.assignment import uniform
@@ -74,6 +74,24 @@ def test_what_gives_no_number_for_zero_is_in_float(function: Callable[[Tensor], 
     converted = build(network, IMAGES)
     assert converted.float_operations.keys() == {function.__name__}
     assert not converted.notes and check_integers(converted) == {}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.cumsum(0),
+        lambda x: normalize(x, dim=0),
+        lambda x: x.softmax(0),
+        lambda x: batch_norm(x, None, None, training=True),
+    ],
+)
+def test_what_mixes_images_is_not_taken_for_what_it_does_to_one(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    network = plain("mix", mix=Net(lambda net, x: function(x)))
+    converted = build(network, IMAGES)
+    assert len(converted.float_operations) == 1
+    assert measure_error(converted, network, IMAGES) < 0.03
 
 
 def test_dropout_that_is_always_active_is_in_float() -> None:
