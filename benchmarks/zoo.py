@@ -19,6 +19,7 @@ from ompq.script import interruptible_imports, run_script
 
 with interruptible_imports():
     import argparse
+    import gc
     import json
     import multiprocessing
     import signal
@@ -138,10 +139,11 @@ def _examine(library: str, name: str, limits: Limits, notes: list[str]) -> Findi
     size = _count_parameters(library, name)
     if size > limits.parameters:
         raise _NotExaminedError(f"{size / 1e6:.0f} million parameters")
-    network, images, graph = _open(library, name, notes)
+    expected, images, graph = _open(library, name, notes)
+    # What was traced and thrown away is held by cycles: several times the weights.
+    gc.collect()
     converted = prepare(graph, uniform(graph.groups, 8, 8), images, say=notes.append)
-    with torch.inference_mode():
-        expected = flatten_logits(network(images), IMAGES)
+    gc.collect()
     operations = Counter(select_computing(converted.float_operations).values())
     rest = ", ".join(f"{what} ({count}×)" for what, count in operations.most_common())
     return Finding(
@@ -172,8 +174,12 @@ def _count_parameters(library: str, name: str) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _open(library: str, name: str, notes: list[str]) -> tuple[nn.Module, Tensor, NetworkGraph]:
-    """Build a network, and trace it for the smallest images that it takes."""
+def _open(library: str, name: str, notes: list[str]) -> tuple[Tensor, Tensor, NetworkGraph]:
+    """Build a network, and trace it for the smallest images that it takes.
+
+    Returns:
+        The network's logits, the images, and the traced network.
+    """
     loaded = load_network(f"{library}:{name}")
     channels, own = loaded.preprocess.channels, loaded.preprocess.input_size
     refused: OmpqError | None = None
@@ -188,7 +194,8 @@ def _open(library: str, name: str, notes: list[str]) -> tuple[nn.Module, Tensor,
             continue
         # Of small images a pool may make larger ones: another network than the usual one.
         if side == own or not _has_growing_pool(graph):
-            return loaded.module, images, graph
+            with torch.inference_mode():
+                return flatten_logits(loaded.module(images), IMAGES), images, graph
     raise refused or OmpqError("no image fits")
 
 

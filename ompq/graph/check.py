@@ -9,6 +9,7 @@ is.
 from __future__ import annotations
 
 import copy
+import gc
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ompq.errors import OmpqError
-from ompq.graph.copying import copy_module, copy_traced
+from ompq.graph.copying import copy_with_original
 from ompq.graph.exclusions import Exclusions
 from ompq.graph.folding import fold_batch_norm
 from ompq.graph.network import NetworkGraph
@@ -89,8 +90,14 @@ def check_network(
     if not expected.isfinite().all():
         # The stages name the layer whose feature is not finite.
         return replace(graph, checked=True)
-    graph = _mend(graph, images, expected, say)
-    return replace(_mend_rounding(graph, images, expected, say), checked=True)
+    graph, folded = _mend(graph, images, expected, say)
+    difference = _measure_rounding(folded, images, expected)
+    if difference > _ROUNDING_TOLERANCE:
+        # Of a large network no more copies than one at a time; cycles hold them until then.
+        del folded
+        gc.collect()
+        graph = _leave_out_spoilt_layers(graph, images, difference, say)
+    return replace(graph, checked=True)
 
 
 def measure_difference(found: Tensor, expected: Tensor) -> float:
@@ -115,21 +122,29 @@ def _run(network: nn.Module, images: Tensor) -> Tensor:
 
 def _mend(
     graph: NetworkGraph, images: Tensor, expected: Tensor, say: Callable[[str], None]
-) -> NetworkGraph:
-    """Leave folds and modules out until the prepared network gives the expected outputs."""
+) -> tuple[NetworkGraph, NetworkGraph]:
+    """Leave folds and modules out until the prepared network gives the expected outputs.
+
+    Returns:
+        The network, and the same with its batch norms folded.
+    """
     for _ in range(_MOST_REPAIRS):
         folded = fold_batch_norm(graph)
         difference = measure_difference(_run(folded.module, images), expected)
         if difference <= _TOLERANCE:
-            return graph
+            return graph, folded
         again = measure_difference(_run(graph.original, images), expected)
         if again > _TOLERANCE:
             say(f"the network itself gives other outputs at every run ({again:.1e} apart)")
-            return graph
+            return graph, folded
+        # Of a large network no more copies than are needed; cycles hold them until then.
+        del folded
+        gc.collect()
         exclusions, where = _find_cause(graph, images)
-        if exclusions is None and not where and _agree_exactly(graph, images):
+        gc.collect()
+        if exclusions is None and where is None:
             say(f"rounding in float32 alone moves the outputs by {difference:.1e}")
-            return graph
+            return graph, fold_batch_norm(graph)
         if exclusions is None:
             where = f", first at {where}" if where else ""
             raise OmpqError(
@@ -142,53 +157,47 @@ def _mend(
     raise OmpqError("too many parts of the traced network compute something else")
 
 
-def _find_cause(graph: NetworkGraph, images: Tensor) -> tuple[Exclusions | None, str]:
+def _find_cause(graph: NetworkGraph, images: Tensor) -> tuple[Exclusions | None, str | None]:
     """Find the first module that differs, by itself or because of a batch norm folded into it.
 
+    Values are compared in float64 where the network can be run so, else in float32.
+
     Returns:
-        What is to be left out, None where that would not help; and the path of the module.
+        What is to be left out, None where that would not help; and the path of the module, empty
+        where none is found, None where in float64 the outputs agree.
     """
-    alone = _find_first_difference(graph, images, folded=False)
+    original, prepared, exact = _to_double(graph, images)
+    images = images.double() if exact else images
+    tolerance = _EXACT_TOLERANCE if exact else _TOLERANCE
+    alone = _compare(original, prepared, images, {}, tolerance)
     if alone is not None:
         if alone in graph.exclusions.modules:
             return None, alone
         reason = "it computes otherwise than it seems to"
         return graph.exclusions.with_module(alone, reason), alone
-    layer = _find_first_difference(graph, images, folded=True)
+    norms = {n: layer.batch_norm for n, layer in graph.layers.items() if layer.batch_norm}
+    folded = fold_batch_norm(prepared)
+    layer = _compare(original, folded, images, norms, tolerance)
+    if layer is None and exact:
+        found, expected = _run(folded.module, images), _run(original, images)
+        return None, None if measure_difference(found, expected) <= tolerance else ""
     norm = graph.layers[layer].batch_norm if layer in graph.layers else None
     return None if norm is None else graph.exclusions.with_norm(norm), layer or ""
 
 
-def _find_first_difference(graph: NetworkGraph, images: Tensor, *, folded: bool) -> str | None:
-    """Find the first module, in execution order, whose output differs from the original's.
+def _to_double(graph: NetworkGraph, images: Tensor) -> tuple[nn.Module, NetworkGraph, bool]:
+    """Copy the user's network and the traced one in float64, which share parameters still.
 
-    Values are compared in float64 where the network can be run so, else in float32.
+    Returns:
+        Both, and True; both as they are, and False, where they cannot be run so.
     """
-    norms = {n: layer.batch_norm for n, layer in graph.layers.items() if layer.batch_norm}
-    stand_ins = norms if folded else {}
+    original, module = copy_with_original(graph.original, graph.module)
     try:
-        original, exact = _to_double(graph)
-        prepared = fold_batch_norm(exact) if folded else exact
-        return _compare(original, prepared, images.double(), stand_ins, _EXACT_TOLERANCE)
+        _run(original.double(), images.double())
+        _run(module.double(), images.double())
     except (RuntimeError, TypeError):  # a network that mixes types by itself
-        prepared = fold_batch_norm(graph) if folded else graph
-        return _compare(graph.original, prepared, images, stand_ins, _TOLERANCE)
-
-
-def _agree_exactly(graph: NetworkGraph, images: Tensor) -> bool:
-    """Tell whether the outputs agree in float64."""
-    try:
-        original, exact = _to_double(graph)
-        found = _run(fold_batch_norm(exact).module, images.double())
-        difference = measure_difference(found, _run(original, images.double()))
-    except (RuntimeError, TypeError):
-        return False
-    return difference <= _EXACT_TOLERANCE
-
-
-def _to_double(graph: NetworkGraph) -> tuple[nn.Module, NetworkGraph]:
-    exact = replace(graph, module=copy_traced(graph.module).double())
-    return copy_module(graph.original).double(), exact
+        return graph.original, graph, False
+    return original, replace(graph, module=module), True
 
 
 def _compare(
@@ -261,16 +270,17 @@ def _describe_exclusion(before: Exclusions, after: Exclusions) -> str:
     return f"{path} stays in float: {after.modules[path]}"
 
 
-def _mend_rounding(
-    graph: NetworkGraph, images: Tensor, expected: Tensor, say: Callable[[str], None]
-) -> NetworkGraph:
-    """Leave layers in float which 8 bits spoil, where all layers at 8 bits spoil the outputs."""
-    folded = fold_batch_norm(graph)
+def _measure_rounding(folded: NetworkGraph, images: Tensor, expected: Tensor) -> float:
+    """Round all layers to 8 bits, in place, and measure the relative change of the outputs."""
     for name in folded.layers:
         _round_to_8_bits(folded.layer_module(name).weight)
-    difference = measure_difference(_run(folded.module, images), expected)
-    if difference <= _ROUNDING_TOLERANCE:
-        return graph
+    return measure_difference(_run(folded.module, images), expected)
+
+
+def _leave_out_spoilt_layers(
+    graph: NetworkGraph, images: Tensor, difference: float, say: Callable[[str], None]
+) -> NetworkGraph:
+    """Leave layers in float which 8 bits spoil; `difference` is what all at 8 bits change."""
     spoilt = _find_spoilt_layers(graph, images)
     if not spoilt:
         say(f"all layers at 8 bits change the outputs by {100 * difference:.2g} %")

@@ -15,6 +15,12 @@ def copy_traced(module: GraphModule) -> GraphModule:
     return GraphModule(copy_module(module), copy.deepcopy(module.graph), module._get_name())
 
 
+def copy_with_original(original: nn.Module, traced: GraphModule) -> tuple[nn.Module, GraphModule]:
+    """Return copies of a network and of the traced one, which share what these share."""
+    network, module = copy_module(nn.ModuleList((original, traced))).children()
+    return network, GraphModule(module, copy.deepcopy(traced.graph), traced._get_name())
+
+
 def copy_structure(network: nn.Module) -> nn.Module:
     """Return a copy of a module whose parameters and buffers are those of the original."""
     return copy_module(network, (*network.parameters(), *network.buffers()))

@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import fields
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import start_forked
 from rewritten import change_file
 from support import ENVIRONMENT, ROOT, lively, run_command
 
@@ -85,15 +85,13 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(
     command = [sys.executable, str(ROOT / SCRIPT), *options, "--resume"]
     chosen = random.Random(0)
     for kill in range(5):
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL
-        )
+        process = start_forked(command, tmp_path, ENVIRONMENT)
         # Wait for another block, then a little longer: in the middle of the next.
-        while process.poll() is None and len(list(state.glob("part-*"))) <= kill:
+        while process.is_alive() and len(list(state.glob("part-*"))) <= kill:
             time.sleep(0.01)
         time.sleep(chosen.random() * 0.5)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     ended = run_command(command, tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert untimed(tmp_path / "output" / "results.json") == expected

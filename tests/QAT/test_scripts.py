@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import start_forked
 from support import ENVIRONMENT, ROOT, lively, run_command
 
 from ompq import artifact
@@ -96,14 +95,12 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(
     chosen = random.Random(0)
     for _ in range(5):
         before = file.stat().st_mtime_ns if file.exists() else 0
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL
-        )
-        while process.poll() is None and (not file.exists() or file.stat().st_mtime_ns == before):
+        process = start_forked(command, tmp_path, ENVIRONMENT)
+        while process.is_alive() and (not file.exists() or file.stat().st_mtime_ns == before):
             time.sleep(0.005)
         time.sleep(chosen.random() * 0.3)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     ended = run_command(command, tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert untimed(tmp_path / "output" / "results.json") == expected

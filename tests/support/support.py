@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from forked import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 # Processes of the tests share few cores.
@@ -16,11 +18,18 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": 
 
 
 def run_command(command: list[str], cwd: Path, timeout: float = 300, **environment: str):
-    """Run to the end; the result holds text."""
+    """Run to the end; the result holds text.
+
+    A script by its path is forked from a process that has imported PyTorch, where no variable is
+    set that Python may read when it starts.
+    """
+    whole = {**ENVIRONMENT, **environment}
+    if command[0] == sys.executable and command[1].endswith(".py") and not environment:
+        return run_forked(command, cwd, whole, timeout)
     return subprocess.run(
         command,
         cwd=cwd,
-        env={**ENVIRONMENT, **environment},
+        env=whole,
         capture_output=True,
         text=True,
         timeout=timeout,
