@@ -155,6 +155,12 @@ def _add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         help="steps that tune all scales and biases together at the end, by the divergence from "
         "the float network (default: as --iters_a)",
     )
+    group.add_argument(
+        "--vary_images",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="mirror, shift and mix the images at random for these steps",
+    )
     group.add_argument("--lr", type=float, default=4e-4, help="learning rate of activation scales")
     group.add_argument("--p", type=float, default=2.4, help="p of the activations' L_p loss")
     group.add_argument("--loss", choices=LOSSES, default="mse", help="loss of a block")
@@ -204,6 +210,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         weight_iterations=arguments.iters_w,
         act_iterations=arguments.iters_a,
         tuning_iterations=arguments.iters_t,
+        vary_images=arguments.vary_images,
         rounding_weight=arguments.weight,
         b_start=arguments.b_start,
         b_end=arguments.b_end,

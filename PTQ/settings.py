@@ -33,6 +33,7 @@ class Settings:
         tuning_iterations: Steps that tune scales and biases of the whole network together at the
             end, to give the float network's logits; None for as many as `act_iterations` where
             activations are quantized, else none.
+        vary_images: Whether these steps see the images mirrored, shifted and mixed at random.
         batch_size: Images per step.
         rounding_weight: Weight λ of AdaRound's regulariser.
         b_start: Exponent of the regulariser when it sets in.
@@ -61,6 +62,7 @@ class Settings:
     weight_iterations: int = 20000
     act_iterations: int = 5000
     tuning_iterations: int | None = None
+    vary_images: bool = True
     batch_size: int = 32
     rounding_weight: float = 0.01
     b_start: float = 20.0

@@ -9,8 +9,8 @@ divergence of the logits (distillation, arXiv:1503.02531),
 
 on the calibration images, without labels. These are often images that the float network was trained
 on, of whose class it is certain: at T = 4 the other classes tell something too, and few images
-decide less. So few numbers hardly overfit a few hundred images; with fewer nothing is tuned, and
-where the divergence does not fall everything stays as it was.
+decide less. The blocks have learned these images, and so they are varied at random. Where the
+divergence does not fall everything stays as it was.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ompq.quantized import QuantizedNetwork, QuantizedWeight
 from ompq.quantizers import QuantParams
 from ompq.runtime import progress
 from PTQ.settings import Settings
+from PTQ.variation import vary_images
 
 _TEMPERATURE = 4.0
 # Fewer images would be learned by heart.
@@ -49,7 +50,7 @@ class TuningReport:
 
     Attributes:
         iterations: Steps that were taken.
-        before: Divergence on the calibration images, before.
+        before: Divergence on the calibration images, varied where they are, before.
         after: Divergence on them with what was kept.
         kept: What was kept: `tuned`, or `as reconstructed` with the reason.
         seconds: Wall-clock seconds.
@@ -183,14 +184,16 @@ def tune_steps(
         reason = "too few images" if steps else "no steps"
         return TuningReport(0, None, None, f"as reconstructed ({reason})", 0.0)
     start = time.perf_counter()
-    before = measure_divergence(network.module, teacher, images)
+    # Always the same variation, which differs from those that are learned from.
+    judged = _vary(images, settings, torch.Generator().manual_seed(settings.seed + 1))
+    before = measure_divergence(network.module, teacher, judged)
     earlier = network.copy()
     tuned = _Tuned(network)
     finite = _learn(tuned, teacher, images, settings)
     kept, after = "tuned", before
     if finite:
         tuned.write()
-        after = measure_divergence(network.module, teacher, images)
+        after = measure_divergence(network.module, teacher, judged)
     if not finite or not after < before:
         _restore(network, earlier, tuned)
         kept = "as reconstructed" if finite else "as reconstructed (the loss was not finite)"
@@ -202,6 +205,7 @@ def _learn(tuned: _Tuned, teacher: nn.Module, images: Tensor, settings: Settings
     """Take the steps, and tell whether everything stayed finite."""
     device = next(teacher.parameters()).device
     steps = settings.tuning_steps
+    generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.Adam(tuned.groups(steps))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     for quantizer in tuned.quantizers:
@@ -210,6 +214,7 @@ def _learn(tuned: _Tuned, teacher: nn.Module, images: Tensor, settings: Settings
         bar = progress(range(steps), "step sizes and biases", steps)
         for step in bar:
             batch = images[torch.randperm(len(images))[: settings.batch_size]].to(device)
+            batch = _vary(batch, settings, generator)
             with torch.no_grad():
                 taught = teacher(batch).flatten(1)
             loss = distillation_loss(tuned.compute(batch).flatten(1), taught, _TEMPERATURE)
@@ -225,6 +230,10 @@ def _learn(tuned: _Tuned, teacher: nn.Module, images: Tensor, settings: Settings
             quantizer.scale.requires_grad_(False)
             quantizer.scale.grad = None
     return tuned.is_finite()
+
+
+def _vary(images: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
+    return vary_images(images, generator) if settings.vary_images else images
 
 
 @torch.inference_mode()
