@@ -159,7 +159,12 @@ def _add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         "--vary_images",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="mirror, shift and mix the images at random for these steps",
+        help="learn from mirrored and shifted copies of the images too, and tune on mixed ones",
+    )
+    group.add_argument(
+        "--varied_copies",
+        type=int,
+        help="copies of each image that blocks learn from (default: 3 of small images, else none)",
     )
     group.add_argument("--lr", type=float, default=4e-4, help="learning rate of activation scales")
     group.add_argument("--p", type=float, default=2.4, help="p of the activations' L_p loss")
@@ -211,6 +216,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         act_iterations=arguments.iters_a,
         tuning_iterations=arguments.iters_t,
         vary_images=arguments.vary_images,
+        varied_copies=arguments.varied_copies,
         rounding_weight=arguments.weight,
         b_start=arguments.b_start,
         b_end=arguments.b_end,

@@ -280,7 +280,7 @@ def compute_fingerprint(task: QuantizationTask, assignment: Assignment) -> dict[
     # Where values are kept changes nothing of the result: a run may go on with another place.
     del settings["cache_device"]
     # Tuning comes after all blocks, and is done anew.
-    del settings["tuning_iterations"], settings["vary_images"]
+    del settings["tuning_iterations"]
     weights = 0
     for value in task.graph.module.state_dict().values():
         weights = zlib.crc32(value.cpu().contiguous().numpy().tobytes(), weights)

@@ -47,6 +47,7 @@ from PTQ.reconstruct import (
 from PTQ.resume import FinishedBlocks
 from PTQ.settings import Settings
 from PTQ.tuning import TuningReport, tune_steps
+from PTQ.variation import add_copies
 
 MINIMUM_IMAGES = 2
 _FORWARD_BATCH = 128
@@ -136,16 +137,20 @@ def quantize_network(
     student = teacher.copy()
     device = next(teacher.module.parameters()).device
     cache = cache or ActivationCache(settings.cache_device, device, Path(tempfile.gettempdir()))
+    varied = images
+    if settings.vary_images:
+        generator = torch.Generator().manual_seed(settings.seed)
+        varied = add_copies(images, settings.varied_copies, generator)
     blocks = split_into_subgraphs(teacher.graph, settings.granularity)
     bits = assignment.layer_bits()
     owners = student.graph.weight_owners()
     entry = blocks[0].inputs[0]
-    float_values = {entry: images}
-    quantized_values = {entry: images}
+    float_values = {entry: varied}
+    quantized_values = {entry: varied}
     importances: dict[str, Tensor] = {}
     if settings.loss == "fisher_diag":
         importances = measure_output_importances(
-            teacher.module, blocks, images, cache, settings.seed
+            teacher.module, blocks, varied, cache, settings.seed
         )
     reports = Reports()
     say("loss of every block on the calibration images, rounded → learned:")

@@ -33,7 +33,10 @@ class Settings:
         tuning_iterations: Steps that tune scales and biases of the whole network together at the
             end, to give the float network's logits; None for as many as `act_iterations` where
             activations are quantized, else none.
-        vary_images: Whether these steps see the images mirrored, shifted and mixed at random.
+        vary_images: Whether blocks learn from mirrored and shifted copies of the images too, and
+            the steps that tune see them so, and mixed.
+        varied_copies: Copies of each image that blocks learn from; None for three of images of at
+            most 64 × 64 pixels, else none.
         batch_size: Images per step.
         rounding_weight: Weight λ of AdaRound's regulariser.
         b_start: Exponent of the regulariser when it sets in.
@@ -63,6 +66,7 @@ class Settings:
     act_iterations: int = 5000
     tuning_iterations: int | None = None
     vary_images: bool = True
+    varied_copies: int | None = None
     batch_size: int = 32
     rounding_weight: float = 0.01
     b_start: float = 20.0
@@ -85,6 +89,8 @@ class Settings:
         self._check_minimum("act_iterations", 0)
         if self.tuning_iterations is not None:
             self._check_minimum("tuning_iterations", 0)
+        if self.varied_copies is not None:
+            self._check_minimum("varied_copies", 0)
         self._check_minimum("batch_size", 1)
         self._check_minimum("rounding_weight", 0)
         self._check_minimum("b_start", 1)

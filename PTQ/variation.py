@@ -8,12 +8,15 @@ from torch.nn.functional import pad
 
 # Share of a side by which an image is shifted at most.
 _SHIFT = 1 / 8
+# Copies that blocks learn from, where images are small, and the most pixels of such.
+_COPIES = 3
+_SMALL = 64 * 64
 # Share of the images that are mixed with another one, and share of that one at most.
 _MIXED = 0.5
 _OTHER = 0.5
 
 
-def vary_images(images: Tensor, generator: torch.Generator) -> Tensor:
+def vary_images(images: Tensor, generator: torch.Generator, *, mix: bool = True) -> Tensor:
     """Mirror, shift and mix images at random.
 
     Half of them are mirrored; all are shifted by up to an eighth of their sides, and what comes in
@@ -23,6 +26,7 @@ def vary_images(images: Tensor, generator: torch.Generator) -> Tensor:
     Args:
         images: Images, n × channels × height × width, normalised, on any device.
         generator: Source of the randomness, on the CPU.
+        mix: Whether they are mixed too.
 
     Returns:
         As many images of the same shape, on the same device.
@@ -45,8 +49,30 @@ def vary_images(images: Tensor, generator: torch.Generator) -> Tensor:
             for image, top, left in zip(padded, tops, lefts, strict=True)
         ]
     )
+    if not mix:
+        return varied
     share = _OTHER * torch.rand(count, 1, 1, 1, generator=generator)
     share[torch.rand(count, generator=generator) >= _MIXED] = 0
     share = share.to(device)
     others = torch.randperm(count, generator=generator).to(device)
     return (1 - share) * varied + share * varied[others]
+
+
+def add_copies(images: Tensor, copies: int | None, generator: torch.Generator) -> Tensor:
+    """Add mirrored and shifted copies of images behind them.
+
+    Args:
+        images: Images, n × channels × height × width, normalised, on any device.
+        copies: Copies of each; None for three of images of at most 64 × 64 pixels, else none: the
+            values between blocks take as much more memory.
+        generator: Source of the randomness, on the CPU.
+
+    >>> len(add_copies(torch.zeros(4, 3, 32, 32), None, torch.Generator()))
+    16
+    >>> len(add_copies(torch.zeros(4, 3, 224, 224), None, torch.Generator()))
+    4
+    """
+    if copies is None:
+        copies = _COPIES if images.shape[2] * images.shape[3] <= _SMALL else 0
+    varied = [vary_images(images, generator, mix=False) for _ in range(copies)]
+    return torch.cat([images, *varied]) if varied else images

@@ -292,7 +292,13 @@ def measure_whole_runs(
     """
     size, count = arguments.total_size, arguments.total_images
     weight_steps, act_steps = arguments.total_steps
-    settings = Settings(weight_iterations=weight_steps, act_iterations=act_steps, batch_size=BATCH)
+    # Networks that are run anew see no copies of the images.
+    settings = Settings(
+        weight_iterations=weight_steps,
+        act_iterations=act_steps,
+        batch_size=BATCH,
+        vary_images=False,
+    )
     graph = trace(load_network(name).module.to(device), (3, size, size))
     images = torch.randn(count, 3, size, size, device=device)
     task = graph, uniform(graph.groups, WIDTH), images, settings
@@ -315,7 +321,9 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
     network = make_quantizable(graph, assignment)
     images = torch.randn(arguments.num_images, 3, size, size, device=device)
     steps = arguments.steps
-    few = Settings(weight_iterations=steps, act_iterations=steps, batch_size=BATCH)
+    few = Settings(
+        weight_iterations=steps, act_iterations=steps, batch_size=BATCH, vary_images=False
+    )
     scales = measure_scale_search(network.graph, arguments.literal_channels, device)
     blocks = measure_steps(network, images, steps, device)
     return {
