@@ -32,8 +32,9 @@ from PTQ.settings import Settings
 from PTQ.variation import vary_images
 
 _TEMPERATURE = 4.0
-# Fewer images would be learned by heart.
+# Fewer images would be learned by heart: as they are, and varied.
 _LEAST_IMAGES = 256
+_LEAST_VARIED = 64
 _FORWARD_BATCH = 128
 # Share of a value that Adam's first steps move it by; smaller where there are more steps than few.
 _WEIGHT_SCALE_RATE = 3e-3
@@ -180,7 +181,8 @@ def tune_steps(
         settings: Settings of the reconstruction.
     """
     steps = settings.tuning_steps
-    if not steps or len(images) < _LEAST_IMAGES:
+    least = _LEAST_VARIED if settings.vary_images else _LEAST_IMAGES
+    if not steps or len(images) < least:
         reason = "too few images" if steps else "no steps"
         return TuningReport(0, None, None, f"as reconstructed ({reason})", 0.0)
     start = time.perf_counter()
