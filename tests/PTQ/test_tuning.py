@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,9 +112,11 @@ def test_layers_that_share_a_weight_share_its_scale() -> None:
     assert torch.equal(weights["a"].integers, weights["b"].integers)
 
 
-def test_too_few_images_are_left_alone(digits: Case) -> None:
+@pytest.mark.parametrize(("count", "varied"), [(63, True), (255, False)])
+def test_too_few_images_are_left_alone(count: int, varied: bool, digits: Case) -> None:
     before = digits.state()
-    report = tune_steps(digits.quantized, digits.teacher, digits.images[:255], STEPS)
+    steps = replace(STEPS, vary_images=varied)
+    report = tune_steps(digits.quantized, digits.teacher, digits.images[:count], steps)
     assert "too few images" in report.format_line()
     assert all(torch.equal(digits.state()[name], value) for name, value in before.items())
 
