@@ -20,7 +20,7 @@ from PTQ import Settings, quantize_network
 from PTQ.main_imagenet import run
 from PTQ.options import build_parser
 
-FEW = {"weight_iterations": 30, "act_iterations": 20}
+FEW = {"weight_iterations": 30, "act_iterations": 20, "varied_copies": 0}
 
 
 @pytest.fixture(scope="module")

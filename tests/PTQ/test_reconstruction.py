@@ -29,7 +29,7 @@ from PTQ.resume import FinishedBlocks
 from PTQ.settings import Settings
 
 CPU = torch.device("cpu")
-QUICK = Settings(weight_iterations=60, act_iterations=20, batch_size=16)
+QUICK = Settings(weight_iterations=60, act_iterations=20, batch_size=16, varied_copies=0)
 
 
 def small(name: str = "small_resnet", size: int = 16) -> NetworkGraph:
@@ -143,8 +143,13 @@ def test_finished_blocks_are_not_learned_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"loss": "fisher_diag"}, {"drop_probability": 0.5}, {"symmetric": True}],
-    ids=["fisher", "qdrop", "symmetric"],
+    [
+        {"loss": "fisher_diag"},
+        {"drop_probability": 0.5},
+        {"symmetric": True},
+        {"varied_copies": 2},
+    ],
+    ids=["fisher", "qdrop", "symmetric", "copies"],
 )
 def test_every_choice_changes_the_result_and_beats_rounding(change: dict, tmp_path: Path) -> None:
     graph = small()

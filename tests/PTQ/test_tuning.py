@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,13 @@ from ompq.zoo import load_network
 from PTQ import Settings, quantize_network
 from PTQ.tuning import measure_divergence, tune_steps
 
-UNTUNED = Settings(weight_iterations=20, act_iterations=10, tuning_iterations=0, batch_size=16)
+UNTUNED = Settings(
+    weight_iterations=20,
+    act_iterations=10,
+    tuning_iterations=0,
+    vary_images=False,
+    batch_size=16,
+)
 STEPS = Settings(tuning_iterations=40, batch_size=16)
 
 
@@ -38,13 +45,27 @@ class Case:
         return {name: value.clone() for name, value in held.items()}
 
 
-@pytest.fixture
-def digits(trained: Path) -> Case:
+@pytest.fixture(scope="module")
+def untuned(trained: Path) -> Case:
     torch.manual_seed(0)
     network = load_network("small_resnet", path=trained)
     preprocess = preprocess_for("digits", network.preprocess)
     images = calibration_images("digits", None, preprocess, 256).images
     return Case(network.module, images, 2, 3)
+
+
+@pytest.fixture
+def digits(untuned: Case) -> Case:
+    """A case of its own, for what tunes it in place."""
+    case = copy.copy(untuned)
+    case.quantized = untuned.quantized.copy()
+    for quantizer, own in zip(
+        case.quantized.activations().values(),
+        untuned.quantized.activations().values(),
+        strict=True,
+    ):
+        quantizer.enabled = own.enabled
+    return case
 
 
 def integers_of(network: QuantizedNetwork) -> dict[str, Tensor]:
