@@ -226,39 +226,3 @@ def _insert_padding(traced: GraphModule, call: Node, layer: nn.Conv2d) -> None:
         empty = torch.empty(shape)
         padded.meta["shape"] = tuple(same_padding(empty, *_read_geometry(layer)).shape)
     call.replace_input_with(source, padded)
-
-
-def follow_in_place_changes(traced: GraphModule) -> None:
-    """Replace reads of a value after its change in place by reads of what changed it.
-
-    What the network computes does not change, but its graph then tells what is computed from what.
-
-    Args:
-        traced: Traced network with recorded shapes; it is changed in place.
-    """
-    position = {node: number for number, node in enumerate(traced.graph.nodes)}
-    for node in traced.graph.nodes:
-        if node.all_input_nodes and _works_in_place(node, traced):
-            changed = node.all_input_nodes[0]
-            # Earlier readers, and the operation itself, read the value before the change.
-            changed.replace_all_uses_with(
-                node, delete_user_cb=lambda user, node=node: position[user] > position[node]
-            )
-    traced.recompile()
-
-
-def _works_in_place(node: Node, traced: GraphModule) -> bool:
-    """Tell whether an operation writes its result into its first input."""
-    if tensor_shape(node.all_input_nodes[0]) is None:
-        return False
-    if node.op == "call_module":
-        return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    if node.op != "call_function":
-        return False
-    name = getattr(node.target, "__name__", "")
-    # torch.fx writes `x += y` as operator.iadd, whose name does not end with an underscore.
-    by_name = name.endswith("_") and not name.endswith("__")
-    named_by_operator = operation(node, traced) in ("iadd", "imul", "isub", "itruediv")
-    return by_name or named_by_operator or bool(node.kwargs.get("inplace", False))

@@ -186,6 +186,9 @@ class _ViewFinder(Interpreter):
     def run_node(self, n: Node) -> Any:
         """Run a node, and compare where its value and its inputs lie."""
         value = super().run_node(n)
+        if n.meta.get("in_place"):
+            self.found[n.name] = n.all_input_nodes[0].name
+            return value
         places = _find_places(value)
         for source in n.all_input_nodes:
             if places & _find_places(self.env[source]):

@@ -21,7 +21,6 @@ from ompq.graph.attention import open_attention, open_products
 from ompq.graph.canonicalize import (
     canonicalize_modules,
     flatten_logits,
-    follow_in_place_changes,
     gather_pieces,
     split_fused_norms,
 )
@@ -35,6 +34,7 @@ from ompq.graph.functions import (
     fix_types,
     read_sizes_alone,
 )
+from ompq.graph.in_place import follow_in_place_changes
 from ompq.graph.network import NetworkGraph, analyse
 from ompq.graph.operations import has_unknown_shape
 from ompq.graph.shapes import record_shapes

@@ -53,7 +53,6 @@ def convert_to_integers(
     image_maps = frozenset(node.name for node in find_image_maps(module))
     left = frozenset(left_in_float)
     _drop_casts(module, left)
-    _drop_changes_in_place(module)
     _quantize_layers(module, graph, weight_bits, settings)
     products = [name for group in graph.groups for name in group.products]
     product_bits = {name: act_bits[name] for name in products if name in act_bits}
@@ -110,21 +109,6 @@ def _drop_casts(module: GraphModule, left_in_float: frozenset[str]) -> None:
             continue
         if not node.users:
             module.graph.erase_node(node)
-
-
-def _drop_changes_in_place(module: GraphModule) -> None:
-    """Let activations give new values, rather than change their input.
-
-    Others may read that input in training, as fake quantizers do for their gradients. Whoever reads
-    the changed value reads the activation's in a traced network.
-    """
-    for node in module.graph.nodes:
-        if node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-        if node.op == "call_module":
-            called = module.get_submodule(str(node.target))
-            if getattr(called, "inplace", False) is True:
-                called.inplace = False  # type: ignore[assignment]
 
 
 def _put_constant(node: Node, value: Any) -> None:

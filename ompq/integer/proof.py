@@ -28,6 +28,8 @@ from ompq.integer.network import IntegerNetwork, locate
 
 # Images that are looked at; with one alone, what mixes images would not show.
 _SAMPLES = 2
+# Images that show whether logits stay finite.
+_LOOKED_AT = 32
 # What float32 may change between two ways to compute one function.
 _FLOAT_TOLERANCE = 1e-4
 # Float64 multiples of a scale are integers but for this much, of averages too.
@@ -78,7 +80,40 @@ def prove(
     # What is known to be wrong and cannot be mended is no integer network at least.
     network.float_operations |= faults
     network.notes = notes + [f"{name}: {why}" for name, why in faults.items()]
+    network.notes += _describe_infinite(network, images[:_LOOKED_AT])
     return network
+
+
+class _Seeking(Interpreter):
+    """Looks for the first operation that gives something not finite."""
+
+    found: Node | None = None
+
+    def run_node(self, n: Node) -> Any:
+        """Run a node and look at its value."""
+        value = super().run_node(n)
+        finite = all(bool(tensor.isfinite().all()) for tensor in find_tensors(value))
+        if self.found is None and n.op.startswith("call_") and not finite:
+            self.found = n
+        return value
+
+
+@torch.inference_mode()
+def _describe_infinite(network: IntegerNetwork, images: Tensor) -> list[str]:
+    """Say where rounded values make logits that are not finite."""
+    seeking = _Seeking(network.module)
+    seeking.extra_traceback = False
+    try:
+        logits = seeking.run(images.to(find_device(network.module)))
+    except UNSUITED_ERRORS:  # what cannot be run was named before
+        return []
+    if seeking.found is None or all(bool(x.isfinite().all()) for x in find_tensors(logits)):
+        return []
+    where = f"{locate(seeking.found)} ({operation(seeking.found, network.module)})"
+    return [
+        f"{where}: of rounded values it gives what is not finite, and so are the logits; what it "
+        "divides by, or takes the logarithm of, is to stay further from 0"
+    ]
 
 
 @torch.inference_mode()

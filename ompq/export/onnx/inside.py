@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ompq.errors import UNSUITED_ERRORS
 from ompq.export.onnx.survey import Survey
-from ompq.graph.canonicalize import follow_in_place_changes, gather_pieces
+from ompq.graph.canonicalize import gather_pieces
+from ompq.graph.in_place import follow_in_place_changes
 from ompq.graph.layout import ImageLayout
 from ompq.graph.operations import carries_values, tensor_shape
 from ompq.graph.shapes import record_values

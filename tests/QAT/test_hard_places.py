@@ -1,0 +1,68 @@
+"""Operations at the places where rounded values hurt: roots and divisors at 0, triangles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from kinds import draw_images
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from ompq.assignment import uniform
+from ompq.graph import trace
+from ompq.integer import IntegerNetwork
+from QAT import prepare
+
+
+class Around(nn.Module):
+    """An operation between two convolutions and a classifier."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3)
+        self.head, self.operation = nn.Linear(8, 4), operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.operation(self.second(relu(self.first(x)))).mean((2, 3)))
+
+
+def convert(operation: Callable[[Tensor], Tensor]) -> tuple[nn.Module, IntegerNetwork]:
+    torch.manual_seed(0)
+    network = Around(operation).eval()
+    widths = uniform(trace(network, (3, 32, 32)).groups, 8, 8)
+    return network, prepare(network, widths, draw_images(32), say=str)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: torch.sqrt(x * x + 1e-3),
+        lambda x: x.clamp(min=1e-6).pow(3).mean((2, 3), keepdim=True).pow(1 / 3),
+    ],
+    ids=["root", "generalised mean"],
+)
+def test_gradients_stay_finite_at_a_root_of_zero(operation: Callable[[Tensor], Tensor]) -> None:
+    _, converted = convert(operation)
+    converted.module.train()
+    converted.module(draw_images(32)).sum().backward()
+    gradients = [p.grad for p in converted.module.parameters() if p.grad is not None]
+    assert gradients and all(bool(gradient.isfinite().all()) for gradient in gradients)
+    assert any(bool(gradient.any()) for gradient in gradients)
+
+
+@pytest.mark.parametrize("operation", [torch.tril, torch.triu])
+def test_triangles_are_masks_of_their_own_size(operation: Callable[[Tensor], Tensor]) -> None:
+    network, converted = convert(operation)
+    assert converted.runs_on_integers
+    images = draw_images(32)
+    with torch.no_grad():
+        expected, found = network(images), converted.module(images)
+    assert float((found - expected).norm() / expected.norm()) < 0.03
+
+
+def test_a_divisor_that_rounds_to_zero_is_told() -> None:
+    _, converted = convert(lambda x: relu(x - 1) / (relu(x - 1).sum(1, keepdim=True) + 1e-6))
+    (note,) = [line for line in converted.notes if "not finite" in line]
+    assert note.startswith("truediv (truediv): of rounded values")
