@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def trace(
     network = _unwrap(network)
     _check_usable(network)
     _check_shape(input_shape)
-    original = copy_module(network).eval().requires_grad_(False)
+    original = _copy(network).eval().requires_grad_(False)
     exclusions = exclusions or Exclusions()
     # The order matters: rewriting needs the shapes, the view needs the rewritten network.
     root = copy_structure(original)
@@ -94,6 +95,16 @@ def trace(
     follow_in_place_changes(traced)
     add_opposites(traced)
     return analyse(traced, input_shape, original, exclusions)
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    try:
+        return copy_module(network)
+    except (TypeError, PickleError) as error:
+        raise OmpqError(
+            f"{type(network).__name__} cannot be copied: {error}; keep compiled functions, locks "
+            "and open files outside of the module"
+        ) from error
 
 
 def _trace(input_shape: tuple[int, int, int], root: nn.Module) -> fx.Graph:

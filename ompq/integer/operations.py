@@ -229,6 +229,8 @@ def _isolate(
         made[node] = graph.node_copy(node, lambda source: made[source])
     graph.output(made[nodes[-1]])
     isolated = GraphModule(module, graph)
+    # Its class is its own; the usual call prints what fails, which is an answer where it is tried.
+    type(isolated).__call__ = nn.Module.__call__  # type: ignore[method-assign]
     isolated.train(module.training)
     return isolated
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from ompq.errors import OmpqError
 from ompq.graph import trace
 
 
@@ -31,3 +32,15 @@ def test_layers_have_the_names_of_the_network_itself(
     assert list(graph.layers) == ["0", "3"]
     images = torch.randn(2, 3, 4, 4)
     assert torch.equal(graph.module(images), network(images))
+
+
+@torch.jit.script
+def swish(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(x)
+
+
+def test_what_cannot_be_copied_is_told_in_one_line() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
+    network.swish = swish
+    with pytest.raises(OmpqError, match="Sequential cannot be copied"):
+        trace(network, (3, 8, 8))
