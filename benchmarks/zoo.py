@@ -175,11 +175,7 @@ def _count_parameters(library: str, name: str) -> int:
 
 
 def _open(library: str, name: str, notes: list[str]) -> tuple[Tensor, Tensor, NetworkGraph]:
-    """Build a network, and trace it for the smallest images that it takes.
-
-    Returns:
-        The network's logits, the images, and the traced network.
-    """
+    """Build a network; return its logits of the smallest images that it takes, these, and it."""
     loaded = load_network(f"{library}:{name}")
     channels, own = loaded.preprocess.channels, loaded.preprocess.input_size
     refused: OmpqError | None = None
