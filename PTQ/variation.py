@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+
+from ompq.data.pixels import shift_and_flip
 
 # Share of a side by which an image is shifted at most.
 _SHIFT = 1 / 8
@@ -20,8 +21,9 @@ def vary_images(images: Tensor, generator: torch.Generator, *, mix: bool = True)
     """Mirror, shift and mix images at random.
 
     Half of them are mirrored; all are shifted by up to an eighth of their sides, and what comes in
-    is 0, the mean colour; half are mixed with another one (mixup, arXiv:1710.09412). A teacher says
-    what such images are: they need not look like what it was trained on (arXiv:2106.05237).
+    is 0, the mean of normalised images; half are mixed with another one (mixup, arXiv:1710.09412).
+    A teacher says what such images are: they need not look like what it was trained on
+    (arXiv:2106.05237).
 
     Args:
         images: Images, n × channels × height × width, normalised, on any device.
@@ -35,26 +37,15 @@ def vary_images(images: Tensor, generator: torch.Generator, *, mix: bool = True)
     >>> vary_images(images, torch.Generator().manual_seed(0)).shape
     torch.Size([4, 3, 8, 8])
     """
-    device, count = images.device, len(images)
-    height, width = images.shape[2:]
-    mirrored = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
-    varied = torch.where(mirrored.to(device), images.flip(3), images)
-    down, right = int(height * _SHIFT), int(width * _SHIFT)
-    tops = torch.randint(0, 2 * down + 1, (count,), generator=generator).tolist()
-    lefts = torch.randint(0, 2 * right + 1, (count,), generator=generator).tolist()
-    padded = pad(varied, (right, right, down, down))
-    varied = torch.stack(
-        [
-            image[:, top : top + height, left : left + width]
-            for image, top, left in zip(padded, tops, lefts, strict=True)
-        ]
-    )
+    count, _, height, width = images.shape
+    seeds = torch.randint(2**62, (count,), generator=generator)
+    varied = shift_and_flip(images, (int(height * _SHIFT), int(width * _SHIFT)), True, seeds)
     if not mix:
         return varied
     share = _OTHER * torch.rand(count, 1, 1, 1, generator=generator)
     share[torch.rand(count, generator=generator) >= _MIXED] = 0
-    share = share.to(device)
-    others = torch.randperm(count, generator=generator).to(device)
+    share = share.to(images.device)
+    others = torch.randperm(count, generator=generator).to(images.device)
     return (1 - share) * varied + share * varied[others]
 
 

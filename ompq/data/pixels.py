@@ -90,12 +90,14 @@ def resize_and_crop(images: Tensor, preprocess: Preprocess, white: int = 255) ->
     return images[..., window, window]
 
 
-def shift_and_flip(images: Tensor, shift: int, flip: bool, seeds: Tensor) -> Tensor:
-    """Shift each image at random, black moving in at its edges, and mirror half of the images.
+def shift_and_flip(
+    images: Tensor, shift: int | tuple[int, int], flip: bool, seeds: Tensor
+) -> Tensor:
+    """Shift each image at random, zeros moving in at its edges, and mirror half of the images.
 
     Args:
-        images: Pixels, n × C × H × W.
-        shift: Largest shift in pixels, up or down and left or right; 0 for none.
+        images: Pixels or normalised images, n × C × H × W, on any device.
+        shift: Largest shift in pixels, 0 for none: up or down and left or right, or one for both.
         flip: Whether images may be mirrored at all.
         seeds: One seed for each image, n, int64, at least 0. What happens to an image depends on
             its seed alone.
@@ -104,13 +106,15 @@ def shift_and_flip(images: Tensor, shift: int, flip: bool, seeds: Tensor) -> Ten
         The shifted images, n × C × H × W, of the dtype of `images`.
     """
     count, _, height, width = images.shape
-    # The last two digits of a seed to the base `steps` are row and column, the next is the coin.
-    steps = 2 * shift + 1
-    rows, columns = seeds % steps, seeds // steps % steps
+    down, right = (shift, shift) if isinstance(shift, int) else shift
+    # What a seed leaves of all rows is the row, of all columns the column, and then the coin.
+    steps = 2 * down + 1, 2 * right + 1
+    rows, columns = seeds % steps[0], seeds // steps[0] % steps[1]
     # `unfold` makes views of all windows; only the chosen one of each image is copied.
-    windows = pad(images, (shift,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    padded = pad(images, (right, right, down, down))
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     shifted = windows[torch.arange(count), :, rows, columns]
     if not flip:
         return shifted
-    flipped = (seeds // steps**2 % 2 == 1).view(-1, 1, 1, 1)
-    return torch.where(flipped, shifted.flip(-1), shifted)
+    flipped = (seeds // (steps[0] * steps[1]) % 2 == 1).view(-1, 1, 1, 1)
+    return torch.where(flipped.to(images.device), shifted.flip(-1), shifted)

@@ -38,11 +38,12 @@ def follow_in_place_changes(traced: GraphModule) -> None:
     for node in list(traced.graph.nodes):
         if not node.all_input_nodes or not _works_in_place(node, traced):
             continue
-        changed, value = node.all_input_nodes[0], node
-        node.meta["in_place"] = True
+        changed, value = _find_changed(node), node
+        node.meta["in_place"] = changed is node.all_input_nodes[0]
         _hand_on(changed, value, position)
         while _is_part(changed):
             whole, index = changed.args
+            assert isinstance(whole, Node)
             with traced.graph.inserting_after(value):
                 value = traced.graph.call_function(set_item, (whole, index, value))
             position[value] = position[node]
@@ -62,6 +63,12 @@ def _hand_on(changed: Node, value: Node, position: dict[Node, int]) -> None:
     )
 
 
+def _find_changed(node: Node) -> Node:
+    """Find the value that an operation writes its result into: `out`, or its first input."""
+    out = node.kwargs.get("out")
+    return out if isinstance(out, Node) else node.all_input_nodes[0]
+
+
 def _is_part(node: Node) -> bool:
     """Tell whether a value is a part of another one's memory, by numbers and slices."""
     if node.op != "call_function" or node.target is not operator.getitem:
@@ -74,9 +81,11 @@ def _is_part(node: Node) -> bool:
 
 
 def _works_in_place(node: Node, traced: GraphModule) -> bool:
-    """Tell whether an operation writes its result into its first input."""
-    if tensor_shape(node.all_input_nodes[0]) is None:
+    """Tell whether an operation writes its result into a value that it is given."""
+    if tensor_shape(_find_changed(node)) is None:
         return False
+    if isinstance(node.kwargs.get("out"), Node):
+        return True
     if node.op == "call_module":
         return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
     if node.op not in ("call_method", "call_function"):
@@ -103,6 +112,9 @@ def _find_inplace(node: Node) -> tuple[int, Any]:
 
 def _compute_anew(node: Node, traced: GraphModule) -> None:
     """Let an operation give a new value; one that is known in place alone stays as it is."""
+    if isinstance(node.kwargs.get("out"), Node):
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "out"}
+        return
     if node.op == "call_method" and node.target in ("zero_", "fill_", "copy_"):
         given = 0.0 if node.target == "zero_" else [*node.args, *node.kwargs.values()][1]
         node.op, node.target = "call_function", set_item

@@ -20,11 +20,12 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": 
 def run_command(command: list[str], cwd: Path, timeout: float = 300, **environment: str):
     """Run to the end; the result holds text.
 
-    A script by its path is forked from a process that has imported PyTorch, where no variable is
-    set that Python may read when it starts.
+    A script by its whole path is forked from a process that has imported PyTorch, where no variable
+    is set that Python may read when it starts.
     """
     whole = {**ENVIRONMENT, **environment}
-    if command[0] == sys.executable and command[1].endswith(".py") and not environment:
+    by_path = command[0] == sys.executable and command[1].startswith(str(ROOT))
+    if by_path and not environment:
         return run_forked(command, cwd, whole, timeout)
     return subprocess.run(
         command,
