@@ -301,6 +301,12 @@ class ActivationFakeQuantizer(nn.Module):
         """Return the scale that is in force, without a gradient."""
         return self.scale.detach()
 
+    def compare_ranges(self) -> float:
+        """Return how many times further the values of one place reach than those of another."""
+        reaches = torch.maximum(-self.minimum, self.maximum).view(-1)
+        seen = reaches[reaches.isfinite() & (reaches > 0)]
+        return float(seen.max() / seen.min()) if len(seen) else 1.0
+
     @torch.no_grad()
     def reset(self) -> None:
         """Forget the range seen so far, and observe anew."""

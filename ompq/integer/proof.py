@@ -28,6 +28,8 @@ from ompq.integer.network import IntegerNetwork, locate
 
 # Images that are looked at; with one alone, what mixes images would not show.
 _SAMPLES = 2
+# Ranges that share a scale cost the smaller one as many levels.
+_FAR_APART = 8
 # Images that show whether logits stay finite.
 _LOOKED_AT = 32
 # What float32 may change between two ways to compute one function.
@@ -80,8 +82,24 @@ def prove(
     # What is known to be wrong and cannot be mended is no integer network at least.
     network.float_operations |= faults
     network.notes = notes + [f"{name}: {why}" for name, why in faults.items()]
+    network.notes += _describe_shared_scales(network)
     network.notes += _describe_infinite(network, images[:_LOOKED_AT])
     return network
+
+
+def _describe_shared_scales(network: IntegerNetwork) -> list[str]:
+    """Say which layers read values of far different ranges, at several calls, by one scale."""
+    apart = {
+        name: layer.source.fake_quantizer.compare_ranges()
+        for name, layer in network.layers().items()
+        if layer.has_source
+    }
+    return [
+        f"{name}: what it reads at one call reaches {times:.0f} times as far as at another, and all "
+        "calls have one scale; give each a layer of its own"
+        for name, times in apart.items()
+        if times > _FAR_APART
+    ]
 
 
 class _Seeking(Interpreter):

@@ -66,3 +66,26 @@ def test_a_divisor_that_rounds_to_zero_is_told() -> None:
     _, converted = convert(lambda x: relu(x - 1) / (relu(x - 1).sum(1, keepdim=True) + 1e-6))
     (note,) = [line for line in converted.notes if "not finite" in line]
     assert note.startswith("truediv (truediv): of rounded values")
+
+
+class Twice(nn.Module):
+    """A classifier called on two values, one of which is `share` of the other."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.body, self.head, self.share = nn.Conv2d(3, 8, 3, 2), nn.Linear(8, 4), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.body(x)).mean((2, 3))
+        return self.head(x) + self.head(self.share * x)
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.02, True), (0.5, False)])
+def test_values_far_apart_that_share_a_scale_are_told(share: float, told: bool) -> None:
+    torch.manual_seed(0)
+    network = Twice(share).eval()
+    widths = uniform(trace(network, (3, 32, 32)).groups, 8, 8)
+    notes = prepare(network, widths, draw_images(32), say=str).notes
+    found = [line for line in notes if line.startswith("head: what it reads at one call")]
+    assert bool(found) == told
+    assert not told or "50 times" in found[0]
