@@ -95,8 +95,8 @@ def _describe_shared_scales(network: IntegerNetwork) -> list[str]:
         if layer.has_source
     }
     return [
-        f"{name}: what it reads at one call reaches {times:.0f} times as far as at another, and all "
-        "calls have one scale; give each a layer of its own"
+        f"{name}: what it reads at one call reaches {times:.0f} times as far as at another, and "
+        "all calls have one scale; give each a layer of its own"
         for name, times in apart.items()
         if times > _FAR_APART
     ]
