@@ -21,8 +21,8 @@ from ompq.quantizers import (
 _SMALLEST_SCALE = 1e-12
 # An activation whose whole range is smaller than this is dead, and any scale will do.
 _DEAD_RANGE = 1e-8
-
-
+# Bounds that ReLU clips to.
+_RECTIFIED = (0.0, float("inf"))
 # Stands for infinity, which masks are made of.
 INFINITE = 1e4
 
@@ -339,12 +339,15 @@ class LearnedActivationFakeQuantizer(ActivationFakeQuantizer):
 
     def forward(self, x: Tensor, clip: tuple[float, float] | None = None, place: int = 0) -> Tensor:
         """Fake-quantize values (n × …, clipped first), with gradients for them and the scale."""
-        if clip is not None:
+        rectified = clip == _RECTIFIED
+        if clip is not None and not rectified:
             x = x.clamp(*clip)
         if self.observing:
-            self.observe(x, place=place)
+            self.observe(x, clip, place)
         scale = _slow_gradient(_make_positive(self.scale), x[0].numel(), 2**self.bits - 1)
-        return learned_step_quantize(x.float(), scale, self.zero_point, self.low, self.high)
+        return learned_step_quantize(
+            x.float(), scale, self.zero_point, self.low, self.high, rectified=rectified
+        )
 
     def get_scale(self) -> Tensor:
         """Return the scale that is in force, without a gradient."""

@@ -10,7 +10,13 @@ from torch.autograd.function import once_differentiable
 
 
 def learned_step_quantize(
-    x: Tensor, scale: Tensor, zero_point: int | Tensor, low: int, high: int
+    x: Tensor,
+    scale: Tensor,
+    zero_point: int | Tensor,
+    low: int,
+    high: int,
+    *,
+    rectified: bool = False,
 ) -> Tensor:
     """Fake-quantize floats with a gradient for the scale too: the learned step size.
 
@@ -24,12 +30,16 @@ def learned_step_quantize(
         zero_point: Zero point z, within low..high; a tensor has the scale's shape.
         low: Smallest integer.
         high: Largest integer.
+        rectified: Whether ReLU comes first, whose gradient it has below 0; cheaper here than alone.
     """
-    if scale.numel() == 1 and x.device.type == "cpu":
+    # What is compiled is fused anyway, and must not look at values.
+    if scale.numel() == 1 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        zero_point = int(zero_point)
         result: Tensor = _SingleLearnedStep.apply(
-            x, scale, low - int(zero_point), high - int(zero_point)
+            x, scale, 0 if rectified else low - zero_point, high - zero_point, rectified
         )
         return result
+    x = x.relu() if rectified else x
     result = _LearnedStep.apply(x, scale, low - zero_point, high - zero_point)
     return result
 
@@ -41,17 +51,19 @@ class _SingleLearnedStep(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, lowest: int, highest: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, lowest: int, highest: int, rectified: bool
+    ) -> Tensor:
         step = float(scale)
         result = torch.mul(x, 1 / step).round_().clamp_(lowest, highest).mul_(step)
         ctx.save_for_backward(x, result, scale)
         # Whatever rounds to an integer of the range lies in it.
-        ctx.range = (lowest - 0.5) * step, (highest + 0.5) * step
+        ctx.range = 0.0 if rectified else (lowest - 0.5) * step, (highest + 0.5) * step
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, result, scale = ctx.saved_tensors
         grad_x = torch.ops.aten.hardtanh_backward(grad, x, *ctx.range)
         grad_scale = None
@@ -59,7 +71,7 @@ class _SingleLearnedStep(torch.autograd.Function):
             total = torch.dot(grad.flatten(), result.flatten())
             total -= torch.dot(grad_x.flatten(), x.flatten())
             grad_scale = (total / scale).view(scale.shape)
-        return grad_x if ctx.needs_input_grad[0] else None, grad_scale, None, None
+        return grad_x if ctx.needs_input_grad[0] else None, grad_scale, None, None, None
 
 
 class _LearnedStep(torch.autograd.Function):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def run_command(command: list[str], cwd: Path, timeout: float = 300, **environment: str):
+def run_command(command: list[str], cwd: Path, timeout: float = 900, **environment: str):
     """Run to the end; the result holds text.
 
     A script by its whole path is forked from a process that has imported PyTorch, where no variable

@@ -123,6 +123,23 @@ def test_step_sizes_of_channels_have_gradients_of_their_own(seed: int, bits: int
         torch.testing.assert_close(scale.grad[row], alone.grad, rtol=1e-4, atol=1e-4)
 
 
+@given(seed=st.integers(0, 10**6), zero_point=st.integers(0, 7), per_row=st.booleans())
+def test_relu_can_be_left_to_the_step(seed: int, zero_point: int, per_row: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, factors = torch.randn(2, 4, 9, generator=generator)
+    scale = torch.rand((4, 1) if per_row else (), generator=generator) * 0.5 + 0.01
+    found = []
+    for rectified in (False, True):
+        values, step = x.clone().requires_grad_(True), scale.clone().requires_grad_(True)
+        out = learned_step_quantize(
+            values if rectified else values.relu(), step, zero_point, 0, 7, rectified=rectified
+        )
+        (out * factors).sum().backward()
+        found.append((out.detach(), values.grad, step.grad))
+    for apart, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+
+
 def test_a_quantizer_rounds_only_while_enabled() -> None:
     x = torch.randn(1000)
     quantizer = ActivationQuantizer(3)
