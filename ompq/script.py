@@ -6,6 +6,7 @@ Imports nothing but the standard library, so that a script can be interrupted wh
 from __future__ import annotations
 
 import argparse
+import ctypes
 import errno
 import os
 import signal
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 # A disk, a quota or a limit that leaves no room to write.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _INTERRUPTED = 130
+# Parameters of glibc's mallopt: how much free memory is given back, how much is mapped apart.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_TUNING_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 _STORE_TIMEOUT = timedelta(seconds=5)
 
 
@@ -68,6 +72,7 @@ def run_script(
     """
     try:
         _settle_streams()
+        keep_freed_memory()
         _parse_and_run(build_parser, run)
     except KeyboardInterrupt:
         _end_interrupted()
@@ -113,6 +118,22 @@ def _settle_streams() -> None:
     if not is_main_process():
         warnings.simplefilter("ignore")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's allocator keep the memory that large tensors free, for the next ones.
+
+    It maps whatever is larger than 32 MiB anew every time, and the kernel fills every page with
+    zeros: up to three quarters of a training step on images of 224 × 224. The process keeps its
+    largest size by it. Another allocator, or one that a user tunes by its environment variables,
+    is left alone.
+    """
+    if sys.platform != "linux" or any(name.startswith(_TUNING_VARIABLES) for name in os.environ):
+        return
+    with suppress(AttributeError, OSError):
+        tune = ctypes.CDLL(None).mallopt
+        tune(_M_MMAP_MAX, 0)
+        tune(_M_TRIM_THRESHOLD, -1)
 
 
 def is_main_process() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
@@ -122,6 +123,39 @@ def test_any_terminal_takes_what_is_printed(tmp_path: Path) -> None:
 def test_other_ranks_print_and_warn_nothing() -> None:
     run = run_command([sys.executable, "-c", PRINTING], ROOT, RANK="1", WORLD_SIZE="2")
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+FREEING = """
+import argparse, resource
+import torch
+from ompq.script import run_script
+
+class Parser(argparse.ArgumentParser):
+    in_flags = staticmethod(str)
+
+def run(arguments):
+    for _ in range(20):  # until the heap has grown as far as it needs to
+        torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**24)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+import sys
+sys.argv = ["some.py"]
+run_script(Parser, run)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_memory_that_was_freed_is_used_again() -> None:
+    command = [sys.executable, "-c", FREEING]
+    kept = run_command(command, ROOT)
+    assert kept.returncode == 0, kept.stderr
+    # Four times 64 MiB are 65536 pages of 4 KiB.
+    assert int(kept.stdout) < 1000
+    tuned = run_command(command, ROOT, MALLOC_MMAP_THRESHOLD_="1000000")
+    assert int(tuned.stdout) > int(kept.stdout)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
