@@ -29,6 +29,8 @@ class BlockReport:
         act_loss_after: Loss with the activation scales that were kept.
         act_kept: Which activation scales were kept: `learned`, or `searched` with the reason.
         seconds: Wall-clock seconds of the reconstruction.
+        bias_loss_before: Loss before the biases were corrected; None where they were left.
+        bias_loss_after: Loss with the corrected biases.
     """
 
     name: str
@@ -42,6 +44,8 @@ class BlockReport:
     act_loss_after: float | None
     act_kept: str
     seconds: float
+    bias_loss_before: float | None = None
+    bias_loss_after: float | None = None
 
     def format_line(self) -> str:
         """Return the report as one line for a person to read.
@@ -56,6 +60,8 @@ class BlockReport:
         if self.act_loss_before is not None and self.act_loss_after is not None:
             change = _format_change(self.act_loss_before, self.act_loss_after, self.act_kept)
             text += f"; activations {change}"
+        if self.bias_loss_before is not None and self.bias_loss_after is not None:
+            text += f"; biases {self.bias_loss_before:.3g} → {self.bias_loss_after:.3g}"
         return f"{text}; {self.seconds:.1f} s"
 
     def to_json(self) -> dict[str, Any]:
@@ -91,9 +97,11 @@ class BlockResult:
         integers: Layer → the integers of its weight.
         weights: Layer → scale, zero point and range of its weight.
         activations: Path of an activation quantizer → its scale, zero point and range.
+        biases: Layer → bias, where it was corrected.
     """
 
     report: BlockReport
     integers: dict[str, Tensor]
     weights: dict[str, QuantParams]
     activations: dict[str, QuantParams]
+    biases: dict[str, Tensor]

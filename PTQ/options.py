@@ -133,6 +133,12 @@ def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
         help="move the ranges of a norm's channels into the layers behind it, where these gain",
     )
     group.add_argument(
+        "--correct_biases",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let biases take back what quantization does to the means of layers",
+    )
+    group.add_argument(
         "--disable_8bit_head_stem",
         action="store_true",
         help="give the stem and the classifier --n_bits_w bits too (a list names them itself)",
@@ -212,6 +218,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         act_quant=act_quant,
         quantize_sums=arguments.quantize_sums,
         equalise_norms=arguments.equalise_norms,
+        correct_biases=arguments.correct_biases,
         weight_iterations=arguments.iters_w,
         act_iterations=arguments.iters_a,
         tuning_iterations=arguments.iters_t,

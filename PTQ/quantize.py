@@ -34,6 +34,7 @@ from ompq.quantized import QuantizedNetwork, QuantizedWeight, simulate
 from ompq.quantizers import QuantParams, activation_quantizers
 from ompq.runtime import say
 from PTQ.activation_cache import ActivationCache
+from PTQ.biases import CorrectedBiases, correct_biases, find_own_biases
 from PTQ.block_result import BlockReport, BlockResult
 from PTQ.equalise import equalise_norms
 from PTQ.examples import Examples
@@ -144,6 +145,7 @@ def quantize_network(
     blocks = split_into_subgraphs(teacher.graph, settings.granularity)
     bits = assignment.layer_bits()
     owners = student.graph.weight_owners()
+    own_biases = find_own_biases(student.graph)
     entry = blocks[0].inputs[0]
     float_values = {entry: varied}
     quantized_values = {entry: varied}
@@ -162,6 +164,7 @@ def quantize_network(
         if result is None:
             job = _BlockJob(
                 block=block,
+                source=source,
                 target=target,
                 # What an earlier block called as well, or shares a weight with, was quantized
                 # there.
@@ -171,6 +174,7 @@ def quantize_network(
                     if owners[name] not in student.weights
                 },
                 examples=_select(block, quantized_values, float_values, importances, device),
+                own_biases=own_biases.intersection(block.layers),
                 title=f"{number + 1}/{len(blocks)} {block.name}",
             )
             # Seeded block by block, so that a resumed run draws what an uninterrupted one draws.
@@ -198,13 +202,16 @@ def quantize_network(
 class _BlockJob:
     """A block that is to be reconstructed.
 
-    `target` is its module in the quantized network; `bits` holds the widths of the layers whose
-    weights it decides.
+    `source` is its module in the float network, `target` in the quantized one; `bits` holds the
+    widths of the layers whose weights it decides, `own_biases` the layers whose biases no other
+    block has to do with.
     """
 
     block: Subgraph
+    source: GraphModule
     target: GraphModule
     bits: dict[str, int]
+    own_biases: set[str]
     examples: Examples
     title: str
 
@@ -245,6 +252,10 @@ def _reconstruct(job: _BlockJob, settings: Settings) -> BlockResult:
         learned = reconstruct_activations(target, examples, settings, job.title)
         activations = learned.params
         before, after, kept = learned.loss_before, learned.loss_after, learned.kept
+    corrected = CorrectedBiases()
+    if settings.correct_biases:
+        power = 2.0 if after is None else settings.act_power
+        corrected = correct_biases(job.source, target, job.own_biases, examples, power)
     report = BlockReport(
         name=job.block.name,
         layers=job.block.layers,
@@ -257,8 +268,10 @@ def _reconstruct(job: _BlockJob, settings: Settings) -> BlockResult:
         act_loss_after=after,
         act_kept=kept,
         seconds=time.perf_counter() - start,
+        bias_loss_before=corrected.loss_before,
+        bias_loss_after=corrected.loss_after,
     )
-    return BlockResult(report, weights.integers, weights.params, activations)
+    return BlockResult(report, weights.integers, weights.params, activations, corrected.biases)
 
 
 def _apply(
@@ -273,6 +286,9 @@ def _apply(
         if settings.act_quant:
             quantizer.set(result.activations[name])
         quantizer.enabled = settings.act_quant
+    with torch.no_grad():
+        for layer, bias in result.biases.items():
+            target.get_parameter(f"{layer}.bias").copy_(bias)
 
 
 @torch.no_grad()

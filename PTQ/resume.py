@@ -54,6 +54,7 @@ class FinishedBlocks:
                 {name: tensors[f"integers {name}"] for name in described["weights"]},
                 _unpack("weight", described["weights"], tensors),
                 _unpack("activation", described["activations"], tensors),
+                {name: tensors[f"bias {name}"] for name in described["biases"]},
             )
         except (OmpqError, KeyError, TypeError):
             return None
@@ -61,11 +62,13 @@ class FinishedBlocks:
     def save(self, number: int, result: BlockResult) -> None:
         """Write a finished block."""
         tensors = {f"integers {name}": value for name, value in result.integers.items()}
+        tensors |= {f"bias {name}": value for name, value in result.biases.items()}
         tensors |= _pack("weight", result.weights) | _pack("activation", result.activations)
         described = {
             "report": result.report.to_json(),
             "weights": {name: [p.low, p.high] for name, p in result.weights.items()},
             "activations": {name: [p.low, p.high] for name, p in result.activations.items()},
+            "biases": list(result.biases),
         }
         save_tensors(self._file(number), tensors, described)
 

@@ -28,6 +28,8 @@ class Settings:
             integers do.
         equalise_norms: Whether norms whose channels differ much in range are made even first, where
             activations are quantized and the layers behind gain by it.
+        correct_biases: Whether the biases of a block take back what quantization does to the means
+            of its layers, where the block's loss falls by it.
         weight_iterations: Steps of AdaRound per block.
         act_iterations: Steps per block that learn the scales of the activations.
         tuning_iterations: Steps that tune scales and biases of the whole network together at the
@@ -62,6 +64,7 @@ class Settings:
     act_quant: bool = True
     quantize_sums: bool = True
     equalise_norms: bool = True
+    correct_biases: bool = True
     weight_iterations: int = 20000
     act_iterations: int = 5000
     tuning_iterations: int | None = None
