@@ -22,8 +22,10 @@ LAST = "checkpoint.pth.tar"
 BEST = "model_best.pth.tar"
 # Entry of a fingerprint that checkpoints of earlier versions do not have.
 WEIGHTS = "weights"
+# Entry of those that learn a step size per channel: what of.
+LEARNED_STEPS = "learned step sizes"
 # What runs did before there was an option for it.
-_FORMER_OPTIONS = {"quantize_sums": False}
+_FORMER_OPTIONS = {"quantize_sums": False, LEARNED_STEPS: "of folded weights"}
 _UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 _REQUANTIZER_PATHS = (f"{REQUANTIZER_PATH}.", f"{COMBINATION_PATH}.")
 _FORMER_NAME = re.compile(r"(.+)\.grid\.(minimum|maximum|scale|zero_point)")

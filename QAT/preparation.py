@@ -32,13 +32,14 @@ from ompq.preprocess import Preprocess
 from ompq.runtime import Ranks
 from ompq.stored import load_named
 from ompq.zoo import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTE, Network
-from QAT.checkpoint import WEIGHTS
+from QAT.checkpoint import LEARNED_STEPS, WEIGHTS
 from QAT.distillation import Teacher, load_teacher
 from QAT.hawq import match_dictionary, read_dictionary
 from QAT.initialise import prepare
 from QAT.options import (
     BINDING_OPTIONS,
     DEFAULT_SCHEME,
+    LEARNED,
     read_conversion_settings,
     read_requested_target,
 )
@@ -224,6 +225,8 @@ def _fingerprint(
     """Return what a resumed run must have in common with the one that was killed."""
     ready = json_ready(arguments)
     given = {name: ready[name] for name in BINDING_OPTIONS}
+    if arguments.quantizer == LEARNED and arguments.channel_wise:
+        given[LEARNED_STEPS] = "of weights"
     path = network.source if arguments.path is None else str(Path(arguments.path).resolve())
     return given | {
         WEIGHTS: {"path": path, "checksum": checksum(network.module.state_dict().values())},

@@ -62,7 +62,7 @@ def start_learning_steps(network: IntegerNetwork, per_channel: bool) -> None:
     for layer in network.layers().values():
         own = id(layer.layer.weight)
         if own not in learned:
-            weight = layer.fold()[0].detach()
+            weight = layer.read_rounded_weight(per_channel)
             given = layer.fake_quantizer
             if isinstance(given, FixedWeightFakeQuantizer):
                 learned[own] = LearnedWeightFakeQuantizer(given.compute_params(weight))

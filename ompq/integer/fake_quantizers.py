@@ -126,14 +126,19 @@ class FixedWeightFakeQuantizer(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
-    follows_channels = False
 
     def __init__(self, params: QuantParams) -> None:
         super().__init__()
+        self.is_symmetric = not bool(params.zero_point.any())
         self.low, self.high = params.low, params.high
         self.bits = (params.high - params.low).bit_length()
         self.register_buffer("scale", params.scale.clone())
         self.register_buffer("zero_point", params.zero_point.clone())
+
+    @property
+    def follows_channels(self) -> bool:
+        """Tell that the scale stays, whatever a channel is multiplied by."""
+        return False
 
     def compute_params(self, weight: Tensor) -> QuantParams:
         """Return the fixed scale and zero point, whatever the weight."""
@@ -155,6 +160,15 @@ class LearnedWeightFakeQuantizer(FixedWeightFakeQuantizer):
         super().__init__(params)
         del self.scale
         self.scale = nn.Parameter(params.scale.clone())
+
+    @property
+    def follows_channels(self) -> bool:
+        """Tell whether each channel has a step size, which folding multiplies, and no zero point.
+
+        What is rounded is the weight itself then. Folded with a batch norm's running statistics, it
+        would be another one after every batch, and go back and forth between integers.
+        """
+        return bool(self.scale.dim()) and self.is_symmetric
 
     def compute_params(self, weight: Tensor) -> QuantParams:
         """Return the scale as learned so far, whatever the weight, and the zero point."""

@@ -8,7 +8,7 @@ are float64 multiples of their scale, and sums are exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ompq.integer.batch_norm import apply_batch_norm, separate_from_ranks
 from ompq.integer.fake_quantizers import FixedWeightFakeQuantizer, WeightFakeQuantizer
+from ompq.integer.layer_integers import HeldBias, LayerIntegers
 from ompq.integer.requantization import Requantizer
 from ompq.integer.scale_limits import find_least_scale, largest_bias
 from ompq.quantizers import QuantParams, quantize
@@ -28,51 +29,6 @@ _EXACT_IN_FLOAT32 = 2**24
 _SMALLEST_GAIN = 1e-5
 # A batch norm's γ / σ closer to zero than this is 0.
 _VANISHING_GAIN = 1e-20
-
-
-@dataclass(frozen=True)
-class LayerIntegers:
-    """What integer hardware holds of a layer.
-
-    Attributes:
-        weight: Weight, int16, its zero point subtracted.
-        bias: Bias, int64, at the scale of the sums; None where there is none.
-        scale: Scale of the sums, float64, one per output channel, of a shape that broadcasts to
-            the output's.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    scale: Tensor
-
-    def bound_sums(self, reach: int) -> Tensor:
-        """Return, per output channel, what |sums| cannot exceed for inputs of at most `reach`.
-
-        >>> weight, bias = torch.tensor([[3, -2], [1, 0]]), torch.tensor([5, -7])
-        >>> LayerIntegers(weight, bias, scale=torch.ones(2)).bound_sums(10)
-        tensor([55, 17])
-        """
-        largest = self.weight.abs().flatten(1).sum(dim=1) * reach
-        return largest if self.bias is None else largest + self.bias.abs()
-
-
-@dataclass(frozen=True)
-class HeldBias:
-    """Integers of a bias that were written down, and what they were written down for.
-
-    Attributes:
-        whole: Bias, int64, at the scale of the sums.
-        bias: Float bias that the integers stand for.
-        scale: Scale of the sums, float64, one per output channel.
-    """
-
-    whole: Tensor
-    bias: Tensor
-    scale: Tensor
-
-    def stands_for(self, bias: Tensor, scale: Tensor) -> bool:
-        """Tell whether these are the bias and the scale that the integers belong to."""
-        return torch.equal(bias.cpu(), self.bias) and torch.equal(scale.cpu(), self.scale)
 
 
 class QuantizedLayer(nn.Module):
@@ -205,11 +161,14 @@ class QuantizedLayer(nn.Module):
 
         The weight is folded first, except where folding does not change the integers.
         """
-        if gain is None or self.fake_quantizer.follows_channels:
-            factor = None if gain is None else _read_factor(gain.detach().flatten())
-            params = self._compute_params(weight, factor)
-            scale = params.scale if factor is None else params.scale * factor
-            return self.fake_quantizer(weight, params), scale
+        if gain is None:
+            params = self._compute_params(weight, None)
+            return self.fake_quantizer(weight, params), params.scale
+        if self.fake_quantizer.follows_channels:
+            sign, factor = _split(gain.detach())
+            params = self._compute_params(weight * sign, factor.flatten())
+            weight = self.fake_quantizer(weight * sign, params) * sign
+            return weight, params.scale * factor.flatten()
         folded = weight * gain
         params = self._compute_params(folded, None)
         return self.fake_quantizer(folded, params), params.scale
@@ -302,6 +261,17 @@ class QuantizedLayer(nn.Module):
         weight = torch.where(norm.weight.abs() < _SMALLEST_GAIN, _SMALLEST_GAIN, norm.weight)
         return weight * inverse
 
+    @torch.no_grad()
+    def read_rounded_weight(self, per_channel: bool) -> Tensor:
+        """Return the weight that is rounded: folded, or with the sign alone of each channel's gain.
+
+        Args:
+            per_channel: Whether every output channel has a scale, which takes the magnitude.
+        """
+        if not per_channel or self.norm is None:
+            return self.fold()[0]
+        return self.layer.weight * self._align_to_weight(_split(self._compute_gain())[0])
+
     def fold(self) -> tuple[Tensor, Tensor | None]:
         """Return float weight and bias with the batch norm's running statistics in them."""
         weight = self.layer.weight
@@ -352,12 +322,10 @@ class QuantizedLayer(nn.Module):
             params = self._compute_params(weight, None)
             return quantize(weight, params), params
         # Quantized as in training, then folded: folding first could round otherwise.
-        gain = self._compute_gain()
-        factor = _read_factor(gain)
+        sign, factor = _split(self._compute_gain())
+        weight = weight * self._align_to_weight(sign)
         params = self._compute_params(weight, factor)
-        sign = torch.where(gain.abs() < _VANISHING_GAIN, 0, gain.sign()).int()
-        whole = quantize(weight, params) * self._align_to_weight(sign)
-        return whole, replace(params, scale=params.scale * factor)
+        return quantize(weight, params), replace(params, scale=params.scale * factor)
 
     def _quantize_bias(self, bias: Tensor, scale: Tensor) -> Tensor:
         limit, scale = largest_bias(self.bias_bits), self._scale_sums(scale)
@@ -389,10 +357,12 @@ class QuantizedLayer(nn.Module):
         return f"bits={self.fake_quantizer.bits}"
 
 
-def _read_factor(gain: Tensor) -> Tensor:
-    """Return what folding multiplies scales by: a gain's magnitude.
+def _split(gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Split a gain into its sign, which comes before rounding, and what scales are multiplied by.
 
-    A vanishing gain makes the channel's integers 0; its scale must stay positive.
+    Integers need not reach as far below zero as above it. A vanishing gain makes the channel's
+    integers 0; its scale must stay positive.
     """
     size = gain.abs()
-    return torch.where(size < _VANISHING_GAIN, 1.0, size)
+    vanishing = size < _VANISHING_GAIN
+    return torch.where(vanishing, 0.0, gain.sign()), torch.where(vanishing, 1.0, size)
