@@ -36,7 +36,8 @@ _TEMPERATURE = 4.0
 _LEAST_IMAGES = 256
 _LEAST_VARIED = 64
 _FORWARD_BATCH = 128
-# Share of a value that Adam's first steps move it by; smaller where there are more steps than few.
+# Share of a value that Adam's first steps move it by; smaller where there are more steps than few,
+# and where there are fewer, which have not enough of them to take back what one batch told.
 _WEIGHT_SCALE_RATE = 3e-3
 _ACTIVATION_SCALE_RATE = 6e-3
 _BIAS_RATE = 1e-2
@@ -114,7 +115,7 @@ class _Tuned:
 
     def groups(self, steps: int) -> list[dict[str, Any]]:
         """Return parameter groups of an optimizer whose steps are shares of each value."""
-        part = min(1.0, math.sqrt(_FEW_STEPS / steps))
+        part = min(math.sqrt(_FEW_STEPS / steps), steps / _FEW_STEPS)
         biases = [
             {"params": [bias], "lr": part * _BIAS_RATE * float(bias.detach().abs().mean())}
             for bias in self.biases.values()
