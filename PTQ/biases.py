@@ -71,7 +71,7 @@ class _Correcting(Interpreter):
 
 
 def _average(layer: nn.Module, output: Tensor) -> Tensor:
-    channel = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    channel = output.dim() - (1 if isinstance(layer, nn.Linear) else 3)
     return output.mean([dim for dim in range(output.dim()) if dim != channel])
 
 
