@@ -79,11 +79,16 @@ def _check_same_run(path: Path, known: Mapping[str, Any], asked: Mapping[str, An
             f"{given['path']}; give these as `path`, or another `folder`"
         )
     for key in {**known, **asked}:
-        if key != WEIGHTS and known.get(key) != asked.get(key):
+        if key not in (WEIGHTS, LEARNED_STEPS) and known.get(key) != asked.get(key):
             raise OmpqError(
                 f"{path} is of a run with {key} {known.get(key)}, not {asked.get(key)}; give the "
                 "same options, or another `folder`"
             )
+    if known[LEARNED_STEPS] != asked[LEARNED_STEPS]:
+        raise OmpqError(
+            f"{path} is of an earlier version, whose learned step sizes were "
+            f"{known[LEARNED_STEPS]}; give another `folder`"
+        )
 
 
 @dataclass(frozen=True)

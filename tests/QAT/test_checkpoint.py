@@ -10,10 +10,11 @@ from support import lively
 from torch import Tensor, nn
 
 from ompq.assignment import uniform
+from ompq.errors import OmpqError
 from ompq.graph import trace
 from ompq.integer import ConversionSettings
 from QAT import prepare
-from QAT.checkpoint import load_checkpoint, save_checkpoint
+from QAT.checkpoint import LEARNED_STEPS, load_checkpoint, save_checkpoint
 
 
 class Own(nn.Module):
@@ -49,3 +50,18 @@ def test_fake_quantizers_by_their_former_name_are_read(learned: bool, tmp_path: 
         read = load_checkpoint(tmp_path / "file.tar", {})["network"]
         assert list(read) == list(state), "names, in their order"
         assert all(torch.equal(value, state[name]) for name, value in read.items())
+
+
+def test_step_sizes_of_an_earlier_version_are_not_gone_on_with(tmp_path: Path) -> None:
+    file = tmp_path / "file.tar"
+    learned = {"quantizer": "lsq", LEARNED_STEPS: "of weights"}
+    save_checkpoint(file, {"network": {}}, {"quantizer": "lsq"})
+    with pytest.raises(OmpqError, match=r"earlier version, whose learned step sizes were of fold"):
+        load_checkpoint(file, learned)
+    save_checkpoint(file, {"network": {}}, learned)
+    load_checkpoint(file, learned)
+    # Whoever asks for something else is told of that.
+    save_checkpoint(file, {"network": {}}, {"quantizer": "hawq"})
+    with pytest.raises(OmpqError, match="quantizer hawq, not lsq"):
+        load_checkpoint(file, learned)
+    load_checkpoint(file, {"quantizer": "hawq"})
