@@ -298,6 +298,7 @@ def measure_whole_runs(
         act_iterations=act_steps,
         batch_size=BATCH,
         vary_images=False,
+        correct_biases=False,
     )
     graph = trace(load_network(name).module.to(device), (3, size, size))
     images = torch.randn(count, 3, size, size, device=device)
