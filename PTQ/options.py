@@ -156,6 +156,12 @@ def _add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--warmup", type=float, default=0.2, help="share of steps without it")
     group.add_argument("--iters_a", type=int, default=5000, help="steps per block for activations")
     group.add_argument(
+        "--updates_per_step",
+        type=int,
+        help="updates that a step of a block is taken in, each by its part of 32 images "
+        "(default: up to 4 where there are fewer than 500 steps)",
+    )
+    group.add_argument(
         "--iters_t",
         type=int,
         help="steps that tune all scales and biases together at the end, by the divergence from "
@@ -221,6 +227,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         correct_biases=arguments.correct_biases,
         weight_iterations=arguments.iters_w,
         act_iterations=arguments.iters_a,
+        updates_per_step=arguments.updates_per_step,
         tuning_iterations=arguments.iters_t,
         vary_images=arguments.vary_images,
         varied_copies=arguments.varied_copies,

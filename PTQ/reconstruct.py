@@ -128,14 +128,14 @@ def _learn_rounding(
     title: str,
 ) -> bool:
     """Run AdaRound in place, and tell whether the loss stayed finite."""
-    steps = settings.weight_iterations
+    steps, images = settings.plan_updates(settings.weight_iterations)
     faster = min(max(1.0, _PUBLISHED_ITERATIONS / max(1, steps)), _MOST_FASTER)
     rate = _ROUNDING_LR * faster
     optimizer = torch.optim.Adam([r.logit for r in roundings.values()], lr=rate, fused=True)
     warm = round(steps * settings.warmup)
     bar = progress(range(steps), f"{title}: weights", steps)
     for step in bar:
-        index = examples.draw(settings.batch_size)
+        index = examples.draw(images)
         # A large exponent leaves most elements free; as it falls, the regulariser pushes all of
         # them to 0 or 1.
         for rounding in roundings.values():
@@ -213,7 +213,7 @@ def _learn_scales(
     title: str,
 ) -> bool:
     """Learn the scales of activation quantizers in place, and tell whether all stayed finite."""
-    steps = settings.act_iterations
+    steps, images = settings.plan_updates(settings.act_iterations)
     scales = [quantizer.scale for quantizer in quantizers]
     if not scales or not steps:
         return True
@@ -224,7 +224,7 @@ def _learn_scales(
     with _requiring_grad(scales):
         bar = progress(range(steps), f"{title}: activations", steps)
         for step in bar:
-            index = examples.draw(settings.batch_size)
+            index = examples.draw(images)
             outputs = block(*examples.take_inputs(index))
             targets = examples.take_targets(index)
             importances = examples.take_importances(index)

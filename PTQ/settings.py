@@ -13,6 +13,9 @@ LOSSES = ("mse", "fisher_diag")
 # Narrower weights fit into 8 bits with their zero point subtracted.
 _CONTAINER_BITS = 8
 CACHE_DEVICES = ("auto", "cpu", "cuda", "disk")
+# Updates that few steps are made to give, and the most of them that a step is taken in.
+_ENOUGH_UPDATES = 500
+_MOST_PER_STEP = 4
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class Settings:
             the steps that tune see them so, and mixed.
         varied_copies: Copies of each image that blocks learn from; None for three of images of at
             most 64 × 64 pixels, else none.
-        batch_size: Images per step.
+        batch_size: Images per step of a block, or of tuning.
+        updates_per_step: Updates that a step of a block is taken in, each by its part of the
+            images; None for up to four where there are fewer than 500 steps.
         rounding_weight: Weight λ of AdaRound's regulariser.
         b_start: Exponent of the regulariser when it sets in.
         b_end: Exponent of the regulariser at the last step.
@@ -71,6 +76,7 @@ class Settings:
     vary_images: bool = True
     varied_copies: int | None = None
     batch_size: int = 32
+    updates_per_step: int | None = None
     rounding_weight: float = 0.01
     b_start: float = 20.0
     b_end: float = 2.0
@@ -95,6 +101,8 @@ class Settings:
         if self.varied_copies is not None:
             self._check_minimum("varied_copies", 0)
         self._check_minimum("batch_size", 1)
+        if self.updates_per_step is not None:
+            self._check_minimum("updates_per_step", 1)
         self._check_minimum("rounding_weight", 0)
         self._check_minimum("b_start", 1)
         self._check_minimum("b_end", 1)
@@ -105,6 +113,20 @@ class Settings:
         self._check_share("drop_probability")
         if self.drop_probability is not None and not self.act_quant:
             raise OmpqError("`drop_probability` drops quantized activations; give `act_quant` too")
+
+    def plan_updates(self, steps: int) -> tuple[int, int]:
+        """Return the number of updates that steps of a block are taken in, and images of each.
+
+        What few steps lack is updates more than images.
+
+        >>> Settings().plan_updates(100), Settings().plan_updates(20000)
+        ((400, 8), (20000, 32))
+        """
+        parts = self.updates_per_step
+        if parts is None:
+            parts = min(max(1, _ENOUGH_UPDATES // max(1, steps)), _MOST_PER_STEP)
+        parts = min(parts, self.batch_size)
+        return steps * parts, math.ceil(self.batch_size / parts)
 
     @property
     def tuning_steps(self) -> int:

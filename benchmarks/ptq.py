@@ -201,7 +201,9 @@ def measure_steps(
             target = torch.cat([module(piece.clone())[0] for piece in values.split(BATCH)])
         examples = Examples([values], [values], [target], [None], device)
         bits = dict.fromkeys(block.layers, WIDTH)
-        settings = Settings(weight_iterations=steps, batch_size=BATCH, warmup=0.0)
+        settings = Settings(
+            weight_iterations=steps, batch_size=BATCH, updates_per_step=1, warmup=0.0
+        )
         ours = _measure_step(module, examples, bits, settings, device)
         step = partial(run_float_step, module, block.layers, values[:BATCH], target[:BATCH])
         plain = [measure_seconds(step, device) for _ in range(max(3, steps))]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support import lively
 from torch import Tensor, nn
 
@@ -29,7 +31,9 @@ from PTQ.resume import FinishedBlocks
 from PTQ.settings import Settings
 
 CPU = torch.device("cpu")
-QUICK = Settings(weight_iterations=60, act_iterations=20, batch_size=16, varied_copies=0)
+QUICK = Settings(
+    weight_iterations=60, act_iterations=20, batch_size=16, updates_per_step=1, varied_copies=0
+)
 
 
 def small(name: str = "small_resnet", size: int = 16) -> NetworkGraph:
@@ -103,6 +107,26 @@ def test_every_layer_keeps_or_raises_its_signal_to_noise(trained: Path) -> None:
     for name, wanted in target.items():
         noise_before = (before[name] - wanted).square().sum()
         assert (after[name] - wanted).square().sum() <= noise_before, name
+
+
+@given(steps=st.integers(1, 30000), batch=st.integers(1, 64), parts=st.none() | st.integers(1, 100))
+def test_updates_see_the_images_of_their_steps(steps: int, batch: int, parts: int | None) -> None:
+    settings = Settings(batch_size=batch, updates_per_step=parts)
+    updates, each = settings.plan_updates(steps)
+    assert steps * batch <= updates * each < steps * batch + updates
+    assert steps <= updates and 1 <= each <= batch
+    if parts is None and steps >= 500:
+        assert (updates, each) == (steps, batch)
+
+
+def test_few_steps_learn_more_in_parts(tmp_path: Path) -> None:
+    few = replace(QUICK, weight_iterations=25, act_iterations=0, correct_biases=False)
+    whole, parted = (
+        run(small(), replace(few, updates_per_step=parts), tmp_path / str(parts))[1]
+        for parts in (1, 4)
+    )
+    pairs = zip(parted, whole, strict=True)
+    assert sum(new.loss_after < old.loss_after for new, old in pairs) > 3
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "timm:convnext_atto"])

@@ -199,6 +199,7 @@ def test_every_reconstruction_option_reaches_the_settings() -> None:
         ("--iters_w", "weight_iterations", 7),
         ("--iters_a", "act_iterations", 7),
         ("--iters_t", "tuning_iterations", 7),
+        ("--updates_per_step", "updates_per_step", 2),
         ("--weight", "rounding_weight", 0.5),
         ("--b_start", "b_start", 9.0),
         ("--b_end", "b_end", 3.0),
