@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ompq.integer.fake_quantizers import (
     FixedWeightFakeQuantizer,
@@ -15,12 +16,16 @@ from ompq.integer.fake_quantizers import (
 )
 from ompq.integer.network import IntegerNetwork
 
+# Activations of as many bits lose little where the whole range is covered, and clip nothing.
+_WIDE = 8
+
 
 @torch.no_grad()
 def calibrate(network: IntegerNetwork, batches: Iterable[Tensor], device: torch.device) -> None:
     """Give activations their first ranges; weights and batch norms stay as they are.
 
-    The network is in evaluation mode afterwards.
+    Scales that will be learned at less than 8 bits start where the error is least on the first
+    batch, instead of covering its range. The network is in evaluation mode afterwards.
 
     Args:
         network: Network whose activation fake quantizers observe the images.
@@ -40,11 +45,46 @@ def calibrate(network: IntegerNetwork, batches: Iterable[Tensor], device: torch.
     for operation in network.operations().values():
         # Itself alone: what it computes in float is in evaluation.
         operation.training = True
+    first: Tensor | None = None
     for images in batches:
+        first = images.to(device) if first is None else first
         network.module(images.to(device))
+    if first is not None:
+        _fit_learned_scales(network, first)
     for layer, was in zip(layers, frozen, strict=True):
         layer.freeze_norm = was
     network.module.eval()
+
+
+def _fit_learned_scales(network: IntegerNetwork, images: Tensor) -> None:
+    """Search the scales that will be learned, in the order in which the values are computed."""
+    fitted = {
+        requantizer.fake_quantizer: list[Tensor]()
+        for requantizer in network.requantizers().values()
+        if isinstance(requantizer.fake_quantizer, LearnedActivationFakeQuantizer)
+        and requantizer.fake_quantizer.observing
+        and requantizer.fake_quantizer.bits < _WIDE
+    }
+
+    def fit(quantizer: nn.Module, given: tuple[Any, ...]) -> None:
+        if not isinstance(quantizer, LearnedActivationFakeQuantizer):
+            raise TypeError(f"{type(quantizer).__name__} has no scale to learn")
+        values, clip, _ = given
+        # Of several values with one scale, each is fitted together with those before it.
+        fitted[quantizer].append(values.float() if clip is None else values.float().clamp(*clip))
+        quantizer.fit(torch.cat([value.flatten() for value in fitted[quantizer]]))
+
+    if not fitted:
+        return
+    hooks = [quantizer.register_forward_pre_hook(fit) for quantizer in fitted]
+    for quantizer in fitted:
+        quantizer.observing = False
+    try:
+        network.module(images)
+    finally:
+        for quantizer, hook in zip(fitted, hooks, strict=True):
+            quantizer.observing = True
+            hook.remove()
 
 
 def start_learning_steps(network: IntegerNetwork, per_channel: bool) -> None:

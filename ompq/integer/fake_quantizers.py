@@ -12,6 +12,7 @@ from ompq.fields import settle_fields
 from ompq.quantizers import (
     QuantParams,
     fake_quantize,
+    fit_activation_scale,
     learned_step_quantize,
     lp_scale,
     round_to,
@@ -313,7 +314,7 @@ class ActivationFakeQuantizer(nn.Module):
 
     def get_scale(self) -> Tensor:
         """Return the scale that is in force, without a gradient."""
-        return self.scale.detach()
+        return _make_positive(self.scale.detach())
 
     def compare_ranges(self) -> float:
         """Return how many times further the values of one place reach than those of another."""
@@ -343,7 +344,7 @@ class LearnedActivationFakeQuantizer(ActivationFakeQuantizer):
 
     Args:
         bits: Width of the integers.
-        rule: Rule by which the first range becomes the scale that learning starts from.
+        rule: Rule by which the first range becomes a scale.
     """
 
     def __init__(self, bits: int, rule: RangeRule) -> None:
@@ -363,9 +364,19 @@ class LearnedActivationFakeQuantizer(ActivationFakeQuantizer):
             x.float(), scale, self.zero_point, self.low, self.high, rectified=rectified
         )
 
-    def get_scale(self) -> Tensor:
-        """Return the scale that is in force, without a gradient."""
-        return _make_positive(self.scale.detach())
+    @torch.no_grad()
+    def fit(self, values: Tensor) -> None:
+        """Start learning where the L_2.4 error of some values is least, below the whole range.
+
+        Args:
+            values: Values as they are quantized, of any shape; dead ones leave the scale.
+        """
+        values = limit_infinity(values.float())
+        if not values.numel() or values.amax() - values.amin() < _DEAD_RANGE:
+            return
+        found = fit_activation_scale(values, self.bits)
+        self.scale.copy_(found.scale)
+        self.zero_point.copy_(found.zero_point + self.low - found.low)
 
 
 def _make_positive(scale: Tensor) -> Tensor:

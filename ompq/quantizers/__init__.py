@@ -5,6 +5,7 @@
     fake_quantize, round_to  affine.py      both in one, straight-through gradients
     min_max_scale, lp_scale  scale.py       scale and zero point by range, or by search
     sample_values            scale.py       as many values as such a search needs
+    fit_activation_scale     scale.py       such a search for an activation
     learned_step_quantize    lsq.py         fake quantization with a gradient for the scale
     AdaRound                 adaround.py    a weight that learns to be rounded up or down
     ActivationQuantizer      activation.py  the fake quantizer of one activation, as a module
@@ -18,7 +19,7 @@ from ompq.quantizers.activation import ActivationQuantizer, activation_quantizer
 from ompq.quantizers.adaround import AdaRound
 from ompq.quantizers.affine import QuantParams, dequantize, fake_quantize, quantize, round_to
 from ompq.quantizers.lsq import learned_step_quantize
-from ompq.quantizers.scale import lp_scale, min_max_scale, sample_values
+from ompq.quantizers.scale import fit_activation_scale, lp_scale, min_max_scale, sample_values
 
 __all__ = [
     "ActivationQuantizer",
@@ -28,6 +29,7 @@ __all__ = [
     "dequantize",
     "enabled",
     "fake_quantize",
+    "fit_activation_scale",
     "learned_step_quantize",
     "lp_scale",
     "min_max_scale",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ompq.quantizers.affine import QuantParams, fake_quantize
 from ompq.quantizers.lsq import learned_step_quantize
-from ompq.quantizers.scale import lp_scale, sample_values
+from ompq.quantizers.scale import fit_activation_scale
 
 
 class ActivationQuantizer(nn.Module):
@@ -56,12 +56,8 @@ class ActivationQuantizer(nn.Module):
         Args:
             x: Values of the activation, of any shape; nothing is chosen for none.
         """
-        values = x.detach()
-        if not values.numel():
-            return
-        # With the extremes: the candidates are shares of the range, which a sample may miss.
-        sample = torch.cat([sample_values(values), values.amin()[None], values.amax()[None]])
-        self.set(lp_scale(sample, self.bits, per_channel=False))
+        if x.numel():
+            self.set(fit_activation_scale(x.detach(), self.bits))
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize values of any shape, where enabled."""

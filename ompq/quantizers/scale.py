@@ -152,3 +152,17 @@ def sample_values(values: Tensor) -> Tensor:
         return flat
     generator = torch.Generator().manual_seed(0)
     return flat[torch.randint(flat.numel(), (_SAMPLED,), generator=generator).to(flat.device)]
+
+
+def fit_activation_scale(values: Tensor, bits: int) -> QuantParams:
+    """Choose the one scale and zero point of an activation by L_2.4 search on a sample of it.
+
+    Args:
+        values: Values of the activation, of any shape, at least one.
+        bits: Width of the integers.
+    """
+    sample = sample_values(values)
+    if sample.numel() < values.numel():
+        # With the extremes: the candidates are shares of the range, which a sample may miss.
+        sample = torch.cat([sample, values.amin()[None], values.amax()[None]])
+    return lp_scale(sample, bits, per_channel=False)
