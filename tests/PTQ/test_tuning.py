@@ -26,6 +26,7 @@ UNTUNED = Settings(
     tuning_iterations=0,
     vary_images=False,
     batch_size=16,
+    updates_per_step=1,
 )
 STEPS = Settings(tuning_iterations=40, batch_size=16)
 
