@@ -47,7 +47,9 @@ def calibrate(network: IntegerNetwork, batches: Iterable[Tensor], device: torch.
         operation.training = True
     first: Tensor | None = None
     for images in batches:
-        first = images.to(device) if first is None else first
+        if first is None:
+            # A copy: a network may change what it is given in place.
+            first = images.to(device).clone()
         network.module(images.to(device))
     if first is not None:
         _fit_learned_scales(network, first)
