@@ -159,7 +159,7 @@ def _add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         "--updates_per_step",
         type=int,
         help="updates that a step of a block is taken in, each by its part of 32 images "
-        "(default: up to 4 where there are fewer than 500 steps)",
+        "(default: up to 4 where there are at most 250 steps)",
     )
     group.add_argument(
         "--iters_t",

@@ -44,7 +44,7 @@ class Settings:
             most 64 × 64 pixels, else none.
         batch_size: Images per step of a block, or of tuning.
         updates_per_step: Updates that a step of a block is taken in, each by its part of the
-            images; None for up to four where there are fewer than 500 steps.
+            images; None for up to four where there are at most 250 steps.
         rounding_weight: Weight λ of AdaRound's regulariser.
         b_start: Exponent of the regulariser when it sets in.
         b_end: Exponent of the regulariser at the last step.
