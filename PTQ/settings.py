@@ -42,7 +42,7 @@ class Settings:
             the steps that tune see them so, and mixed.
         varied_copies: Copies of each image that blocks learn from; None for three of images of at
             most 64 × 64 pixels, else none.
-        batch_size: Images per step of a block, or of tuning.
+        batch_size: Images per step of a block; a step of tuning takes up to twice as many.
         updates_per_step: Updates that a step of a block is taken in, each by its part of the
             images; None for up to four where there are at most 250 steps.
         rounding_weight: Weight λ of AdaRound's regulariser.

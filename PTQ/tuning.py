@@ -36,6 +36,9 @@ _TEMPERATURE = 4.0
 _LEAST_IMAGES = 256
 _LEAST_VARIED = 64
 _FORWARD_BATCH = 128
+# A step takes this share of the images, but one batch of the blocks at least and two at most.
+_SHARE_OF_IMAGES = 1 / 16
+_MOST_BATCHES = 2
 # Share of a value that Adam's first steps move it by; smaller where there are more steps than few,
 # and where there are fewer, which have not enough of them to take back what one batch told.
 _WEIGHT_SCALE_RATE = 3e-3
@@ -208,6 +211,7 @@ def _learn(tuned: _Tuned, teacher: nn.Module, images: Tensor, settings: Settings
     """Take the steps, and tell whether everything stayed finite."""
     device = next(teacher.parameters()).device
     steps = settings.tuning_steps
+    count = _count_images(len(images), settings)
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.Adam(tuned.groups(steps))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
@@ -216,7 +220,7 @@ def _learn(tuned: _Tuned, teacher: nn.Module, images: Tensor, settings: Settings
     try:
         bar = progress(range(steps), "step sizes and biases", steps)
         for step in bar:
-            batch = images[torch.randperm(len(images))[: settings.batch_size]].to(device)
+            batch = images[torch.randperm(len(images))[:count]].to(device)
             batch = _vary(batch, settings, generator)
             with torch.no_grad():
                 taught = teacher(batch).flatten(1)
@@ -233,6 +237,12 @@ def _learn(tuned: _Tuned, teacher: nn.Module, images: Tensor, settings: Settings
             quantizer.scale.requires_grad_(False)
             quantizer.scale.grad = None
     return tuned.is_finite()
+
+
+def _count_images(given: int, settings: Settings) -> int:
+    """Return the number of images of a step."""
+    share = int(given * _SHARE_OF_IMAGES)
+    return min(max(share, settings.batch_size), _MOST_BATCHES * settings.batch_size)
 
 
 def _vary(images: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:

@@ -153,3 +153,17 @@ def test_a_seed_gives_the_same_network(digits: Case) -> None:
         tune_steps(network, digits.teacher, digits.images, STEPS)
     one, two = digits.state(), other.state()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(("given", "batch", "seen"), [(256, 16, 16), (256, 12, 16), (256, 4, 8)])
+def test_where_there_are_many_images_a_step_takes_more(
+    digits: Case, given: int, batch: int, seen: int
+) -> None:
+    """A sixteenth of them, between one and two batches of the blocks."""
+    counts = []
+    handle = digits.teacher.register_forward_pre_hook(lambda _, taken: counts.append(len(taken[0])))
+    steps = replace(STEPS, tuning_iterations=3, batch_size=batch)
+    tune_steps(digits.quantized, digits.teacher, digits.images[:given], steps)
+    handle.remove()
+    judged = math.ceil(given / 128)
+    assert counts[judged:-judged] == [seen] * 3
