@@ -66,7 +66,7 @@ class BlockReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values; a loss that is not finite becomes null."""
-        content = {key: None if _is_not_finite(v) else v for key, v in asdict(self).items()}
+        content = {key: None if is_not_finite(v) else v for key, v in asdict(self).items()}
         return content | {"layers": list(self.layers)}
 
     @classmethod
@@ -77,7 +77,12 @@ class BlockReport:
         return cls(**(content | {"layers": tuple(values["layers"])}))
 
 
-def _is_not_finite(value: Any) -> bool:
+def is_not_finite(value: Any) -> bool:
+    """Tell whether a value is a number that JSON cannot hold.
+
+    >>> is_not_finite(math.nan), is_not_finite(1.0), is_not_finite("nan")
+    (True, False, False)
+    """
     return isinstance(value, float) and not math.isfinite(value)
 
 

@@ -132,7 +132,8 @@ def _find_pairs(folded: NetworkGraph) -> Iterator[_Pair]:
         if shared or str(node.target) in folded.layers or not _follows(norm, shape):
             continue
         readers = _find_readers(node, module)
-        names = [str(reader.target) for reader in readers]
+        # Methods and the output have targets too, which may be called as a layer is.
+        names = [str(reader.target) for reader in readers if reader.op == "call_module"]
         layers = {name: module.get_submodule(name) for name in names if name in folded.layers}
         if not names or len(layers) < len(readers):
             continue

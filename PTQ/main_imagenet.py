@@ -47,6 +47,7 @@ with interruptible_imports():
         read_settings,
     )
     from PTQ.pipeline import (
+        CONTROL,
         QuantizationResult,
         QuantizationTask,
         StageRow,
@@ -54,6 +55,7 @@ with interruptible_imports():
         measure_control,
         measure_float,
         measure_rounded,
+        prepare_state,
         quantize_and_measure,
         remove_state,
     )
@@ -98,6 +100,10 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     prepared = _prepare(arguments)
     task, assignment = prepared.task, prepared.assignment
+    control = _choose_control(assignment) if arguments.control else None
+    prepare_state(task, assignment)
+    if control is not None:
+        prepare_state(task, control, CONTROL)
     _print_task(arguments, prepared)
     float_row = measure_float(task, assignment)
     _print_row("float", float_row)
@@ -107,8 +113,8 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
         rounded_row = measure_rounded(task, assignment)
         _print_row("rounded to nearest, before reconstruction", rounded_row)
     result = quantize_and_measure(task, assignment, float_row, rounded_row)
-    control = _measure_control(task, assignment) if arguments.control else None
-    content = build_results(result, control, json_ready(arguments), time.perf_counter() - start)
+    control_row = None if control is None else measure_control(task, control)
+    content = build_results(result, control_row, json_ready(arguments), time.perf_counter() - start)
     content["bits"] = list(assignment.widths)
     content["parameters"] = task.graph.parameters.to_json()
     content["float_layers"] = dict(task.graph.float_layers)
@@ -118,7 +124,7 @@ def quantize(arguments: argparse.Namespace) -> dict[str, Any]:
     content["command"] = arguments.parser.command
     _write(prepared, result, content)
     arguments.parser.print_notes(unreadable_note(task.test.skipped))
-    print_table([*result.rows, *([control] if control else [])])
+    print_table([*result.rows, *([control_row] if control_row else [])])
     written = [*RESULTS, *add_report(task.folder, arguments.parser.print_note)]
     print(f"written to {task.folder}/: {' '.join(written)}")
     return content
@@ -160,12 +166,11 @@ def _doubt(prepared: _Prepared, float_row: StageRow) -> list[str]:
     return doubt_accuracy(accuracy.top1, accuracy.count, prepared.task.graph.num_outputs)
 
 
-def _measure_control(task: QuantizationTask, assignment: Assignment) -> StageRow | None:
+def _choose_control(assignment: Assignment) -> Assignment | None:
     control = choose_control(assignment)
     if control is None:
         print("note: there is no other uniform configuration as large, and so no control")
-        return None
-    return measure_control(task, control)
+    return control
 
 
 def _write(prepared: _Prepared, result: QuantizationResult, content: dict[str, Any]) -> None:

@@ -165,7 +165,7 @@ def _add_reconstruction_options(parser: argparse.ArgumentParser) -> None:
         "--iters_t",
         type=int,
         help="steps that tune all scales and biases together at the end, by the divergence from "
-        "the float network (default: as --iters_a)",
+        "the float network (default: as --iters_a with --act_quant, else none)",
     )
     group.add_argument(
         "--vary_images",

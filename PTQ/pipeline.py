@@ -26,6 +26,7 @@ from PTQ.resume import FinishedBlocks
 from PTQ.settings import Settings
 
 _STATE = ".ptq_state"
+CONTROL = "control"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class StageRow:
         size_mb: Model size in MB (2²⁰ bytes).
         bops_g: Bit operations for one image, in units of 10⁹.
         predictions: Predictions for the test images.
-        seconds: Wall-clock seconds that it took to make the network.
+        seconds: Wall-clock seconds of the whole reconstruction that the network comes from; of the
+            float one, of measuring it.
     """
 
     name: str
@@ -56,7 +58,8 @@ class QuantizationResult:
         reports: Reports of its blocks, in execution order, and of the tuning.
         float_row: Row of the float network.
         rounded_row: Row of the network with weights rounded to nearest, activations in float.
-        weights_row: Row of the network with reconstructed weights, activations in float.
+        weights_row: Row of the quantized network, scales and biases tuned, with its activations
+            in float.
         final_row: Row of the quantized network; `weights_row` itself where activations stay in
             float.
         integers_row: Row of the network of integers, which is deployed; None where activations stay
@@ -213,20 +216,39 @@ def quantize_and_measure(
     )
 
 
+def prepare_state(
+    task: QuantizationTask, assignment: Assignment, state: str = "main"
+) -> tuple[ActivationCache, FinishedBlocks]:
+    """Prepare the places for what a reconstruction keeps; called early, it refuses early.
+
+    Args:
+        task: Network, images and settings.
+        assignment: Widths of the network's groups.
+        state: Name under which finished blocks are remembered in the task's folder.
+
+    Raises:
+        OmpqError: No such place, or an unfinished run in the folder that this one cannot go on
+            from.
+    """
+    device = next(task.graph.module.parameters()).device
+    folder = task.folder / _STATE
+    cache = ActivationCache(task.settings.cache_device, device, folder)
+    fingerprint = compute_fingerprint(task, assignment)
+    return cache, FinishedBlocks(folder / state, fingerprint, task.resume)
+
+
 def _reconstruct(
     task: QuantizationTask, assignment: Assignment, state: str
 ) -> tuple[QuantizedNetwork, Reports]:
     """Quantize the network of a task; its finished blocks are remembered under the name `state`."""
-    device = next(task.graph.module.parameters()).device
-    folder = task.folder / _STATE
-    fingerprint = compute_fingerprint(task, assignment)
+    cache, finished = prepare_state(task, assignment, state)
     return quantize_network(
         task.graph,
         assignment,
         task.images,
         task.settings,
-        cache=ActivationCache(task.settings.cache_device, device, folder),
-        finished=FinishedBlocks(folder / state, fingerprint, task.resume),
+        cache=cache,
+        finished=finished,
         say=task.say,
     )
 
@@ -243,7 +265,9 @@ def choose_control(assignment: Assignment) -> Assignment | None:
     for width in range(2, 9):
         candidate = uniform(assignment.groups, width, assignment.act_bits)
         if candidate.size_mb >= assignment.size_mb:
-            return None if candidate.widths == assignment.widths else candidate
+            # A network of ends alone has no width to choose.
+            is_other = bool(candidate.bits) and candidate.widths != assignment.widths
+            return candidate if is_other else None
     return None
 
 
@@ -254,12 +278,12 @@ def measure_control(task: QuantizationTask, assignment: Assignment) -> StageRow:
         task: Network, images and settings.
         assignment: Uniform widths of the network's groups.
     """
-    network, reports = _reconstruct(task, assignment, "control")
+    network, reports = _reconstruct(task, assignment, CONTROL)
     return StageRow(
         f"control: uniform {assignment.bits[0]}",
         assignment.size_mb,
         count_bit_operations(assignment, task.settings.act_quant),
-        task.predict(network.module),
+        task.predict(network.deployed.module),
         sum(report.seconds for report in reports) + reports.tuning.seconds,
     )
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,7 +48,7 @@ from PTQ.reconstruct import (
 from PTQ.resume import FinishedBlocks
 from PTQ.settings import Settings
 from PTQ.tuning import TuningReport, tune_steps
-from PTQ.variation import add_copies
+from PTQ.variation import add_copies, can_vary
 
 MINIMUM_IMAGES = 2
 _FORWARD_BATCH = 128
@@ -138,6 +138,9 @@ def quantize_network(
     student = teacher.copy()
     device = next(teacher.module.parameters()).device
     cache = cache or ActivationCache(settings.cache_device, device, Path(tempfile.gettempdir()))
+    if settings.vary_images and not can_vary(teacher.module, images, settings.seed):
+        say("images are not varied: of images that are shifted the network gives NaN or infinity")
+        settings = replace(settings, vary_images=False, varied_copies=None)
     varied = images
     if settings.vary_images:
         generator = torch.Generator().manual_seed(settings.seed)

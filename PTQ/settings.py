@@ -44,7 +44,7 @@ class Settings:
             most 64 × 64 pixels, else none.
         batch_size: Images per step of a block; a step of tuning takes up to twice as many.
         updates_per_step: Updates that a step of a block is taken in, each by its part of the
-            images; None for up to four where there are at most 250 steps.
+            images, rounded up; None for up to four where there are at most 250 steps.
         rounding_weight: Weight λ of AdaRound's regulariser.
         b_start: Exponent of the regulariser when it sets in.
         b_end: Exponent of the regulariser at the last step.
@@ -100,9 +100,14 @@ class Settings:
             self._check_minimum("tuning_iterations", 0)
         if self.varied_copies is not None:
             self._check_minimum("varied_copies", 0)
+            if self.varied_copies and not self.vary_images:
+                raise OmpqError("`varied_copies` are of varied images; leave `vary_images` on")
         self._check_minimum("batch_size", 1)
         if self.updates_per_step is not None:
             self._check_minimum("updates_per_step", 1)
+            if self.updates_per_step > self.batch_size:
+                parts, images = self.updates_per_step, self.batch_size
+                raise OmpqError(f"`updates_per_step` is {parts}; a step has {images} images")
         self._check_minimum("rounding_weight", 0)
         self._check_minimum("b_start", 1)
         self._check_minimum("b_end", 1)
@@ -125,7 +130,7 @@ class Settings:
         parts = self.updates_per_step
         if parts is None:
             parts = min(max(1, _ENOUGH_UPDATES // max(1, steps)), _MOST_PER_STEP)
-        parts = min(parts, self.batch_size)
+            parts = min(parts, self.batch_size)
         return steps * parts, math.ceil(self.batch_size / parts)
 
     @property

@@ -9,8 +9,10 @@ divergence of the logits (distillation, arXiv:1503.02531),
 
 on the calibration images, without labels. These are often images that the float network was trained
 on, of whose class it is certain: at T = 4 the other classes tell something too, and few images
-decide less. The blocks have learned these images, and so they are varied at random. Where the
-divergence does not fall everything stays as it was.
+decide less. The blocks have learned these images, and so they are varied at random. Classes lie
+along the second dimension, at every position where there are several. Where the divergence does not
+fall, or the logits' own error rises (to which a divergence is blind where all classes are off
+alike, and outputs that are no classes may not be), everything stays as it was.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.functional import mse_loss
 
 from ompq.distillation import distillation_loss
 from ompq.quantized import QuantizedNetwork, QuantizedWeight
 from ompq.quantizers import QuantParams
 from ompq.runtime import progress
+from PTQ.block_result import is_not_finite
 from PTQ.settings import Settings
 from PTQ.variation import vary_images
 
@@ -84,8 +88,8 @@ class TuningReport:
         return f"{begin}: {change}; {self.seconds:.1f} s"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
+        """Return the fields as JSON values; a divergence that is not finite becomes null."""
+        return {key: None if is_not_finite(v) else v for key, v in asdict(self).items()}
 
 
 class _Tuned:
@@ -94,7 +98,7 @@ class _Tuned:
     Attributes:
         ratios: Layer → logarithm of what the scales of its weight are multiplied by, one per
             scale; layers that share a weight share them.
-        biases: Layer → bias.
+        biases: Layer → bias; layers that share one share it here.
         quantizers: Activation quantizers in use.
     """
 
@@ -103,6 +107,7 @@ class _Tuned:
         self.quantizers = [q for q in network.activations().values() if q.enabled]
         self.weights, self.ratios, self.biases = {}, {}, {}
         shared: dict[str, nn.Parameter] = {}
+        shared_biases: dict[int, nn.Parameter] = {}
         owners = network.graph.weight_owners()
         for name, weight in network.weights.items():
             layer = network.graph.layer_module(name)
@@ -113,7 +118,10 @@ class _Tuned:
             self.ratios[name] = shared[owners[name]]
             self.weights[name] = values.clone()
             if layer.bias is not None:
-                self.biases[name] = nn.Parameter(layer.bias.detach().clone())
+                held = id(layer.bias)
+                if held not in shared_biases:
+                    shared_biases[held] = nn.Parameter(layer.bias.detach().clone())
+                self.biases[name] = shared_biases[held]
         self.before = [quantizer.params for quantizer in self.quantizers]
 
     def groups(self, steps: int) -> list[dict[str, Any]]:
@@ -121,7 +129,7 @@ class _Tuned:
         part = min(math.sqrt(_FEW_STEPS / steps), steps / _FEW_STEPS)
         biases = [
             {"params": [bias], "lr": part * _BIAS_RATE * float(bias.detach().abs().mean())}
-            for bias in self.biases.values()
+            for bias in dict.fromkeys(self.biases.values())
         ]
         rate = part * _ACTIVATION_SCALE_RATE
         scales = [
@@ -190,21 +198,23 @@ def tune_steps(
         reason = "too few images" if steps else "no steps"
         return TuningReport(0, None, None, f"as reconstructed ({reason})", 0.0)
     start = time.perf_counter()
-    # Always the same variation, which differs from those that are learned from.
-    judged = _vary(images, settings, torch.Generator().manual_seed(settings.seed + 1))
-    before = measure_divergence(network.module, teacher, judged)
+    before = _judge(network.module, teacher, images, settings)
+    if not before.classes:
+        reason = "as reconstructed (the outputs are no classes)"
+        return TuningReport(0, None, None, reason, time.perf_counter() - start)
     earlier = network.copy()
     tuned = _Tuned(network)
     finite = _learn(tuned, teacher, images, settings)
     kept, after = "tuned", before
     if finite:
         tuned.write()
-        after = measure_divergence(network.module, teacher, judged)
-    if not finite or not after < before:
+        after = _judge(network.module, teacher, images, settings)
+    if not finite or not after.is_better_than(before):
         _restore(network, earlier, tuned)
         kept = "as reconstructed" if finite else "as reconstructed (the loss was not finite)"
         after = before
-    return TuningReport(steps, before, after, kept, time.perf_counter() - start)
+    spent = time.perf_counter() - start
+    return TuningReport(steps, before.divergence, after.divergence, kept, spent)
 
 
 def _learn(tuned: _Tuned, teacher: nn.Module, images: Tensor, settings: Settings) -> bool:
@@ -223,8 +233,9 @@ def _learn(tuned: _Tuned, teacher: nn.Module, images: Tensor, settings: Settings
             batch = images[torch.randperm(len(images))[:count]].to(device)
             batch = _vary(batch, settings, generator)
             with torch.no_grad():
-                taught = teacher(batch).flatten(1)
-            loss = distillation_loss(tuned.compute(batch).flatten(1), taught, _TEMPERATURE)
+                taught = _list_classes(teacher(batch))
+            given = _list_classes(tuned.compute(batch))
+            loss = distillation_loss(given, taught, _TEMPERATURE)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -249,24 +260,63 @@ def _vary(images: Tensor, settings: Settings, generator: torch.Generator) -> Ten
     return vary_images(images, generator) if settings.vary_images else images
 
 
+@dataclass(frozen=True)
+class _Judgement:
+    """What a network's outputs are beside its teacher's.
+
+    Attributes:
+        divergence: Mean divergence.
+        error: Mean square error.
+        classes: Number of classes; 0 where the outputs tell none.
+    """
+
+    divergence: float
+    error: float
+    classes: int
+
+    def is_better_than(self, other: _Judgement) -> bool:
+        return self.divergence < other.divergence and self.error <= other.error
+
+
 @torch.inference_mode()
+def _judge(
+    module: nn.Module, teacher: nn.Module, images: Tensor, settings: Settings | None
+) -> _Judgement:
+    """Judge a network on images, varied where the settings say so."""
+    device = next(teacher.parameters()).device
+    generator = None
+    if settings is not None and settings.vary_images:
+        # Always the same variation, which differs from those that are learned from.
+        generator = torch.Generator().manual_seed(settings.seed + 1)
+    divergence = error = 0.0
+    classes = 0
+    for batch in images.split(_FORWARD_BATCH):
+        given = (batch if generator is None else vary_images(batch, generator)).to(device)
+        # Copies: a network may change what it is given in place.
+        outputs, wanted = module(given.clone()).double(), teacher(given).double()
+        classes = wanted.shape[1] if wanted.dim() > 1 and wanted.shape[1] > 1 else 0
+        share = len(batch) / len(images)
+        error += float(mse_loss(outputs, wanted)) * share
+        if classes:
+            logits, taught = _list_classes(outputs), _list_classes(wanted)
+            divergence += float(distillation_loss(logits, taught, _TEMPERATURE)) * share
+    return _Judgement(divergence, error, classes)
+
+
+def _list_classes(outputs: Tensor) -> Tensor:
+    """Return outputs as rows of classes: one per image, or one per position of each."""
+    return outputs.movedim(1, -1).flatten(0, -2)
+
+
 def measure_divergence(module: nn.Module, teacher: nn.Module, images: Tensor) -> float:
     """Measure the mean divergence of a network from its teacher.
 
     Args:
-        module: Network.
+        module: Network, of images × classes, or images × classes × positions.
         teacher: Network that teaches.
         images: Images, n × channels × height × width, normalised, on any device.
     """
-    device = next(teacher.parameters()).device
-    total = 0.0
-    for batch in images.split(_FORWARD_BATCH):
-        given = batch.to(device)
-        # Copies: a network may change what it is given in place.
-        logits = module(given.clone()).double().flatten(1)
-        taught = teacher(given).double().flatten(1)
-        total += float(distillation_loss(logits, taught, _TEMPERATURE)) * len(batch)
-    return total / len(images)
+    return _judge(module, teacher, images, None).divergence
 
 
 @torch.no_grad()

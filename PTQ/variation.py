@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ompq.data.pixels import shift_and_flip
 
@@ -15,15 +15,17 @@ _SMALL = 64 * 64
 # Share of the images that are mixed with another one, and share of that one at most.
 _MIXED = 0.5
 _OTHER = 0.5
+# Images that tell whether a network can be given varied ones.
+_TRIED = 16
 
 
 def vary_images(images: Tensor, generator: torch.Generator, *, mix: bool = True) -> Tensor:
     """Mirror, shift and mix images at random.
 
     Half of them are mirrored; all are shifted by up to an eighth of their sides, and what comes in
-    is 0, the mean of normalised images; half are mixed with another one (mixup, arXiv:1710.09412).
-    A teacher says what such images are: they need not look like what it was trained on
-    (arXiv:2106.05237).
+    is 0, the mean of images whose mean is subtracted; half are mixed with another one (mixup,
+    arXiv:1710.09412). A teacher says what such images are: they need not look like what it was
+    trained on (arXiv:2106.05237).
 
     Args:
         images: Images, n × channels × height × width, normalised, on any device.
@@ -47,6 +49,25 @@ def vary_images(images: Tensor, generator: torch.Generator, *, mix: bool = True)
     share = share.to(images.device)
     others = torch.randperm(count, generator=generator).to(images.device)
     return (1 - share) * varied + share * varied[others]
+
+
+@torch.inference_mode()
+def can_vary(network: nn.Module, images: Tensor, seed: int) -> bool:
+    """Tell whether a network says something of varied images where it does of the images.
+
+    What is shifted in is 0, by which a network may divide.
+
+    Args:
+        network: Float network.
+        images: Images, n × channels × height × width, normalised, on any device; a few are tried.
+        seed: Seed of the variation.
+    """
+    device = next(network.parameters()).device
+    few = images[:_TRIED].to(device)
+    varied = vary_images(few, torch.Generator().manual_seed(seed))
+    # Copies: a network may change what it is given in place.
+    as_they_are, as_varied = network(few.clone()), network(varied)
+    return bool(as_varied.isfinite().all()) or not bool(as_they_are.isfinite().all())
 
 
 def add_copies(images: Tensor, copies: int | None, generator: torch.Generator) -> Tensor:

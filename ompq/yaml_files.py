@@ -46,10 +46,13 @@ def read_yaml(path: str | Path, where: str, field: str) -> Any:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OmpqError(f"{where} cannot be read: {reason}; check `{field}`") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    # PyYAML reads some damaged values of its own tags without a check.
+    except (yaml.YAMLError, RecursionError, AttributeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f" in line {mark.line + 1}"
-        problem = getattr(error, "problem", None) or getattr(error, "reason", "nested too deeply")
+        deep = isinstance(error, RecursionError)
+        other = "nested too deeply" if deep else "a value does not fit its tag"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", other)
         raise OmpqError(f"{where} is no YAML{line}: {problem}; correct it") from error
 
 

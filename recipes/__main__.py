@@ -9,9 +9,9 @@ with interruptible_imports():
     import sys
 
     from ompq.errors import OmpqError
-    from recipes.commands import build_commands
+    from recipes.commands import build_commands, find_dataset
     from recipes.options import build_parser, read_places
-    from recipes.recipe import read_recipe
+    from recipes.recipe import Recipe, read_recipe
     from recipes.running import run_recipe
 
 
@@ -26,17 +26,25 @@ def run(arguments: argparse.Namespace) -> None:
     """
     places = read_places(arguments)
     recipes = [read_recipe(file) for file in arguments.recipe]
-    chosen = [each for each in recipes if each.data.get("dataset") not in arguments.without]
+    _refuse_common_folder(recipes)
+    # All of them before any is run: a mistake in the last one shows at once.
+    commands = [build_commands(each, places) for each in recipes]
+    datasets = [find_dataset(*each) for each in zip(recipes, commands, strict=True)]
+    if arguments.data is not None and len(set(datasets)) > 1:
+        raise OmpqError(f"`data` is the folder of one data set, not of {', '.join(set(datasets))}")
+    is_chosen = [name not in arguments.without for name in datasets]
+    chosen = [each for each, wanted in zip(recipes, is_chosen, strict=True) if wanted]
+    if not chosen:
+        arguments.parser.print_note("no recipe is left to be run")
     if arguments.show:
-        for recipe in chosen:
-            for command in build_commands(recipe, places):
-                print(command)
+        for lines, wanted in zip(commands, is_chosen, strict=True):
+            print(*(lines if wanted else []), sep="\n", end="\n" if wanted else "")
         return
     told, failed, all_met = [], [], True
     for recipe in chosen:
         print(f"{recipe.name}: {recipe.title}", flush=True)
         try:
-            finding = run_recipe(recipe, places)
+            finding = run_recipe(recipe, places, resume=arguments.resume)
         except OmpqError as error:
             if len(chosen) == 1:
                 raise
@@ -52,6 +60,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise OmpqError(f"{len(failed)} of {len(chosen)} recipes could not be run: {failed[0]}")
     if not all_met:
         sys.exit(1)
+
+
+def _refuse_common_folder(recipes: list[Recipe]) -> None:
+    """Refuse recipes of one name, whose results would be in one folder."""
+    names = [recipe.name for recipe in recipes]
+    for recipe in recipes:
+        if names.count(recipe.name) > 1:
+            raise OmpqError(f"two recipes are called {recipe.name}; run one after the other")
 
 
 def main() -> None:

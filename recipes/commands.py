@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,10 @@ from mixed_bit.options import build_search_parser
 from ompq.errors import OmpqError
 from ompq.export.options import build_parser as build_export_parser
 from ompq.options import Parser
-from ompq.yaml_files import check_keys
 from PTQ.options import build_parser as build_ptq_parser
 from QAT.options import build_parser as build_qat_parser
 from recipes.recipe import Recipe
+from recipes.spelling import flag, spell_options
 
 FOLDER = Path("recipe_output")
 BITS = "bit_config.json"
@@ -24,6 +27,9 @@ BITS = "bit_config.json"
 _WIDTHS = ("bit_cfg", "quant_scheme", "n_bits_w")
 # Options of the network that text may name in braces.
 _NAMED: tuple[str, ...] = ("arch", "path")
+# Options that name a network or its weights, in any section.
+_NETWORKS = ("arch", "teacher_arch")
+_WEIGHTS = ("path", "teacher_path")
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,25 @@ class Command:
     def __str__(self) -> str:
         return shlex.join([TOOLS[self.stage].command, *self.words])
 
+    def parse(self) -> argparse.Namespace:
+        """Return the arguments, as the command would get them.
+
+        Raises:
+            OmpqError: An option has a value that it cannot have.
+        """
+        with self.typed():
+            return TOOLS[self.stage].build_parser().parse_args(list(self.words))
+
+    @contextmanager
+    def typed(self) -> Iterator[None]:
+        """Let the process seem to be started by this command, which files of results tell."""
+        before = sys.argv
+        sys.argv = [TOOLS[self.stage].command, *self.words]
+        try:
+            yield
+        finally:
+            sys.argv = before
+
 
 @dataclass(frozen=True)
 class Places:
@@ -92,58 +117,87 @@ def build_commands(recipe: Recipe, places: Places) -> list[Command]:
     Raises:
         OmpqError: An option is none of its stage, or has a value that it cannot have.
     """
+    where = f"recipe {recipe.file}"
     network = _locate_network(recipe, places)
     data = dict(recipe.data)
     if places.data is not None:
         data["data"] = str(places.data)
     folders = {stage: places.output / recipe.name / stage for stage in recipe.stages}
-    names = {name: str(network[name]) for name in _NAMED if name in network}
+    names = {name: str(network[name]) for name in _NAMED if network.get(name) is not None}
     commands = []
     for stage, section in recipe.stages.items():
-        options = {key: _fill_in(value, names) for key, value in section.items()}
-        common = {} if stage == "export" else {**network, **data}
-        where = f"recipe {recipe.file}: {stage}"
-        if stage == "export":
-            first = [str(_find_exported(where, folders))]
-        else:
-            first = []
-            options = _link(stage, options, folders)
-        words = first + spell_options(where, {**common, **options}, stage)
-        words += [_flag("output_dir"), str(folders[stage])]
-        commands.append(Command(stage, tuple(words), folders[stage]))
+        told = f"{where}: {stage}"
+        options = _locate(section, recipe, places)
+        options = {key: _fill_in(f"{told}: {key}", v, names) for key, v in options.items()}
+        parser = TOOLS[stage].build_parser()
+        words = [] if stage != "export" else [str(_find_exported(told, folders))]
+        if stage != "export":
+            words += spell_options(f"{where}: network", network, stage, parser)
+            words += spell_options(f"{where}: data", data, stage, parser)
+        words += _link(stage, options, folders)
+        words += spell_options(told, options, stage, parser)
+        words += [flag("output_dir"), str(folders[stage])]
+        command = Command(stage, tuple(words), folders[stage])
+        try:
+            command.parse()
+        except OmpqError as error:
+            raise OmpqError(f"{told}: {error}") from error
+        commands.append(command)
     return commands
+
+
+def find_dataset(recipe: Recipe, commands: Sequence[Command]) -> str:
+    """Find the data set of a recipe, which may leave it to its commands.
+
+    Args:
+        recipe: Recipe.
+        commands: Its command lines.
+    """
+    told = [c.parse().dataset for c in commands if c.stage != "export"]
+    return str(told[-1] if told else recipe.data.get("dataset"))
 
 
 def _locate_network(recipe: Recipe, places: Places) -> dict[str, Any]:
     """Return the options of the network with its files where they are."""
-    network = dict(recipe.network)
-    arch = str(network.get("arch", ""))
-    if ".py:" in arch:
-        network["arch"] = str(recipe.file.parent / arch)
-    if places.path is not None:
-        network["path"] = str(places.path)
-    elif places.weights is not None and "path" in network:
-        network["path"] = str(places.weights / str(network["path"]))
-    return network
+    network = {"arch" if key == "model" else key: v for key, v in recipe.network.items()}
+    if places.path is None:
+        return _locate(network, recipe, places)
+    network.pop("pretrained", None)
+    return {**_locate(network, recipe, places), "path": str(places.path)}
 
 
-def _fill_in(value: object, names: Mapping[str, str]) -> object:
+def _locate(options: Mapping[str, Any], recipe: Recipe, places: Places) -> dict[str, Any]:
+    """Return options with networks' files beside the recipe, and weights in their folder."""
+    located = dict(options)
+    for key, value in options.items():
+        if not isinstance(value, str) or value.startswith(("~", "{")):
+            continue
+        if key in _NETWORKS and ".py:" in value:
+            located[key] = str(recipe.file.parent / value)
+        elif key in _WEIGHTS and places.weights is not None:
+            located[key] = str(places.weights / value)
+    return located
+
+
+def _fill_in(where: str, value: object, names: Mapping[str, str]) -> object:
     if not isinstance(value, str):
         return value
     for name, told in names.items():
         value = value.replace(f"{{{name}}}", told)
+    left = re.search(rf"{{({'|'.join(_NAMED)})}}", value)
+    if left is not None:
+        raise OmpqError(f"{where} names {left[0]}; give network a {left[1]}")
     return value
 
 
-def _link(stage: str, options: dict[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
-    """Let a stage take what an earlier one found: the widths, or the network to start from."""
-    if stage == "search" or any(key in options for key in _WIDTHS):
-        return options
+def _link(stage: str, options: Mapping[str, Any], folders: Mapping[str, Path]) -> list[str]:
+    """Let a stage take what an earlier one found: the network to start from, or the widths."""
     if stage == "qat" and "ptq" in folders:
-        return {"init_from": str(folders["ptq"]), **options}
-    if "search" in folders:
-        return {"bit_cfg": str(folders["search"] / BITS), **options}
-    return options
+        return [] if "init_from" in options else [flag("init_from"), str(folders["ptq"])]
+    given = any(key in options for key in _WIDTHS)
+    if stage in ("ptq", "qat") and "search" in folders and not given:
+        return [flag("bit_cfg"), str(folders["search"] / BITS)]
+    return []
 
 
 def _find_exported(where: str, folders: Mapping[str, Path]) -> Path:
@@ -151,71 +205,3 @@ def _find_exported(where: str, folders: Mapping[str, Path]) -> Path:
         if stage in folders:
             return folders[stage]
     raise OmpqError(f"{where} has nothing to export; give the recipe a stage ptq or qat")
-
-
-def spell_options(where: str, options: Mapping[str, Any], stage: str) -> list[str]:
-    """Spell options as the words of a stage's command line.
-
-    Args:
-        where: Name of the section, for messages.
-        options: Option without dashes → its value; of a search also `bits` by layers.
-        stage: Key of `TOOLS`.
-
-    Raises:
-        OmpqError: The command has no such option, or it takes no such value.
-    """
-    parser = TOOLS[stage].build_parser()
-    known = {
-        flag.lstrip("-"): action
-        for action in parser._actions
-        for flag in action.option_strings
-        if flag.startswith("--") and action.dest != "help"
-    }
-    check_keys(where, options, list(known))
-    words: list[str] = []
-    for key, value in options.items():
-        if stage == "search" and key == "bits" and isinstance(value, dict):
-            words += _spell_bits(f"{where}: bits", value)
-        else:
-            words += _spell(f"{where}: {key}", key, value, known)
-    return words
-
-
-def _flag(name: str) -> str:
-    return f"--{name}"
-
-
-def _spell_bits(where: str, bits: Mapping[Any, object]) -> list[str]:
-    """Spell widths by layers: a list holds candidates, one number is kept."""
-    words: list[str] = []
-    for layer, value in bits.items():
-        is_list = isinstance(value, list)
-        widths = value if isinstance(value, list) else [value]
-        if not widths or any(isinstance(w, bool) or not isinstance(w, int) for w in widths):
-            raise OmpqError(
-                f"{where}: {layer} is {value!r}; write a width, or a list such as [2, 4]"
-            )
-        listed = ",".join(map(str, widths))
-        if layer == "*":
-            words += [_flag("bits"), listed]
-        else:
-            words += [_flag("bits" if is_list else "pin"), f"{layer}={listed}"]
-    return words
-
-
-def _spell(where: str, key: str, value: Any, known: Mapping[str, argparse.Action]) -> list[str]:
-    flag, action = _flag(key), known[key]
-    if isinstance(value, bool):
-        if value:
-            return [flag]
-        if f"no-{key}" in known:
-            return [_flag(f"no-{key}")]
-        return [] if action.nargs == 0 else [flag, "false"]
-    if action.nargs == 0:
-        raise OmpqError(f"{where} is {value!r}; write true or false")
-    if isinstance(value, list):
-        words = [str(each) for each in value]
-        return [flag, *words] if action.nargs not in (None, "?") else [flag, ",".join(words)]
-    if value is None or isinstance(value, dict):
-        raise OmpqError(f"{where} is {value!r}; write one value")
-    return [flag, str(value)]

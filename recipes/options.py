@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ompq.data import DATASETS
 from ompq.errors import OmpqError
 from ompq.options import Parser
 from recipes.commands import FOLDER, Places
@@ -28,12 +29,17 @@ def build_parser() -> Parser:
         "--output_dir", type=Path, default=FOLDER, help="folder for results, by recipe and stage"
     )
     group = parser.add_argument_group("what to do")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with what was killed; what is done stays",
+    )
     group.add_argument("--show", action="store_true", help="print the commands, and run nothing")
     group.add_argument(
         "--without",
         action="append",
         default=[],
-        metavar="DATASET",
+        choices=list(DATASETS),
         help="leave out the recipes on that data set; may be repeated",
     )
     return parser

@@ -20,7 +20,7 @@ a list holds candidates, one number is kept. Text may name `{arch}` and `{path}`
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +166,6 @@ def _read_expectation(where: str, content: object) -> Expectation:
 
 def _read_number(where: str, value: Any) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and 0 <= value < math.inf:
+    if is_number and 0 <= value <= sys.float_info.max:
         return float(value)
     raise OmpqError(f"{where} is {value!r}; write a number that is not negative")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from mixed_bit.feature_extract import run as run_search
 from ompq.errors import OmpqError
@@ -16,8 +15,9 @@ from ompq.export.__main__ import run as run_export
 from ompq.runtime import say
 from PTQ.main_imagenet import run as run_ptq
 from QAT.quant_train import run as run_qat
-from recipes.commands import TOOLS, Command, Places, build_commands
+from recipes.commands import BITS, TOOLS, Command, Places, build_commands
 from recipes.recipe import FIGURES, Expectation, Recipe
+from recipes.spelling import flag
 
 _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "search": run_search,
@@ -25,6 +25,10 @@ _RUN: dict[str, Callable[[argparse.Namespace], None]] = {
     "qat": run_qat,
     "export": run_export,
 }
+# What a stage writes at its end, with its command in it.
+_RESULTS = {"search": BITS, "ptq": "results.json", "qat": "results.json"}
+_RESUME = flag("resume")
+_RESUMED = ("ptq", "qat")
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,18 @@ class Finding:
 
 
 def run_recipe(
-    recipe: Recipe, places: Places | None = None, *, say: Callable[[str], None] = say
+    recipe: Recipe,
+    places: Places | None = None,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = say,
 ) -> Finding:
     """Run the stages of a recipe.
 
     Args:
         recipe: Recipe to run.
         places: Where its files are; None for where it says.
+        resume: Whether to go on with what was killed: stages that are done stay as they are.
         say: Function that is told each command before it runs.
 
     Raises:
@@ -74,33 +83,43 @@ def run_recipe(
     """
     start = time.perf_counter()
     commands = build_commands(recipe, places or Places())
+    goes_on = resume
     for command in commands:
+        if goes_on and _is_done(command):
+            say(f"done before: {command}")
+            continue
+        if goes_on and command.stage in _RESUMED:
+            command = replace(command, words=(*command.words, _RESUME))
+        # What comes behind a stage that is run begins anew.
+        goes_on = False
         say(f"$ {command}")
         _run_command(command)
     found = _read_figure(commands, recipe.expectation)
     return Finding(recipe, found, (time.perf_counter() - start) / 60)
 
 
+def _is_done(command: Command) -> bool:
+    """Tell whether a stage's folder holds what this very command wrote at its end."""
+    file = command.folder / _RESULTS.get(command.stage, "")
+    if not file.is_file():
+        return False
+    try:
+        written = shlex.split(json.loads(file.read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    asked = shlex.split(str(command))
+    return [w for w in written if w != _RESUME] == [w for w in asked if w != _RESUME]
+
+
 def _run_command(command: Command) -> None:
     """Run a stage as if its command line had been typed."""
-    tool = TOOLS[command.stage]
-    with _typed([tool.command, *command.words]):
-        parser = tool.build_parser()
+    with command.typed():
+        arguments = command.parse()
         try:
-            _RUN[command.stage](parser.parse_args(list(command.words)))
+            _RUN[command.stage](arguments)
         except OmpqError as error:
-            raise OmpqError(f"{tool.command}: {parser.in_flags(str(error))}") from error
-
-
-@contextmanager
-def _typed(words: Sequence[str]) -> Iterator[None]:
-    """Let the process seem to be started by these words, which files of results tell."""
-    before = sys.argv
-    sys.argv = list(words)
-    try:
-        yield
-    finally:
-        sys.argv = before
+            told = arguments.parser.in_flags(str(error))
+            raise OmpqError(f"{TOOLS[command.stage].command}: {told}") from error
 
 
 def _read_figure(commands: Sequence[Command], expected: Expectation | None) -> float | None:

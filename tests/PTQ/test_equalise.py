@@ -69,9 +69,24 @@ def test_a_norm_is_made_even(kind: str, bias: bool) -> None:
     assert len(told) == 1 and "made even" in told[0]
 
 
-@pytest.mark.parametrize("kind", ["another reader", "own function", "a layer of convolution"])
+class Named(nn.Module):
+    """A network whose layer is called as the node of its output is, which a norm gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output, self.norm = nn.Linear(3 * 16 * 16, 8), make_network(nn.LayerNorm(8)).norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.output(x.flatten(1)))
+
+
+KEPT = ["another reader", "own function", "a layer of convolution", "the output"]
+
+
+@pytest.mark.parametrize("kind", KEPT)
 def test_a_norm_that_cannot_be_made_even_stays(kind: str) -> None:
     networks = {
+        "the output": Named().eval(),
         "another reader": make_network(nn.LayerNorm(8), read_twice=True),
         "own function": make_network(AbsoluteNorm(8)),
     }

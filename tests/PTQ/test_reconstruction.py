@@ -335,6 +335,8 @@ def test_images_without_channels_are_refused_for_a_plain_network() -> None:
         ({"act_lr": 0.0}, "`act_lr`"),
         ({"act_quant": False, "drop_probability": 0.5}, "`act_quant`"),
         ({"loss": "mae"}, "choose one of"),
+        ({"updates_per_step": 33}, "`updates_per_step` is 33; a step has"),
+        ({"varied_copies": 2, "vary_images": False}, "leave `vary_images` on"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change: dict, message: str) -> None:

@@ -24,10 +24,11 @@ from ompq import artifact
 from ompq.assignment import uniform
 from ompq.errors import OmpqError
 from ompq.files import atomic_path
-from ompq.graph import trace
+from ompq.graph import Group, trace
 from ompq.zoo import load_network
 from PTQ.main_imagenet import build_parser, quantize, run
 from PTQ.options import read_settings
+from PTQ.pipeline import choose_control
 from PTQ.settings import Settings
 
 SCRIPT = "PTQ/main_imagenet.py"
@@ -104,12 +105,23 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_up(
     with pytest.raises(ZeroDivisionError):
         quantize(build_parser().parse_args(options))
     monkeypatch.undo()
+    # Before anything is measured, which may take long.
+    monkeypatch.setattr("PTQ.main_imagenet.measure_float", lambda *_: 1 / 0)
     with pytest.raises(OmpqError, match="add `resume`"):
         quantize(build_parser().parse_args(options))
+    with pytest.raises(OmpqError, match="`cache_device` cuda needs"):
+        quantize(build_parser().parse_args([*options, "--cache_device", "cuda", "--device", "cpu"]))
     with pytest.raises(OmpqError, match=r"other settings \(weight_iterations"):
         quantize(build_parser().parse_args([*options, "--resume", "--iters_w", "21"]))
+    monkeypatch.undo()
     result = quantize(build_parser().parse_args([*options, "--resume"]))
     assert len(result["blocks"]) == 8
+
+
+def test_a_network_of_ends_alone_has_no_control() -> None:
+    roles = {"conv1": "stem", "fc": "classifier"}
+    layers = [Group((n,), tap=n, role=role, params=64, ops=1) for n, role in roles.items()]
+    assert choose_control(uniform(layers, 4, 8)) is None
 
 
 def test_an_earlier_result_is_moved_and_not_lost(

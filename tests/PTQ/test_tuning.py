@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from ompq.graph import fold_batch_norm, trace
 from ompq.quantized import QuantizedNetwork
 from ompq.zoo import load_network
 from PTQ import Settings, quantize_network
-from PTQ.tuning import measure_divergence, tune_steps
+from PTQ.tuning import TuningReport, measure_divergence, tune_steps
+from PTQ.variation import vary_images
 
 UNTUNED = Settings(
     weight_iterations=20,
@@ -167,3 +169,74 @@ def test_where_there_are_many_images_a_step_takes_more(
     handle.remove()
     judged = math.ceil(given / 128)
     assert counts[judged:-judged] == [seen] * 3
+
+
+class Head(nn.Module):
+    """A small network with an output of any kind."""
+
+    def __init__(self, outputs: int, *, is_map: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, outputs, 1)
+        self.is_map = is_map
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x).relu())
+        return x if self.is_map else x.mean((2, 3))
+
+
+def test_one_output_is_left_alone() -> None:
+    torch.manual_seed(0)
+    case = Case(Head(1).eval(), draw_images(256), 3, 4)
+    before = case.state()
+    report = tune_steps(case.quantized, case.teacher, case.images, STEPS)
+    assert "the outputs are no classes" in report.format_line()
+    assert all(torch.equal(case.state()[name], value) for name, value in before.items())
+
+
+def test_classes_of_every_position_are_tuned() -> None:
+    torch.manual_seed(0)
+    case = Case(Head(5, is_map=True).eval(), draw_images(256), 3, 4)
+    before = measure_divergence(case.quantized.module, case.teacher, case.images)
+    with torch.inference_mode():
+        shares = [
+            (network(case.images).double() / 4).log_softmax(1)
+            for network in (case.teacher, case.quantized.module)
+        ]
+    expected = 16 * float((shares[0].exp() * (shares[0] - shares[1])).sum(1).mean())
+    assert before == pytest.approx(expected, rel=1e-6)
+    report = tune_steps(case.quantized, case.teacher, case.images, STEPS)
+    assert report.kept == "tuned"
+    assert measure_divergence(case.quantized.module, case.teacher, case.images) < before
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_outputs_that_are_no_classes_do_not_get_worse(seed: int) -> None:
+    """A divergence does not see what moves all outputs alike; the error does."""
+    torch.manual_seed(seed)
+    case = Case(Head(2).eval(), draw_images(256), 2, 4)
+    images = vary_images(case.images, torch.Generator().manual_seed(9))
+
+    def measure() -> float:
+        with torch.inference_mode():
+            wanted = case.teacher(images)
+            return float((case.quantized.module(images) - wanted).square().mean())
+
+    before = measure()
+    tune_steps(case.quantized, case.teacher, case.images, replace(STEPS, tuning_iterations=100))
+    assert measure() <= 1.05 * before
+
+
+def test_layers_that_share_a_bias_share_it_after() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+    network.append(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)))
+    network[2].bias = network[0].bias
+    case = Case(network.eval(), draw_images(256), 3, 4)
+    report = tune_steps(case.quantized, case.teacher, case.images, STEPS)
+    assert report.before is not None and report.after is not None
+    assert report.after <= report.before
+
+
+def test_a_divergence_that_is_not_finite_becomes_null() -> None:
+    report = TuningReport(3, math.nan, math.nan, "as reconstructed", 1.0)
+    assert json.loads(json.dumps(report.to_json(), allow_nan=False))["before"] is None

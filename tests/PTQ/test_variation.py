@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from kinds import draw_images
+from torch import Tensor, nn
 
+from ompq import trace, uniform
+from PTQ import Settings, quantize_network
 from PTQ.variation import vary_images
 
 COUNT, HEIGHT, WIDTH = 400, 16, 24
@@ -45,3 +48,28 @@ def test_small_and_single_images_pass() -> None:
     single = torch.randn(1, 3, 4, 4)
     varied = vary_images(single, torch.Generator().manual_seed(0))
     assert torch.allclose(varied, single) or torch.allclose(varied, single.flip(3))
+
+
+class Directions(nn.Module):
+    """A network that divides by what each point's channels amount to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x / x.norm(dim=1, keepdim=True)
+        return self.b(self.a(x).relu().mean((2, 3)))
+
+
+def test_a_network_that_cannot_take_shifted_images_learns_from_them_as_they_are() -> None:
+    torch.manual_seed(0)
+    images, told = draw_images(64), list[str]()
+    graph = trace(Directions().eval(), tuple(images.shape[1:]))
+    settings = Settings(weight_iterations=20, act_iterations=10)
+    _, reports = quantize_network(
+        graph, uniform(graph.groups, 3, 8), images, settings, say=told.append
+    )
+    assert told[0].startswith("images are not varied: of images that are shifted")
+    assert all(report.kept != "rounding (the loss was not finite)" for report in reports)
+    assert any(report.loss_after < report.loss_before for report in reports)

@@ -15,6 +15,7 @@ from recipes.commands import TOOLS, Places, build_commands
 from recipes.recipe import Recipe, read_recipe
 
 FILES = sorted((ROOT / "recipes").glob("*.yaml"))
+TEACHER = ("teacher_arch", "teacher_path")
 WHOLE = """
 title: Everything
 network: {arch: net.py:make, path: weights.pth}
@@ -61,6 +62,44 @@ def test_a_recipe_becomes_command_lines(tmp_path: Path) -> None:
     ]
 
 
+def test_fine_tuning_goes_on_from_the_reconstruction_whatever_widths_it_names(
+    tmp_path: Path,
+) -> None:
+    text = WHOLE.replace("epochs: 1", "epochs: 1\n  quant_scheme: uniform4")
+    words = build_commands(read_recipe(write(tmp_path, text)), Places())[2].words
+    assert words[words.index("--init_from") + 1] == "recipe_output/own/ptq"
+    text = WHOLE.replace("epochs: 1", "epochs: 1\n  init_from: other")
+    words = build_commands(read_recipe(write(tmp_path, text)), Places())[2].words
+    assert words.count("--init_from") == 1 and words[words.index("--init_from") + 1] == "other"
+
+
+def test_networks_and_weights_are_found_in_every_section(tmp_path: Path) -> None:
+    text = WHOLE.replace("{arch: net.py:make", "{model: net.py:make")
+    text = text.replace('"{arch}"', "other.py:make").replace('"{path}"', "other.pth")
+    commands = build_commands(read_recipe(write(tmp_path, text)), Places(weights=Path("/w")))
+    words = commands[2].words
+    told = {key: words[words.index(f"--{key}") + 1] for key in ("arch", "path", *TEACHER)}
+    assert told["arch"] == f"{tmp_path}/net.py:make" and told["path"] == "/w/weights.pth"
+    assert told["teacher_arch"] == f"{tmp_path}/other.py:make"
+    assert told["teacher_path"] == "/w/other.pth"
+
+
+def test_own_weights_stand_in_for_an_authors(tmp_path: Path) -> None:
+    text = WHOLE.replace("path: weights.pth", "pretrained: true").replace('"{path}"', "t.pth")
+    words = build_commands(read_recipe(write(tmp_path, text)), Places(path=Path("mine.pth")))[
+        0
+    ].words
+    assert "--pretrained" not in words and words[words.index("--path") + 1] == "mine.pth"
+
+
+def test_switches_and_lists_are_said_as_the_commands_take_them(tmp_path: Path) -> None:
+    text = WHOLE.replace("sym: false", "no-sym: false")
+    text = text.replace("  sweep: [0.1, 0.2]", "  pin: ['a=4', 'b=8']")
+    search, ptq, *_ = build_commands(read_recipe(write(tmp_path, text)), Places())
+    assert ptq.parse().sym is True
+    assert [w for w in search.words if "=" in w and "layer" not in w] == ["conv1=8", "a=4", "b=8"]
+
+
 def test_globs_are_those_of_the_search(tmp_path: Path) -> None:
     text = WHOLE.replace("  sweep: [0.1, 0.2]\n", "")
     (command, *_) = build_commands(read_recipe(write(tmp_path, text)), Places())
@@ -98,6 +137,16 @@ def test_files_are_where_they_are_said_to_be(tmp_path: Path) -> None:
         ("data: {dataset: digits, mean: [0.1, 0.2, 0.3]}", "data: digits", "data is 'digits'"),
         ("minutes: 3", "minutes: 3\nminutes: 4", "in line 20: minutes is there twice"),
         ("title: Everything", "title: [", "is no YAML in line"),
+        ("title: Everything", "title: !!timestamp x", "is no YAML: a value does not fit its tag"),
+        ("minutes: 3", f"minutes: {'9' * 400}", "write a number that is not negative"),
+        ("epochs: 1", "epochs: many", "qat: argument --epochs: 'many' is not a whole number"),
+        ("to: onnx", "to: wrong", "export: argument --to: invalid choice: 'wrong'"),
+        ("conv1: 8", "1.10: 8", "1.1 is no text; write the layer in quotes"),
+        ("epochs: 1", "epochs: 1\n  save_path: x", "save_path is no recipe's to say; results go"),
+        ("epochs: 1", "epochs: 1\n  resume: x", "resume is no recipe's to say; ompq-run goes on"),
+        ("epochs: 1", "evaluate: x", "evaluate is no recipe's to say"),
+        (", path: weights.pth}", "}", "teacher_path names {path}; give network a path"),
+        ("path: weights.pth", "path: ", "network: path is None; write one value"),
     ],
 )
 def test_what_no_recipe_has_is_one_line(

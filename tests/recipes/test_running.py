@@ -18,6 +18,7 @@ from recipes.recipe import Expectation, read_recipe
 from recipes.running import Finding, run_recipe
 
 EARLIER = ROOT / "tests" / "earlier"
+TWO = ["ompq-bits", "ompq-ptq"]
 RECIPE = """
 title: A tiny network on digits
 network: {arch: tiny.py:make, path: tiny.pth}
@@ -93,7 +94,7 @@ def test_commands_are_shown_without_being_run(
     start("tiny.yaml", "--show")
     assert capsys.readouterr().out.count("\n") == 4
     start("tiny.yaml", "--show", "--without", "digits")
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "note: no recipe is left to be run\n"
     assert not (folder / "recipe_output").exists()
 
 
@@ -115,6 +116,25 @@ def test_what_a_stage_refuses_is_one_line(
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_killed_run_is_gone_on_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is done stays; an unfinished reconstruction is told how to go on, and goes on."""
+    start("tiny.yaml")
+    output = folder / "recipe_output" / "tiny"
+    first = json.loads((output / "qat" / "results.json").read_text())
+    bits = (output / "search" / "bit_config.json").stat().st_mtime_ns
+    (output / "qat" / "results.json").unlink()
+    capsys.readouterr()
+    start("tiny.yaml", "--resume")
+    told = capsys.readouterr().out
+    assert re.findall(r"^done before: (ompq-\w+)", told, flags=re.MULTILINE) == TWO
+    assert (output / "search" / "bit_config.json").stat().st_mtime_ns == bits
+    again = json.loads((output / "qat" / "results.json").read_text())
+    assert again["top1"] == first["top1"] and again["history"] == first["history"]
+    (folder / "tiny.yaml").write_text(RECIPE.replace("iters_w: 20", "iters_w: 21"))
+    start("tiny.yaml", "--resume")
+    assert capsys.readouterr().out.count("done before") == 1
+
+
 def test_of_several_recipes_all_are_tried(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "broken.yaml").write_text(RECIPE.replace("tiny.pth", "gone.pth"))
     quick = "\n".join(line for line in RECIPE.splitlines() if line[:3] not in ("qat", "exp", "ptq"))
@@ -122,6 +142,16 @@ def test_of_several_recipes_all_are_tried(folder: Path, capsys: pytest.CaptureFi
     with pytest.raises(OmpqError, match=r"1 of 2 recipes could not be run: broken: ompq-bits"):
         start("broken.yaml", "quick.yaml")
     assert "done; no figure is expected" in capsys.readouterr().out
+    other = folder / "other"
+    other.mkdir()
+    (other / "quick.yaml").write_text(quick)
+    (other / "of_imagenet.yaml").write_text(quick.replace("dataset: digits, ", ""))
+    for words, message in {
+        ("quick.yaml", "other/quick.yaml"): "two recipes are called quick",
+        ("quick.yaml", "other/of_imagenet.yaml", "--data", "x"): "of one data set, not of",
+    }.items():
+        with pytest.raises(OmpqError, match=message):
+            start(*words)
     with pytest.raises(OmpqError, match="`path` is of one recipe's network"):
         start("broken.yaml", "quick.yaml", "--path", "tiny.pth")
 
