@@ -275,6 +275,20 @@ def _parse_boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
+def list_unused_options(arguments: argparse.Namespace) -> list[str]:
+    """Return notes on options that were given and do nothing.
+
+    Args:
+        arguments: Arguments of `build_parser`.
+    """
+    if arguments.distill_method != NO_TEACHER:
+        return []
+    names = ("teacher_arch", "distill_alpha", "temperature")
+    given = [n for n in names if getattr(arguments, n) != arguments.parser.get_default(n)]
+    listed = ", ".join(f"`{name}`" for name in given)
+    return [f"without `distill_method` KD_naive there is no teacher for {listed}"] if given else []
+
+
 def read_settings(arguments: argparse.Namespace) -> TrainingSettings:
     """Return the settings of the fine-tuning that the command line asks for.
 

@@ -40,6 +40,7 @@ from QAT.options import (
     BINDING_OPTIONS,
     DEFAULT_SCHEME,
     LEARNED,
+    list_unused_options,
     read_conversion_settings,
     read_requested_target,
 )
@@ -97,7 +98,8 @@ def prepare_run(
     print_images(arguments, preprocess, [*training.notes, *test.notes])
     side = preprocess.input_size
     graph = trace(network.module.to(device), (preprocess.channels, side, side))
-    notes = _check_labels(arguments, training, graph.num_outputs)
+    notes = list_unused_options(arguments)
+    notes += _check_labels(arguments, training, graph.num_outputs)
     print_notes_once(arguments, ranks, notes)
     images = _read_calibration_images(arguments, preprocess)
     tell = partial(_tell, arguments, ranks)

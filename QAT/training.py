@@ -5,24 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.functional import cross_entropy
 
 from ompq.data import Loader, iterate_pairs
 from ompq.distillation import distillation_loss
 from ompq.errors import OmpqError
-from ompq.evaluation import Accuracy, find_device
+from ompq.evaluation import Accuracy, find_device, flatten_logits, in_evaluation
 from ompq.files import lock_folder
 from ompq.integer import IntegerNetwork
 from ompq.runtime import Ranks, progress, run_on_main, say
+from QAT.batches import compute_label_loss, count_batches, drop_smaller, iterate_steps
 from QAT.checkpoint import BEST, LAST, Resumed, load_checkpoint, save_checkpoint
 from QAT.gradient_sharing import agree_on_buffers, share_gradients
 from QAT.re_estimation import list_norms, re_estimate_norms
@@ -134,8 +133,13 @@ def run_training(
             f"`start_epoch` is {start_epoch}; with `epochs` {task.settings.epochs} it is one of "
             f"0 to {task.settings.epochs}"
         )
-    if not len(task.train) and task.settings.epochs:
+    if not count_batches(task.train) and task.settings.epochs:
         raise OmpqError("there are no training images; give batches of images and labels")
+    with nullcontext() if task.teacher is None else in_evaluation(task.teacher):
+        return _train(task, resumed, start_epoch)
+
+
+def _train(task: TrainingTask, resumed: Resumed | None, start_epoch: int) -> Progress:
     run = _TrainingRun(task)
     if resumed is not None:
         run.restore(resumed)
@@ -149,6 +153,9 @@ def run_training(
     state = load_checkpoint(task.folder / BEST, task.fingerprint)
     task.network.module.load_state_dict(state["network"])
     task.network.module.eval()
+    if state["progress"].get("re_estimated_top1") is not None:
+        # What is best may be what an earlier run of this training estimated anew.
+        run.progress.re_estimated_top1 = state["progress"]["re_estimated_top1"]
     return run.progress
 
 
@@ -161,7 +168,7 @@ class _TrainingRun:
         module = task.network.module
         self.progress = Progress()
         self.losses = torch.zeros((), dtype=torch.float64, device=task.device)
-        self.steps_per_epoch = len(task.train)
+        self.steps_per_epoch = count_batches(task.train)
         self.total_steps = settings.epochs * self.steps_per_epoch
         self.optimizer = torch.optim.SGD(
             [p for p in module.parameters() if p.requires_grad],
@@ -219,10 +226,11 @@ class _TrainingRun:
         bar = progress(
             self._iterate_remaining(epoch), f"epoch {epoch + 1}/{settings.epochs}", remaining
         )
-        for images, labels in bar:
-            self.losses += self._take_step(images, labels)
+        for batch in bar:
+            if batch is not None:
+                self.losses += self._take_step(*batch)
+                self.progress.counted += 1
             self.progress.step += 1
-            self.progress.counted += 1
             done = self.progress.step - epoch * count
             if settings.print_steps and done % settings.print_steps == 0:
                 loss = self._average_loss()
@@ -245,7 +253,10 @@ class _TrainingRun:
             return
         if not list_norms(module):
             return
-        re_estimate_norms(module, self._draw_images())
+        batches = self._draw_images()
+        # A small batch would count as much as a whole one.
+        alone = task.ranks.world_size == 1
+        re_estimate_norms(module, drop_smaller(batches) if alone else batches)
         agree_on_buffers(module, task.ranks)
         top1 = measure_accuracy(task, predict_test(task)).top1
         self.progress.re_estimated_top1 = top1
@@ -285,13 +296,14 @@ class _TrainingRun:
             f"start anew: with another `folder`, or after deleting {self.task.folder / LAST}"
         )
 
-    def _iterate_remaining(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _iterate_remaining(self, epoch: int) -> Iterator[tuple[Tensor, Tensor] | None]:
         if isinstance(self.task.train, Loader):
             # Its order depends on the epoch alone, so that a resumed run repeats it.
             self.task.train.set_epoch(epoch)
-        # A resumed run goes through the batches done before, so that order and images agree.
         done = self.progress.step - epoch * self.steps_per_epoch
-        yield from islice(iterate_pairs(self.task.train), done, self.steps_per_epoch)
+        # Several ranks take their steps together, and their norms see the images of all.
+        alone = self.task.ranks.world_size == 1 and bool(list_norms(self.task.network.module))
+        return iterate_steps(self.task.train, done, self.steps_per_epoch, drop_last_alone=alone)
 
     def _take_step(self, images: Tensor, labels: Tensor) -> Tensor:
         settings, task = self.task.settings, self.task
@@ -311,19 +323,24 @@ class _TrainingRun:
         return loss.detach()
 
     def _compute_loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        loss = cross_entropy(logits, labels)
-        if self.task.teacher is None:
-            return loss
+        alpha, temperature = self.task.settings.distill_alpha, self.task.settings.temperature
+        teacher = self.task.teacher
+        if teacher is None:
+            return compute_label_loss(logits, labels)
         with torch.no_grad():
-            taught = self.task.teacher(images).float()
+            try:
+                taught = flatten_logits(teacher(images), len(images)).float()
+            except OmpqError as error:
+                raise OmpqError(f"teacher: {error}") from error
         if taught.shape != logits.shape:
             sizes = ["×".join(map(str, found.shape)) for found in (taught, logits)]
             raise OmpqError(
                 f"the teacher gives {sizes[0]} logits, the network {sizes[1]}; give `teacher` one "
                 "of these classes"
             )
-        alpha, temperature = self.task.settings.distill_alpha, self.task.settings.temperature
-        return alpha * distillation_loss(logits, taught, temperature) + (1 - alpha) * loss
+        loss = alpha * distillation_loss(logits, taught, temperature)
+        # Where labels count for nothing, they may be anything.
+        return loss if alpha == 1 else loss + (1 - alpha) * compute_label_loss(logits, labels)
 
     def _evaluate(self, epoch: int) -> None:
         loss = self._average_loss()

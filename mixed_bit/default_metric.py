@@ -52,6 +52,8 @@ def _find_obstacle(evaluator: SensitivityEvaluator) -> str | None:
         return str(error)
     if not (np.isfinite(found.weights).all() and np.isfinite(found.activations).all()):
         return "its gradients are not finite"
+    if not found.weights.any():
+        return "its gradients are all zero"
     if found.unreached:
         return f"no gradient reaches {', '.join(found.unreached)}"
     return None

@@ -48,7 +48,7 @@ with interruptible_imports():
     from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
     from mixed_bit.sensitivity.features import Shard
     from mixed_bit.sensitivity.orthogonality import MINIMUM_UNBIASED_IMAGES
-    from mixed_bit.settings import FRONT_POINTS, MEASURED_FRONT_POINTS, SearchSettings
+    from mixed_bit.settings import FRONT_POINTS, MEASURED_FRONT_POINTS, PAPER_METRIC, SearchSettings
     from ompq.assignment import BitConfig
     from ompq.data import calibration_batches, calibration_images, load_calibration_file
     from ompq.data.batching import batch_sizes
@@ -198,7 +198,8 @@ def extract(arguments: argparse.Namespace) -> Found:
     problem = Problem.build(trace(network.module.to(device), shape), settings)
     check_feasible(problem)
     images = _read_images(*asked) if images is None else images
-    _check_batches(images.count, arguments.batch_size)
+    if arguments.auto or settings.chosen_metric.startswith(PAPER_METRIC):
+        _check_batches(images.count, arguments.batch_size)
     _print_images(arguments, preprocess, images, ranks)
     if ranks.is_main:
         arguments.parser.print_notes(network.notes)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -194,6 +195,22 @@ def find_device(network: nn.Module) -> torch.device:
     """Return the device of a network's parameters; the CPU where it has none."""
     parameter = next(network.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+@contextmanager
+def in_evaluation(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode while the body runs, and every part back after it.
+
+    Args:
+        network: Network whose parts may be in different modes.
+    """
+    modes = {part: part.training for part in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 @torch.inference_mode()

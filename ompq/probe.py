@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ompq.errors import OmpqError
-from ompq.evaluation import find_device
+from ompq.evaluation import find_device, in_evaluation
 from ompq.integer import IntegerNetwork
 from ompq.quantized import QuantizedNetwork
 
@@ -32,15 +32,9 @@ def probe(network: QuantizedNetwork | IntegerNetwork) -> list[float]:
         network: Quantized network on any device; its modules are left in the mode they are in.
     """
     module = network.module
-    modes = {part: part.training for part in module.modules()}
-    try:
-        module.eval()
-        image = _make_image(network.input_shape).to(find_device(module))
-        with torch.inference_mode():
-            outputs = [_select(module(image)) for _ in range(2)]
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+    image = _make_image(network.input_shape).to(find_device(module))
+    with in_evaluation(module), torch.inference_mode():
+        outputs = [_select(module(image)) for _ in range(2)]
     return outputs[0] if outputs[0] == outputs[1] else []
 
 

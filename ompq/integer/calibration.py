@@ -12,9 +12,10 @@ from ompq.integer.fake_quantizers import (
     FixedWeightFakeQuantizer,
     LearnedActivationFakeQuantizer,
     LearnedWeightFakeQuantizer,
-    fit_learned_weight_quantizer,
 )
 from ompq.integer.network import IntegerNetwork
+from ompq.quantizers import QuantParams, lp_scale
+from ompq.quantizers.scale import sample_with_extremes
 
 # Activations of as many bits lose little where the whole range is covered, and clip nothing.
 _WIDE = 8
@@ -72,9 +73,10 @@ def _fit_learned_scales(network: IntegerNetwork, images: Tensor) -> None:
         if not isinstance(quantizer, LearnedActivationFakeQuantizer):
             raise TypeError(f"{type(quantizer).__name__} has no scale to learn")
         values, clip, _ = given
+        values = values.float() if clip is None else values.float().clamp(*clip)
         # Of several values with one scale, each is fitted together with those before it.
-        fitted[quantizer].append(values.float() if clip is None else values.float().clamp(*clip))
-        quantizer.fit(torch.cat([value.flatten() for value in fitted[quantizer]]))
+        fitted[quantizer].append(sample_with_extremes(values))
+        quantizer.fit(torch.cat(fitted[quantizer]))
 
     if not fitted:
         return
@@ -107,10 +109,29 @@ def start_learning_steps(network: IntegerNetwork, per_channel: bool) -> None:
             weight = layer.read_rounded_weight(per_channel)
             given = layer.fake_quantizer
             if isinstance(given, FixedWeightFakeQuantizer):
-                learned[own] = LearnedWeightFakeQuantizer(given.compute_params(weight))
+                params = given.compute_params(weight)
             else:
-                learned[own] = fit_learned_weight_quantizer(weight, given.bits, per_channel)
+                params = lp_scale(weight, given.bits, symmetric=True, per_channel=per_channel)
+            learned[own] = LearnedWeightFakeQuantizer(_wake_channels(params, weight))
         layer.fake_quantizer = learned[own]
     for requantizer in network.requantizers().values():
         if isinstance(requantizer.fake_quantizer, LearnedActivationFakeQuantizer):
             requantizer.fake_quantizer.observing = False
+
+
+def _wake_channels(params: QuantParams, weight: Tensor) -> QuantParams:
+    """Give channels whose weights are all zero a scale by which they can leave zero.
+
+    Any scale fits them. The least one would clip what they learn, and learn nothing itself.
+    """
+    rows = weight.detach().flatten(1)
+    dead = ~rows.any(dim=1)
+    # What PyTorch's layers start with reaches as far.
+    usual = rows.shape[1] ** -0.5 / params.high
+    if not params.scale.dim():
+        scale = params.scale.new_tensor(usual) if bool(dead.all()) else params.scale
+    else:
+        live = params.scale[~dead.to(params.scale.device)]
+        usual = float(live.median()) if len(live) else usual
+        scale = params.scale.masked_fill(dead.to(params.scale.device), usual)
+    return QuantParams(scale, params.zero_point, params.low, params.high)

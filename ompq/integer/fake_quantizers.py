@@ -14,7 +14,6 @@ from ompq.quantizers import (
     fake_quantize,
     fit_activation_scale,
     learned_step_quantize,
-    lp_scale,
     round_to,
     sample_values,
 )
@@ -186,21 +185,6 @@ class LearnedWeightFakeQuantizer(FixedWeightFakeQuantizer):
         scale = _slow_gradient(scale, count, self.high).view(shape)
         zero_point = self.zero_point.view(shape)
         return learned_step_quantize(weight, scale, zero_point, self.low, self.high)
-
-
-def fit_learned_weight_quantizer(
-    weight: Tensor, bits: int, per_channel: bool
-) -> LearnedWeightFakeQuantizer:
-    """Return a learned fake quantizer that starts where the L_2.4 error of a weight is least.
-
-    Args:
-        weight: Weight, channels × ….
-        bits: Width of its integers.
-        per_channel: Whether every output channel has a step size of its own.
-    """
-    return LearnedWeightFakeQuantizer(
-        lp_scale(weight, bits, symmetric=True, per_channel=per_channel)
-    )
 
 
 class ActivationFakeQuantizer(nn.Module):

@@ -132,7 +132,8 @@ class IntegerNetwork:
             if isinstance(module, QuantizedLayer | StandaloneBatchNorm):
                 module.freeze_norm = True
                 continue
-            if _is_batch_norm(module):
+            told = _evaluate in module._forward_pre_hooks.values()
+            if _is_batch_norm(module) and not told:
                 # A norm with code of its own has nothing to be told by but its mode.
                 module.register_forward_pre_hook(_evaluate)
             called += module.children()

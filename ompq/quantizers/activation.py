@@ -54,9 +54,10 @@ class ActivationQuantizer(nn.Module):
         """Choose scale and zero point for values like those of `x`, by L_2.4 search.
 
         Args:
-            x: Values of the activation, of any shape; nothing is chosen for none.
+            x: Values of the activation, of any shape; nothing is chosen for none, for those that
+                are all zero, or for NaN.
         """
-        if x.numel():
+        if x.numel() and x.any() and bool(x.isfinite().all()):
             self.set(fit_activation_scale(x.detach(), self.bits))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -154,6 +154,20 @@ def sample_values(values: Tensor) -> Tensor:
     return flat[torch.randint(flat.numel(), (_SAMPLED,), generator=generator).to(flat.device)]
 
 
+def sample_with_extremes(values: Tensor) -> Tensor:
+    """Return all values, or a sample of them with the least and the largest; flat.
+
+    Candidates for a scale are shares of the range, which a sample may miss.
+
+    Args:
+        values: Values of any shape, dtype and device.
+    """
+    sample = sample_values(values)
+    if sample.numel() == values.numel():
+        return sample
+    return torch.cat([sample, values.amin()[None], values.amax()[None]])
+
+
 def fit_activation_scale(values: Tensor, bits: int) -> QuantParams:
     """Choose the one scale and zero point of an activation by L_2.4 search on a sample of it.
 
@@ -161,8 +175,4 @@ def fit_activation_scale(values: Tensor, bits: int) -> QuantParams:
         values: Values of the activation, of any shape, at least one.
         bits: Width of the integers.
     """
-    sample = sample_values(values)
-    if sample.numel() < values.numel():
-        # With the extremes: the candidates are shares of the range, which a sample may miss.
-        sample = torch.cat([sample, values.amin()[None], values.amax()[None]])
-    return lp_scale(sample, bits, per_channel=False)
+    return lp_scale(sample_with_extremes(values), bits, per_channel=False)

@@ -13,7 +13,7 @@ from ompq.data import make_loader
 from ompq.errors import OmpqError
 from ompq.preprocess import Preprocess
 from QAT.distillation import Teacher, load_teacher
-from QAT.options import build_parser
+from QAT.options import build_parser, list_unused_options
 
 EARLIER = ROOT / "tests" / "earlier"
 STUDENT = Preprocess(8, 8, (0.3, 0.4, 0.5), (0.2, 0.3, 0.4))
@@ -66,6 +66,15 @@ def load(*options: object) -> tuple[Teacher | None, str]:
         return load_teacher(parser.parse_args(given), 10, STUDENT, CPU), ""
     except OmpqError as error:
         return None, parser.in_flags(str(error))
+
+
+def test_options_of_no_teacher_are_noted() -> None:
+    parser = build_parser()
+    (note,) = list_unused_options(parser.parse_args(["--teacher_arch", "x", "--temperature", "9"]))
+    assert parser.in_flags(note) == (
+        "without --distill_method KD_naive there is no teacher for --teacher_arch, --temperature"
+    )
+    assert not list_unused_options(parser.parse_args([]))
 
 
 def write_own(folder: Path, channels: int) -> str:

@@ -101,6 +101,11 @@ def test_orthogonality_steps_in_where_gradients_fail(between: Callable, reason: 
     assert reason in note and "\n" not in note
 
 
+def test_one_output_whose_share_is_always_whole_takes_orthogonality() -> None:
+    found = find(nn.Sequential(Chain(torch.relu), nn.Linear(5, 1)))
+    assert found.settings.metric == "orm" and "its gradients are all zero" in found.notes[0]
+
+
 def test_gradients_that_fail_are_one_line_where_fisher_is_named() -> None:
     with pytest.raises(OmpqError, match=r"gradients cannot be computed .*choose another `metric`"):
         find(Chain(step_without_gradient), metric="fisher")
@@ -163,6 +168,10 @@ def test_labels_need_no_metric_beside_them(tmp_path: Path) -> None:
     found = extract(parser.parse_args(command))
     assert found.config.details["metric"] == "fisher"
     assert json.dumps(found.config.to_json())
+    # Four images in a batch are what the estimate of orthogonality needs.
+    extract(parser.parse_args([*command, "--batch_size", "2"]))
+    with pytest.raises(OmpqError, match="the minibatch estimate needs 4 images"):
+        extract(parser.parse_args([*command, "--batch_size", "2", "--beta", "10"]))
     published = extract(parser.parse_args([*command, "--beta", "10"]))
     assert published.config.details["metric"] == "orm"
     assert published.result.orthogonality is not None

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ompq.quantizers import QuantParams, fake_quantize, lp_scale, min_max_scale
+from ompq.quantizers import ActivationQuantizer, QuantParams, fake_quantize, lp_scale, min_max_scale
 from ompq.quantizers.scale_bounds import contenders
 
 
@@ -147,3 +147,10 @@ def test_a_silent_channel_stays_silent() -> None:
 def test_powers_below_two_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         lp_scale(torch.ones(2, 2), 4, p=1.5)
+
+
+@pytest.mark.parametrize("values", [torch.zeros(6), torch.tensor([1.0, torch.nan])])
+def test_nothing_is_fitted_to_values_that_tell_nothing(values: Tensor) -> None:
+    quantizer = ActivationQuantizer(4)
+    quantizer.fit(values)
+    assert float(quantizer.scale) == 1.0 and quantizer.zero_point == 0
