@@ -254,6 +254,7 @@ def build_bit_config(
     """
     settings, assignment = result.settings, result.assignment
     peak = measure_peak(result.problem.graph, assignment)
+    of_features = METRICS[settings.chosen_metric].uses_orthogonality
     how: dict[str, Any] = {
         "float_size_mb": assignment.float_size_mb,
         "budget": {
@@ -271,13 +272,13 @@ def build_bit_config(
         "metric": settings.chosen_metric,
         "price": result.allocation.objective,
         "forward_passes": result.sensitivity.forward_passes,
-        "beta": settings.chosen_beta,
+        "beta": settings.chosen_beta if of_features else None,
         "solver": settings.solver,
         "optimal": result.allocation.optimal,
         "note": result.allocation.note,
         "seed": seed,
         "num_images": result.num_images,
-        "centred": settings.centred,
+        "centred": settings.centred if of_features else None,
         **(details or {}),
         "timing": {name: round(value, 4) for name, value in result.seconds.items()},
         "versions": versions(),

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from mixed_bit.problem import Problem
+from mixed_bit.sensitivity import METRICS
 from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
-from mixed_bit.settings import DEFAULT_METRIC, PAPER_METRIC
+from mixed_bit.settings import DEFAULT_METRIC, PAPER_METRIC, SearchSettings
 from ompq.errors import OmpqError
 
 
@@ -23,11 +24,11 @@ def settle_metric(
 
     Returns:
         The problem, its settings with a metric, and what a user should know of the choice: one
-        line, or none where the settings name a metric.
+        line, or none where the settings name a metric and nothing that it leaves out.
     """
     settings = problem.settings
     if settings.metric is not None:
-        return problem, ()
+        return problem, _note_unused(settings)
     metric, why = settings.chosen_metric, "no `metric` is named"
     if metric == PAPER_METRIC:
         why = f"the paper's, by {' and '.join(f'`{name}`' for name in settings.of_paper)}"
@@ -37,6 +38,15 @@ def settle_metric(
             metric, why = PAPER_METRIC, f"`metric` {DEFAULT_METRIC} is not to be had: {obstacle}"
     note = f"sensitivities by {metric}: {why}"
     return problem.with_settings(replace(settings, metric=metric)), (note,)
+
+
+def _note_unused(settings: SearchSettings) -> tuple[str, ...]:
+    """Note what is given of orthogonality beside a metric that has nothing to do with it."""
+    given = [name for name in settings.of_paper if name != "solver"]
+    if METRICS[settings.chosen_metric].uses_orthogonality or not given:
+        return ()
+    named = " and ".join(f"`{name}`" for name in given)
+    return (f"{named} without effect: `metric` {settings.metric} measures no orthogonality",)
 
 
 def _find_obstacle(evaluator: SensitivityEvaluator) -> str | None:

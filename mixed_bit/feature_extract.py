@@ -45,10 +45,11 @@ with interruptible_imports():
     from mixed_bit.options import read_settings
     from mixed_bit.problem import Problem
     from mixed_bit.report import draw_result, print_front, print_result
+    from mixed_bit.sensitivity import METRICS
     from mixed_bit.sensitivity.evaluator import SensitivityEvaluator
     from mixed_bit.sensitivity.features import Shard
     from mixed_bit.sensitivity.orthogonality import MINIMUM_UNBIASED_IMAGES
-    from mixed_bit.settings import FRONT_POINTS, MEASURED_FRONT_POINTS, PAPER_METRIC, SearchSettings
+    from mixed_bit.settings import FRONT_POINTS, MEASURED_FRONT_POINTS, SearchSettings
     from ompq.assignment import BitConfig
     from ompq.data import calibration_batches, calibration_images, load_calibration_file
     from ompq.data.batching import batch_sizes
@@ -198,11 +199,11 @@ def extract(arguments: argparse.Namespace) -> Found:
     problem = Problem.build(trace(network.module.to(device), shape), settings)
     check_feasible(problem)
     images = _read_images(*asked) if images is None else images
-    if arguments.auto or settings.chosen_metric.startswith(PAPER_METRIC):
+    if arguments.auto or METRICS[settings.chosen_metric].uses_orthogonality:
         _check_batches(images.count, arguments.batch_size)
     _print_images(arguments, preprocess, images, ranks)
     if ranks.is_main:
-        arguments.parser.print_notes(network.notes)
+        arguments.parser.print_notes([*network.notes, *_note_unused(arguments)])
     problem = _check(problem, images, arguments.parser.print_note if ranks.is_main else None)
     details: dict[str, Any] = {
         "command": arguments.parser.command,
@@ -256,6 +257,16 @@ def _check(problem: Problem, images: _Images, say: Callable[[str], None] | None)
     checked = Problem.build(graph, problem.settings)
     check_feasible(checked)
     return checked
+
+
+def _note_unused(arguments: argparse.Namespace) -> list[str]:
+    """Note options that choose images, where a file holds those to take."""
+    if arguments.calibration_data is None:
+        return []
+    names = ("num_images", "augment")
+    given = [n for n in names if getattr(arguments, n) != arguments.parser.get_default(n)]
+    named = " and ".join(f"`{name}`" for name in given)
+    return [f"{named} without effect: `calibration_data` holds the images"] if given else []
 
 
 def _check_batches(count: int, batch_size: int) -> None:

@@ -82,7 +82,10 @@ def test_what_means_the_paper_takes_orthogonality(given: dict) -> None:
 
 
 def test_a_metric_that_is_named_stays_beside_beta() -> None:
-    assert find(Chain(torch.relu), metric="sqnr", beta=3.0).settings.metric == "sqnr"
+    found = find(Chain(torch.relu), metric="sqnr", beta=3.0)
+    assert found.settings.metric == "sqnr"
+    assert found.notes == ("`beta` without effect: `metric` sqnr measures no orthogonality",)
+    assert not find(Chain(torch.relu), metric="orm_sqnr", beta=3.0).notes
 
 
 @pytest.mark.parametrize(
@@ -167,6 +170,7 @@ def test_labels_need_no_metric_beside_them(tmp_path: Path) -> None:
         read_settings(parser.parse_args([*command, "--labels", "--beta", "10"]))
     found = extract(parser.parse_args(command))
     assert found.config.details["metric"] == "fisher"
+    assert found.config.details["beta"] is None and found.config.details["centred"] is None
     assert json.dumps(found.config.to_json())
     # Four images in a batch are what the estimate of orthogonality needs.
     extract(parser.parse_args([*command, "--batch_size", "2"]))

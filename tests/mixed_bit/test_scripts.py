@@ -122,7 +122,8 @@ def test_calibration_data_and_minibatches(script, tmp_path: Path) -> None:
     whole = script(SCRIPT, *common)
     assert "12 images, exact estimator" in whole.stdout
     assert "random weights" in whole.stdout
-    parts = script(SCRIPT, *common, "--batch_size", 6)
+    parts = script(SCRIPT, *common, "--batch_size", 6, "--num_images", 8)
+    assert "note: --num_images without effect: --calibration_data holds" in parts.stdout
     assert "unbiased minibatch estimate over 2 batches (Nguyen et al." in parts.stdout
     assert script(SCRIPT, *common, "--batch_size", 3).returncode == 2
 
