@@ -22,7 +22,7 @@ from ompq.graph import trace
 from PTQ import options as ptq
 from QAT import options as qat
 
-DOCUMENTS = ("README.md", "docs/results.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/experiments.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 PARSERS = {
@@ -51,7 +51,8 @@ def code_lines(text: str) -> list[str]:
 def commands() -> list[tuple[str, list[str]]]:
     """Every call of a script in a code block, as (script, arguments)."""
     found = []
-    for text in (README, RESULTS):
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
         for line in code_lines(text):
             words = shlex.split(line, comments=True)
             for name in PARSERS:
