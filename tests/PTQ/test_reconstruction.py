@@ -111,6 +111,7 @@ def test_every_layer_keeps_or_raises_its_signal_to_noise(trained: Path) -> None:
 
 @given(steps=st.integers(1, 30000), batch=st.integers(1, 64), parts=st.none() | st.integers(1, 100))
 def test_updates_see_the_images_of_their_steps(steps: int, batch: int, parts: int | None) -> None:
+    parts = parts and min(parts, batch)
     settings = Settings(batch_size=batch, updates_per_step=parts)
     updates, each = settings.plan_updates(steps)
     assert steps * batch <= updates * each < steps * batch + updates
