@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+# Workers share few cores, and so do the processes they fork: read when PyTorch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

@@ -13,8 +13,7 @@ import torch
 from forked import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
-# Processes of the tests share few cores.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def run_command(command: list[str], cwd: Path, timeout: float = 900, **environment: str):
