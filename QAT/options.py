@@ -281,12 +281,17 @@ def list_unused_options(arguments: argparse.Namespace) -> list[str]:
     Args:
         arguments: Arguments of `build_parser`.
     """
-    if arguments.distill_method != NO_TEACHER:
-        return []
-    names = ("teacher_arch", "distill_alpha", "temperature")
-    given = [n for n in names if getattr(arguments, n) != arguments.parser.get_default(n)]
-    listed = ", ".join(f"`{name}`" for name in given)
-    return [f"without `distill_method` KD_naive there is no teacher for {listed}"] if given else []
+    idle = {}
+    if arguments.distill_method == NO_TEACHER:
+        names = ("teacher_arch", "distill_alpha", "temperature")
+        idle["without `distill_method` KD_naive there is no teacher for"] = names
+    if arguments.quantizer == LEARNED:
+        idle["`quantizer` lsq learns step sizes, without"] = ("weight_percentile",)
+    notes = []
+    for told, names in idle.items():
+        given = [n for n in names if getattr(arguments, n) != arguments.parser.get_default(n)]
+        notes += [f"{told} {', '.join(f'`{name}`' for name in given)}"] if given else []
+    return notes
 
 
 def read_settings(arguments: argparse.Namespace) -> TrainingSettings:

@@ -107,7 +107,8 @@ def run(arguments: argparse.Namespace) -> None:
     train_float(module, train, arguments.epochs, device, learning_rate=arguments.lr)
     test = make_loader(arguments.dataset, arguments.data, "val", preprocess, 256)
     accuracy = evaluate(module, test, device)
-    name = arguments.model.replace(":", "_").replace("/", "_")
+    file, _, factory = arguments.model.rpartition(":")
+    name = factory if file.endswith(".py") else arguments.model.replace(":", "_").replace("/", "_")
     file = arguments.output_dir / f"{name}.pth"
     save_state(file, module.state_dict())
     print(f"top-1 {accuracy.top1:.2f} % of {accuracy.count} images; written to {file}")

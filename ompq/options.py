@@ -17,6 +17,8 @@ from ompq.script import is_main_process
 from ompq.values import channel_means, float_list, natural, positive, seed_number
 from ompq.zoo import Network, load_network
 
+DEFAULT_DATASET = "imagenet"
+
 
 def add_network_options(
     parser: argparse.ArgumentParser, *name_flags: str, required: bool = True
@@ -60,7 +62,9 @@ def add_data_options(
         The group, for further options.
     """
     group = parser.add_argument_group(title)
-    group.add_argument("--dataset", choices=list(DATASETS), default="imagenet", help="data set")
+    group.add_argument(
+        "--dataset", choices=list(DATASETS), default=DEFAULT_DATASET, help="data set"
+    )
     group.add_argument(*folder_flags, dest="data", type=Path, help="folder of the data set")
     add_input_size(group)
     group.add_argument(

@@ -30,9 +30,11 @@ def run(arguments: argparse.Namespace) -> None:
     # All of them before any is run: a mistake in the last one shows at once.
     commands = [build_commands(each, places) for each in recipes]
     datasets = [find_dataset(*each) for each in zip(recipes, commands, strict=True)]
-    if arguments.data is not None and len(set(datasets)) > 1:
-        raise OmpqError(f"`data` is the folder of one data set, not of {', '.join(set(datasets))}")
     is_chosen = [name not in arguments.without for name in datasets]
+    common = {name for name in datasets if name not in {*arguments.without, *places.data_of}}
+    if places.data is not None and len(common) > 1:
+        names = ", ".join(sorted(common))
+        raise OmpqError(f"`data` is the folder of one data set, not of {names}; give DATASET=DIR")
     chosen = [each for each, wanted in zip(recipes, is_chosen, strict=True) if wanted]
     if not chosen:
         arguments.parser.print_note("no recipe is left to be run")

@@ -8,14 +8,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixed_bit.options import build_search_parser
 from ompq.errors import OmpqError
 from ompq.export.options import build_parser as build_export_parser
-from ompq.options import Parser
+from ompq.options import DEFAULT_DATASET, Parser
 from PTQ.options import build_parser as build_ptq_parser
 from QAT.options import build_parser as build_qat_parser
 from recipes.recipe import Recipe
@@ -99,12 +99,14 @@ class Places:
         weights: Folder that holds the weights which recipes name; None for the present one.
         data: Folder of the data set; None for that of the recipe, or the data set's own place.
         output: Folder for the results, one folder in it for each recipe.
+        data_of: Data set → its folder, where it is not `data`.
     """
 
     path: Path | None = None
     weights: Path | None = None
     data: Path | None = None
     output: Path = FOLDER
+    data_of: Mapping[str, Path] = field(default_factory=dict)
 
 
 def build_commands(recipe: Recipe, places: Places) -> list[Command]:
@@ -120,8 +122,9 @@ def build_commands(recipe: Recipe, places: Places) -> list[Command]:
     where = f"recipe {recipe.file}"
     network = _locate_network(recipe, places)
     data = dict(recipe.data)
-    if places.data is not None:
-        data["data"] = str(places.data)
+    folder = places.data_of.get(data.get("dataset", DEFAULT_DATASET), places.data)
+    if folder is not None:
+        data["data"] = str(folder)
     folders = {stage: places.output / recipe.name / stage for stage in recipe.stages}
     names = {name: str(network[name]) for name in _NAMED if network.get(name) is not None}
     commands = []

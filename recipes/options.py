@@ -24,7 +24,14 @@ def build_parser() -> Parser:
     group.add_argument(
         "--weights", type=Path, metavar="DIR", help="folder of the weights that recipes name"
     )
-    group.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set")
+    group.add_argument(
+        "--data",
+        type=_parse_folder,
+        action="append",
+        default=[],
+        metavar="[DATASET=]DIR",
+        help="folder of the data set; of several data sets, each with its name",
+    )
     group.add_argument(
         "--output_dir", type=Path, default=FOLDER, help="folder for results, by recipe and stage"
     )
@@ -53,4 +60,12 @@ def read_places(arguments: argparse.Namespace) -> Places:
     """
     if arguments.path is not None and len(arguments.recipe) > 1:
         raise OmpqError("`path` is of one recipe's network; give `weights` DIR to several")
-    return Places(arguments.path, arguments.weights, arguments.data, arguments.output_dir)
+    data = dict(arguments.data)
+    common = data.pop(None, None)
+    return Places(arguments.path, arguments.weights, common, arguments.output_dir, data)
+
+
+def _parse_folder(text: str) -> tuple[str | None, Path]:
+    """Return the data set that is named in front of a folder, if one is, and the folder."""
+    name, separator, folder = text.partition("=")
+    return (name, Path(folder)) if separator and name in DATASETS else (None, Path(text))

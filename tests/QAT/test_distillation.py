@@ -68,8 +68,11 @@ def load(*options: object) -> tuple[Teacher | None, str]:
         return None, parser.in_flags(str(error))
 
 
-def test_options_of_no_teacher_are_noted() -> None:
+def test_options_that_do_nothing_are_noted() -> None:
     parser = build_parser()
+    learned = ["--quantizer", "lsq", "--weight_percentile", "99"]
+    (note,) = list_unused_options(parser.parse_args(learned))
+    assert note == "`quantizer` lsq learns step sizes, without `weight_percentile`"
     (note,) = list_unused_options(parser.parse_args(["--teacher_arch", "x", "--temperature", "9"]))
     assert parser.in_flags(note) == (
         "without --distill_method KD_naive there is no teacher for --teacher_arch, --temperature"

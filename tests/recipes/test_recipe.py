@@ -115,6 +115,8 @@ def test_files_are_where_they_are_said_to_be(tmp_path: Path) -> None:
     words = build_commands(recipe, places)[1].words
     assert words[words.index("--path") + 1] == "/weights/weights.pth"
     assert words[words.index("--data") + 1] == "/images"
+    named = build_commands(recipe, Places(data=Path("/images"), data_of={"digits": Path("/d")}))
+    assert named[1].words[words.index("--data") + 1] == "/d"
     qat = build_commands(recipe, Places(path=Path("mine.pth")))[2].words
     assert [qat[qat.index(f"--{key}") + 1] for key in ("path", "teacher_path")] == ["mine.pth"] * 2
 

@@ -152,6 +152,15 @@ def test_of_several_recipes_all_are_tried(folder: Path, capsys: pytest.CaptureFi
     }.items():
         with pytest.raises(OmpqError, match=message):
             start(*words)
+    # A folder is asked of no data set that is left out, or has its own.
+    two = ("quick.yaml", "other/of_imagenet.yaml", "--show", "--data", "x")
+    for more, asked in {
+        ("--without", "imagenet"): {"x"},
+        ("--data", "imagenet=y/z=1"): {"x", "y/z=1"},
+    }.items():
+        start(*two, *more)
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert {line[line.index("--data") + 1] for line in lines if "--data" in line} == asked
     with pytest.raises(OmpqError, match="`path` is of one recipe's network"):
         start("broken.yaml", "quick.yaml", "--path", "tiny.pth")
 
