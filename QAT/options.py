@@ -281,7 +281,7 @@ def list_unused_options(arguments: argparse.Namespace) -> list[str]:
     Args:
         arguments: Arguments of `build_parser`.
     """
-    idle = {}
+    idle: dict[str, tuple[str, ...]] = {}
     if arguments.distill_method == NO_TEACHER:
         names = ("teacher_arch", "distill_alpha", "temperature")
         idle["without `distill_method` KD_naive there is no teacher for"] = names
