@@ -283,8 +283,8 @@ def list_unused_options(arguments: argparse.Namespace) -> list[str]:
     """
     idle: dict[str, tuple[str, ...]] = {}
     if arguments.distill_method == NO_TEACHER:
-        names = ("teacher_arch", "distill_alpha", "temperature")
-        idle["without `distill_method` KD_naive there is no teacher for"] = names
+        of_teacher = ("teacher_arch", "distill_alpha", "temperature")
+        idle["without `distill_method` KD_naive there is no teacher for"] = of_teacher
     if arguments.quantizer == LEARNED:
         idle["`quantizer` lsq learns step sizes, without"] = ("weight_percentile",)
     notes = []
