@@ -1,9 +1,9 @@
 """What a step of quantization-aware training costs beside one of the float network.
 
 For every network and input: seconds of forward, backward and update of the float network with
-batch norm in training, and of the quantized one, with batch norm in training and frozen; and the
-memory that each keeps for its backward pass. Steps alternate within one process, medians are
-compared; quote the ratios.
+batch norm in training, and of the quantized one, with batch norm in training, frozen, and with
+step sizes that are learned (LSQ); and the memory that each keeps for its backward pass. Steps
+alternate within one process, medians are compared; quote the ratios.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ from benchmarks.measuring import measure_saved_memory, measure_seconds
 from ompq.assignment import uniform
 from ompq.files import write_json
 from ompq.graph import trace
-from ompq.integer import ConversionSettings, calibrate, convert_to_integers
+from ompq.integer import (
+    ConversionSettings,
+    calibrate,
+    convert_to_integers,
+    start_learning_steps,
+)
 from ompq.options import Parser, add_run_options
 from ompq.runtime import resolve_device, seed_everything, versions
 from ompq.script import run_script
@@ -35,6 +40,7 @@ from ompq.zoo import load_network
 
 WIDTH = 4
 ACT_WIDTH = 8
+QUANTIZED = ("quantized", "frozen", "learned")
 # Side of the images, and how many a step takes.
 INPUTS = ((224, 8), (32, 32))
 
@@ -70,7 +76,7 @@ def build_step(module: nn.Module, images: Tensor, labels: Tensor) -> Callable[[]
 
 
 def measure(name: str, side: int, count: int, steps: int, device: torch.device) -> dict[str, Any]:
-    """Measure the medians of the three kinds of step, and their ratios.
+    """Measure the medians of the four kinds of step, and their ratios.
 
     Args:
         name: Name of the network.
@@ -84,15 +90,16 @@ def measure(name: str, side: int, count: int, steps: int, device: torch.device) 
     labels = torch.randint(loaded.num_classes, (count,), device=device)
     float_network = loaded.module.to(device).train()
     kinds = {"float": build_step(float_network, images, labels)}
-    for kind in ("quantized", "frozen"):
+    for kind in QUANTIZED:
         graph = trace(load_network(name).module.to(device), (3, side, side))
         widths = uniform(graph.groups, WIDTH, ACT_WIDTH)
-        network = convert_to_integers(
-            graph, widths.layer_bits(), widths.layer_act_bits(), ConversionSettings()
-        )
+        settings = ConversionSettings(learned=kind == "learned")
+        network = convert_to_integers(graph, widths.layer_bits(), widths.layer_act_bits(), settings)
         calibrate(network, [images], device)
         if kind == "frozen":
             network.freeze_norms()
+        if kind == "learned":
+            start_learning_steps(network, settings.rule.per_channel)
         kinds[kind] = build_step(network.module.train(), images, labels)
     spent: dict[str, list[float]] = {kind: [] for kind in kinds}
     # The kinds take turns, so that a busy machine slows all of them; the first two rounds warm up.
@@ -105,7 +112,7 @@ def measure(name: str, side: int, count: int, steps: int, device: torch.device) 
     for kind, step in kinds.items():
         row[f"{kind} ms"] = median(spent[kind]) * 1e3
         row[f"{kind} memory MB"] = measure_saved_memory(step)
-    for kind in ("quantized", "frozen"):
+    for kind in QUANTIZED:
         pairs = zip(spent[kind], spent["float"], strict=True)
         row[f"{kind} / float"] = median(ours / plain for ours, plain in pairs)
     return row
@@ -124,12 +131,12 @@ def run(arguments: argparse.Namespace) -> None:
         for side, count in INPUTS:
             row = measure(name, side, count, arguments.steps, device)
             rows.append(row)
+            kept = ", ".join(f"{row[kind + ' memory MB']:.0f}" for kind in ("float", *QUANTIZED))
             print(
                 f"{name} {side}×{side} batch {count} on {device}: float {row['float ms']:.0f} ms, "
                 f"quantized {row['quantized / float']:.2f}×, with fixed batch norm "
-                f"{row['frozen / float']:.2f}×; kept for the backward pass "
-                f"{row['float memory MB']:.0f}, "
-                f"{row['quantized memory MB']:.0f}, {row['frozen memory MB']:.0f} MB",
+                f"{row['frozen / float']:.2f}×, learned steps {row['learned / float']:.2f}×; kept "
+                f"for the backward pass {kept} MB",
                 flush=True,
             )
     file = arguments.output_dir / "qat.json"

@@ -49,7 +49,7 @@ def test_running_the_networks_anew_gives_what_one_pass_gives() -> None:
              "--total_size", "16", "--total_steps", "2", "1"],
             {"loop / search", "ratio", "step / plain", "total ratio", "peak memory MB"},
         ),
-        ("qat", ["--steps", "1"], {"quantized ms", "frozen ms"}),
+        ("qat", ["--steps", "1"], {"quantized ms", "frozen ms", "learned / float"}),
     ],
     ids=["bit_search", "ptq", "qat"],
 )  # fmt: skip
