@@ -182,9 +182,11 @@ class LearnedWeightFakeQuantizer(FixedWeightFakeQuantizer):
         learned = _make_positive(self.scale)
         # A scale that the layer had to raise is not the learned one, and teaches it nothing.
         scale = torch.where(params.scale > learned, params.scale, learned)
-        scale = _slow_gradient(scale, count, self.high).view(shape)
         zero_point = self.zero_point.view(shape)
-        return learned_step_quantize(weight, scale, zero_point, self.low, self.high)
+        factor = _slow_gradient(count, self.high)
+        return learned_step_quantize(
+            weight, scale.view(shape), zero_point, self.low, self.high, gradient_factor=factor
+        )
 
 
 class ActivationFakeQuantizer(nn.Module):
@@ -343,9 +345,14 @@ class LearnedActivationFakeQuantizer(ActivationFakeQuantizer):
             x = x.clamp(*clip)
         if self.observing:
             self.observe(x, clip, place)
-        scale = _slow_gradient(_make_positive(self.scale), x[0].numel(), 2**self.bits - 1)
         return learned_step_quantize(
-            x.float(), scale, self.zero_point, self.low, self.high, rectified=rectified
+            x.float(),
+            _make_positive(self.scale),
+            self.zero_point,
+            self.low,
+            self.high,
+            rectified=rectified,
+            gradient_factor=_slow_gradient(x[0].numel(), 2**self.bits - 1),
         )
 
     @torch.no_grad()
@@ -368,10 +375,9 @@ def _make_positive(scale: Tensor) -> Tensor:
     return scale.abs().clamp_min(_SMALLEST_SCALE)
 
 
-def _slow_gradient(scale: Tensor, count: float, levels: int) -> Tensor:
-    """Return `scale`, its gradient divided by √(count · levels) (LSQ, section 2.2)."""
-    factor = (count * levels) ** -0.5
-    return (scale - scale * factor).detach() + scale * factor
+def _slow_gradient(count: float, levels: int) -> float:
+    """Return what a scale's gradient is multiplied by: 1 / √(count · levels) (LSQ, section 2.2)."""
+    return float((count * levels) ** -0.5)
 
 
 def _rank_percentile(percentile: float, count: int) -> int:

@@ -17,12 +17,13 @@ def learned_step_quantize(
     high: int,
     *,
     rectified: bool = False,
+    gradient_factor: float = 1.0,
 ) -> Tensor:
     """Fake-quantize floats with a gradient for the scale too: the learned step size.
 
-    x̂ = (clamp(round(x / s) + z, low, high) − z) · s. Gradients (LSQ equations 3 and 5, without the
-    gradient scale): with v = x / s, inside the range ∂x̂/∂x = 1 and ∂x̂/∂s = round(v) − v; outside
-    ∂x̂/∂x = 0 and ∂x̂/∂s is the bound reached, minus z.
+    x̂ = (clamp(round(x / s) + z, low, high) − z) · s. Gradients (LSQ equations 3 and 5): with
+    v = x / s, inside the range ∂x̂/∂x = 1 and ∂x̂/∂s = round(v) − v; outside ∂x̂/∂x = 0 and ∂x̂/∂s is
+    the bound reached, minus z.
 
     Args:
         x: Floats of any shape.
@@ -31,17 +32,28 @@ def learned_step_quantize(
         low: Smallest integer.
         high: Largest integer.
         rectified: Whether ReLU comes first, whose gradient it has below 0; cheaper here than alone.
+        gradient_factor: What the scale's gradient is multiplied by (g of LSQ, section 2.2).
     """
     # What is compiled is fused anyway, and must not look at values.
-    if scale.numel() == 1 and x.device.type == "cpu" and not torch.compiler.is_compiling():
-        zero_point = int(zero_point)
-        result: Tensor = _SingleLearnedStep.apply(
-            x, scale, 0 if rectified else low - zero_point, high - zero_point, rectified
-        )
-        return result
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if scale.numel() == 1:
+            zero_point = int(zero_point)
+            result: Tensor = _SingleLearnedStep.apply(
+                x, scale, 0 if rectified else low - zero_point, high - zero_point, rectified,
+                gradient_factor,
+            )  # fmt: skip
+            return result
+        if not rectified and _is_per_channel(x, scale) and not torch.as_tensor(zero_point).any():
+            result = _ChannelLearnedStep.apply(x, scale, low, high, gradient_factor)
+            return result
     x = x.relu() if rectified else x
-    result = _LearnedStep.apply(x, scale, low - zero_point, high - zero_point)
+    bounds = low - zero_point, high - zero_point
+    result = _LearnedStep.apply(x, scale, *bounds, gradient_factor)
     return result
+
+
+def _is_per_channel(x: Tensor, scale: Tensor) -> bool:
+    return x.dim() == scale.dim() and scale.numel() == scale.shape[0] == x.shape[0]
 
 
 class _SingleLearnedStep(torch.autograd.Function):
@@ -52,39 +64,81 @@ class _SingleLearnedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, lowest: int, highest: int, rectified: bool
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        lowest: int,
+        highest: int,
+        rectified: bool,
+        factor: float,
     ) -> Tensor:
         step = float(scale)
         result = torch.mul(x, 1 / step).round_().clamp_(lowest, highest).mul_(step)
         ctx.save_for_backward(x, result, scale)
         # Whatever rounds to an integer of the range lies in it.
         ctx.range = 0.0 if rectified else (lowest - 0.5) * step, (highest + 0.5) * step
+        ctx.factor = factor
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, result, scale = ctx.saved_tensors
         grad_x = torch.ops.aten.hardtanh_backward(grad, x, *ctx.range)
         grad_scale = None
         if ctx.needs_input_grad[1]:
             total = torch.dot(grad.flatten(), result.flatten())
             total -= torch.dot(grad_x.flatten(), x.flatten())
-            grad_scale = (total / scale).view(scale.shape)
-        return grad_x if ctx.needs_input_grad[0] else None, grad_scale, None, None, None
+            grad_scale = (total * ctx.factor / scale).view(scale.shape)
+        return grad_x if ctx.needs_input_grad[0] else None, grad_scale, *[None] * 4
+
+
+class _ChannelLearnedStep(torch.autograd.Function):
+    """The case of a step size per channel without zero points on the CPU, in half of the time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, lowest: int, highest: int, factor: float
+    ) -> Tensor:
+        ratio = x / scale
+        result = ratio.round().clamp_(lowest, highest).mul_(scale)
+        ctx.save_for_backward(ratio, result, scale)
+        ctx.range = lowest - 0.5, highest + 0.5
+        ctx.factor = factor
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        ratio, result, scale = ctx.saved_tensors
+        grad_x = torch.ops.aten.hardtanh_backward(grad, ratio, *ctx.range)
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            total = _dot_channels(grad, result).view(scale.shape) / scale
+            total -= _dot_channels(grad_x, ratio).view(scale.shape)
+            grad_scale = total * ctx.factor
+        return grad_x if ctx.needs_input_grad[0] else None, grad_scale, *[None] * 3
+
+
+def _dot_channels(first: Tensor, second: Tensor) -> Tensor:
+    """Return the sums of products of every channel, without memory for the products."""
+    channels = len(first)
+    return torch.bmm(first.reshape(channels, 1, -1), second.reshape(channels, -1, 1))
 
 
 class _LearnedStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, lowest: Any, highest: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, lowest: Any, highest: Any, factor: float
+    ) -> Tensor:
         ratio = x / scale
         ctx.save_for_backward(ratio, scale)
-        ctx.bounds = lowest, highest
+        ctx.bounds, ctx.factor = (lowest, highest), factor
         return torch.clamp(ratio.round(), lowest, highest).mul_(scale)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ratio, scale = ctx.saved_tensors
         lowest, highest = ctx.bounds
         rounded = ratio.round()
@@ -100,4 +154,5 @@ class _LearnedStep(torch.autograd.Function):
                 grad_scale = torch.dot(slope.flatten(), grad.flatten()).view(scale.shape)
             else:
                 grad_scale = slope.mul_(grad).sum_to_size(scale.shape)
-        return grad_x, grad_scale, None, None
+            grad_scale = grad_scale * ctx.factor
+        return grad_x, grad_scale, *[None] * 3

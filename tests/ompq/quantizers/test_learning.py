@@ -104,23 +104,32 @@ def test_the_step_size_has_the_gradient_of_lsq(seed: int, bits: int, zero_share:
     assert torch.allclose(rounded.double(), torch.tensor(values).double(), atol=1e-5)
 
 
-@given(seed=st.integers(0, 10**6), bits=st.integers(2, 8))
-def test_step_sizes_of_channels_have_gradients_of_their_own(seed: int, bits: int) -> None:
+@given(
+    seed=st.integers(0, 10**6),
+    bits=st.integers(2, 8),
+    symmetric=st.booleans(),
+    factor=st.floats(1e-3, 1),
+)
+def test_step_sizes_of_channels_have_gradients_of_their_own(
+    seed: int, bits: int, symmetric: bool, factor: float
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight, factors = torch.randn(2, 3, 5, generator=generator)
     scale = torch.rand(3, 1, generator=generator) * 0.3 + 0.01
     zero = torch.randint(0, 2**bits, (3, 1), generator=generator)
-    high = 2**bits - 1
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+    zero = torch.zeros_like(zero) if symmetric else zero
     scale.requires_grad_(True)
-    out = learned_step_quantize(weight, scale, zero, 0, high)
+    out = learned_step_quantize(weight, scale, zero, low, high, gradient_factor=factor)
     (out * factors).sum().backward()
     assert scale.grad is not None
     for row in range(3):
         alone = scale.detach()[row].clone().requires_grad_(True)
-        single = learned_step_quantize(weight[row], alone, int(zero[row]), 0, high)
+        single = learned_step_quantize(weight[row], alone, int(zero[row]), low, high)
         (single * factors[row]).sum().backward()
+        assert alone.grad is not None
         torch.testing.assert_close(out[row], single)
-        torch.testing.assert_close(scale.grad[row], alone.grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(scale.grad[row], alone.grad * factor, rtol=1e-4, atol=1e-4)
 
 
 @given(seed=st.integers(0, 10**6), zero_point=st.integers(0, 7), per_row=st.booleans())
