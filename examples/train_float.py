@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ompq.data import DATASETS, Loader, choose_preprocess, make_loader
+from ompq.errors import OmpqError
 from ompq.evaluation import evaluate
 from ompq.files import check_writable, save_state
 from ompq.graph import trace
@@ -103,7 +104,13 @@ def run(arguments: argparse.Namespace) -> None:
     check_writable(arguments.output_dir)
     module = load_network(arguments.model, num_classes=train.num_classes).module
     side = preprocess.input_size
-    trace(module, (preprocess.channels, side, side))  # or says why it cannot run
+    # Or says why it cannot run.
+    outputs = trace(module, (preprocess.channels, side, side)).num_outputs
+    if outputs < train.num_classes:
+        raise OmpqError(
+            f"{arguments.model} tells {outputs} classes of the {train.num_classes} of "
+            f"{arguments.dataset}; it has to take `num_classes`"
+        )
     train_float(module, train, arguments.epochs, device, learning_rate=arguments.lr)
     test = make_loader(arguments.dataset, arguments.data, "val", preprocess, 256)
     accuracy = evaluate(module, test, device)
