@@ -133,6 +133,12 @@ def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
         help="move the ranges of a norm's channels into the layers behind it, where these gain",
     )
     group.add_argument(
+        "--equalise_layers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the same between two layers with ReLU, pooling and the like alone between them",
+    )
+    group.add_argument(
         "--correct_biases",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -224,6 +230,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
         act_quant=act_quant,
         quantize_sums=arguments.quantize_sums,
         equalise_norms=arguments.equalise_norms,
+        equalise_layers=arguments.equalise_layers,
         correct_biases=arguments.correct_biases,
         weight_iterations=arguments.iters_w,
         act_iterations=arguments.iters_a,

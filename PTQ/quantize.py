@@ -37,6 +37,7 @@ from PTQ.activation_cache import ActivationCache
 from PTQ.biases import CorrectedBiases, correct_biases, find_own_biases
 from PTQ.block_result import BlockReport, BlockResult
 from PTQ.equalise import equalise_norms
+from PTQ.equalise_layers import equalise_layers
 from PTQ.examples import Examples
 from PTQ.fisher import measure_output_importances
 from PTQ.integers import finish_integers, prepare_integers
@@ -130,9 +131,11 @@ def quantize_network(
     folded = fold_batch_norm(graph)
     prepared = None
     if settings.act_quant:
+        widths = assignment.layer_bits(), assignment.layer_act_bits()
         if settings.equalise_norms:
-            widths = assignment.layer_bits(), assignment.layer_act_bits()
             equalise_norms(folded, *widths, images, say)
+        if settings.equalise_layers and settings.per_channel:
+            equalise_layers(folded, *widths, images, say)
         prepared = prepare_integers(folded, assignment, images, settings, say)
     teacher = simulate(folded, () if prepared is None else prepared.sites)
     student = teacher.copy()

@@ -31,6 +31,8 @@ class Settings:
             integers do.
         equalise_norms: Whether norms whose channels differ much in range are made even first, where
             activations are quantized and the layers behind gain by it.
+        equalise_layers: Whether channels between two layers are made even first, where activations
+            are quantized, weights have a scale per channel and the layers behind gain by it.
         correct_biases: Whether the biases of a block take back what quantization does to the means
             of its layers, where the block's loss falls by it.
         weight_iterations: Steps of AdaRound per block.
@@ -69,6 +71,7 @@ class Settings:
     act_quant: bool = True
     quantize_sums: bool = True
     equalise_norms: bool = True
+    equalise_layers: bool = True
     correct_biases: bool = True
     weight_iterations: int = 20000
     act_iterations: int = 5000
