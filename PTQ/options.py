@@ -136,7 +136,7 @@ def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
         "--equalise_layers",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="the same between two layers with ReLU, pooling and the like alone between them",
+        help="the same between two layers, for weights of 4 bits and more",
     )
     group.add_argument(
         "--correct_biases",
