@@ -23,6 +23,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from ompq.graph import NetworkGraph, run_with_taps
 from ompq.graph.operations import find_tensor_users
 from ompq.quantizers import ActivationQuantizer, fake_quantize, lp_scale
+from PTQ.equalise import choose_least
 
 # What a channel is divided by is its range to one of these powers; 0 leaves it as it is.
 _POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -230,10 +231,7 @@ def _choose(
     candidates = [ranges**power for power in _POWERS]
     exact = {name: reader(value) for name, reader in place.readers.items()}
     errors = [_measure_error(value, exact, place, widths, divisor) for divisor in candidates]
-    # The first one changes nothing.
-    best = min(range(len(errors)), key=errors.__getitem__)
-    gain = 1 - errors[best] / errors[0] if errors[0] > 0 else 0.0
-    return (candidates[best], gain) if gain > _LEAST_GAIN else (None, 0.0)
+    return choose_least(candidates, errors, _LEAST_GAIN)
 
 
 def _measure_error(

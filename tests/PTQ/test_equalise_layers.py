@@ -7,16 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from evened import check_gain_and_file
 from kinds import draw_images
 from operating import Net, make
 from torch import Tensor, nn
 
-from ompq import load_quantized, save_quantized
 from ompq.assignment import uniform
 from ompq.graph import NetworkGraph, fold_batch_norm, trace
-from PTQ import Settings, quantize_network
 from PTQ.equalise_layers import equalise_layers
-from QAT import prepare
 
 IMAGES = draw_images(48)
 
@@ -132,25 +130,4 @@ def test_channels_that_cannot_be_made_even_stay(kind: str) -> None:
 def test_reconstruction_gains_and_the_file_and_fine_tuning_have_the_even_channels(
     tmp_path: Path,
 ) -> None:
-    network = EVEN["relu"]()
-    graph = trace(network, (3, 16, 16))
-    widths, errors = uniform(graph.groups, 8, 3), []
-    with torch.inference_mode():
-        expected = network(IMAGES)
-    for asked in (False, True):
-        settings = Settings(
-            weight_iterations=0, act_iterations=0, equalise_layers=asked, correct_biases=False
-        )
-        quantized, _ = quantize_network(graph, widths, IMAGES, settings)
-        with torch.inference_mode():
-            logits = quantized.deployed.module(IMAGES)
-        errors.append(float((logits - expected).norm() / expected.norm()))
-    assert errors[1] < 0.8 * errors[0]
-    file = tmp_path / "quantized.safetensors"
-    save_quantized(file, quantized, widths)
-    read = load_quantized(file, network)
-    assert torch.equal(read.network.module(IMAGES), logits)
-    tuned = prepare(graph, widths, IMAGES, source=read)
-    tuned.module.eval()
-    with torch.inference_mode():
-        torch.testing.assert_close(tuned.module(IMAGES), logits)
+    check_gain_and_file(EVEN["relu"](), "equalise_layers", 8, 3, IMAGES, tmp_path)
