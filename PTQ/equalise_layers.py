@@ -190,7 +190,8 @@ class _Trial(Interpreter):
             plain, place = self._plain.pop(n.name), self._ends[n.name]
             divisor = place.spread_divisor(self._divisors[place.source])
             restored = value * _along(divisor, place.axis)
-            if torch.allclose(restored, plain, 1e-4, 1e-6 * float(plain.abs().max())):
+            close = (restored - plain).abs() <= 1e-6 * plain.abs().max() + 1e-4 * plain.abs()
+            if bool(close.all()):  # of NaN nothing is
                 self._divisible.append(place)
         return value
 
@@ -224,6 +225,8 @@ def _choose(
     Returns:
         The best divisor, None to leave the channels, and the share of the error that it takes away.
     """
+    if not value.isfinite().all():
+        return None, 0.0
     ranges = value.movedim(place.axis, 0).flatten(1).abs().amax(1)
     ranges = ranges.view(len(place.layer.weight), -1).amax(1)
     ranges = ranges.clamp_min(float(ranges.max()) * _LEAST_RANGE + 1e-12)

@@ -127,6 +127,15 @@ def test_channels_that_cannot_be_made_even_stay(kind: str) -> None:
     assert torch.equal(read_weight(folded.module, "a"), read_weight(network, "a"))
 
 
+def test_values_that_are_no_numbers_are_left() -> None:
+    network = build(lambda net, x: net.b(net.n(net.a(x))), n=nn.BatchNorm2d(8), b=conv())
+    network.get_submodule("n").running_var.fill_(-1)
+    graph = trace(network, (3, 16, 16))
+    widths, told = uniform(graph.groups, 4, 4), list[str]()
+    equalise_layers(graph, widths.layer_bits(), widths.layer_act_bits(), IMAGES, told.append)
+    assert not told
+
+
 def test_reconstruction_gains_and_the_file_and_fine_tuning_have_the_even_channels(
     tmp_path: Path,
 ) -> None:
