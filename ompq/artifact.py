@@ -322,14 +322,19 @@ def _find_version(found: FileContent, file: Path) -> int:
 def _check_numbers(
     tensors: Mapping[str, Tensor], description: Mapping[str, Any], file: Path
 ) -> None:
-    """Refuse values that no quantized network holds: not finite, or no scale or zero point."""
+    """Refuse values that no layer or quantizer holds: not finite, or no scale or zero point.
+
+    What else a network holds is its own affair: masks of attention are infinite.
+    """
     prefix = find_activation_prefix(description)
     quantizers = [f"{layer}.weight_" for layer in description["layers"]]
     quantizers += [f"{prefix}{path}." for path in description["activations"]]
     scales = {f"{quantizer}scale" for quantizer in quantizers}
     zero_points = {f"{quantizer}zero_point" for quantizer in quantizers}
+    checked = (*quantizers, *(f"{layer}." for layer in description["layers"]))
     for name, value in tensors.items():
-        bad = value.is_floating_point() and not bool(value.isfinite().all())
+        finite = not value.is_floating_point() or bool(value.isfinite().all())
+        bad = name.startswith(checked) and not finite
         bad |= name in scales and not bool((value > 0).all())
         bad |= name in zero_points and bool((value.abs() > 2**_MOST_BITS).any())
         if bad:

@@ -56,7 +56,7 @@ def trace_pixels(network: IntegerNetwork, node: Node) -> Tensor | None:
     for numbers in _number(prod(shape)):
         images = numbers.view(shape).to(find_device(network.module), torch.float32)
         # Numbers up to 2^24 are exact in float32.
-        value = _run_up_to(network.module, node, images).cpu()
+        value = run_up_to(network.module, node, images).cpu()
         whole = value.long()
         if not torch.equal(whole.to(value.dtype), value) or len(numbers) >= 2**24:
             return None
@@ -78,12 +78,18 @@ def trace_constant(network: IntegerNetwork, node: Node, images: int = 1) -> Tens
     assert scale_source is not None
     zeros = torch.zeros(images, *network.input_shape, device=find_device(network.module))
     scale = scale_source.get_scale().cpu()
-    return torch.round(_run_up_to(network.module, node, zeros) / scale).long()
+    return torch.round(run_up_to(network.module, node, zeros) / scale).long()
 
 
 @torch.inference_mode()
-def _run_up_to(module: GraphModule, last: Node, images: Tensor) -> Tensor:
-    """Compute the value of a node, and nothing that it does not need."""
+def run_up_to(module: GraphModule, last: Node, images: Tensor) -> Any:
+    """Compute the value of a node, and nothing that it does not need.
+
+    Args:
+        module: Traced network.
+        last: Node of it, whose value may be anything.
+        images: Images, n × channels × height × width.
+    """
     needed, waiting = set(), [last]
     while waiting:
         node = waiting.pop()
@@ -94,8 +100,7 @@ def _run_up_to(module: GraphModule, last: Node, images: Tensor) -> Tensor:
         if node in needed:
             given = images if node.op == "placeholder" else interpreter.run_node(node)
             interpreter.env[node] = given
-    value: Tensor = interpreter.env[last]
-    return value
+    return interpreter.env[last]
 
 
 class _NumberedExecution(IntegerExecution):

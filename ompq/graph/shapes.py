@@ -15,10 +15,10 @@ from ompq.graph.layout import find_layout
 def record_shapes(traced: GraphModule, input_shape: tuple[int, int, int]) -> None:
     """Run a traced network on one image, then on two, and note in each node what it holds.
 
-    `shape` is that of a tensor for one image, `dtype` its type; `holds_tensors` tells of several;
-    `from_images` whether values depend on the images' values; `layout` where the images are in it,
-    None where they cannot be told apart; `sums_to_one` whether values are shares of one, along the
-    last dimension or the one before it.
+    `shape` is that of a tensor for one image, `dtype` its type, `finite` whether its values are;
+    `holds_tensors` tells of several; `from_images` whether values depend on the images' values;
+    `layout` where the images are in it, None where they cannot be told apart; `sums_to_one` whether
+    values are shares of one, along the last dimension or the one before it.
 
     Args:
         traced: Traced network; its nodes' `meta` is changed.
@@ -70,6 +70,7 @@ class _OneImage(Interpreter):
         value = super().run_node(n)
         if isinstance(value, Tensor):
             n.meta["shape"], n.meta["dtype"] = tuple(value.shape), value.dtype
+            n.meta["finite"] = bool(value.isfinite().all())
             n.meta["sums_to_one"] = _sums_to_one(value)
             alone = value.dim() > 0 and value.shape[0] == 1
             # Of the others the values are needed; a copy, for they may be changed in place.
@@ -112,5 +113,5 @@ class _TwoImages(Interpreter):
 
 def copy_shape(node: Node, source: Node) -> None:
     """Give a new node what is noted of another, whose value its own is like."""
-    noted = ("shape", "dtype", "holds_tensors", "from_images", "layout", "sums_to_one")
+    noted = "shape dtype finite holds_tensors from_images layout sums_to_one".split()
     node.meta |= {key: source.meta[key] for key in noted if key in source.meta}

@@ -169,6 +169,35 @@ class NormalisesItself(nn.Module):
         return self.head(pooled(relu(self.a(relu(self.stem(torch.cat(scaled, dim=1)))))))
 
 
+class MaskedPositions(nn.Module):
+    """A mean of positions by their weights, of which an infinite mask takes some away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.query, self.head = conv(3, 8, 2), nn.Conv2d(8, 1, 1), nn.Linear(8, 5)
+        self.register_buffer("mask", torch.zeros(64).masked_fill(torch.arange(64) < 9, -torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self.stem(x))
+        weights = (self.query(x).flatten(2) + self.mask).softmax(-1)
+        return self.head((x.flatten(2) * weights).sum(-1))
+
+
+class Coordinates(nn.Module):
+    """Images beside the coordinates of their pixels, once for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.head = conv(5, 8, 2), conv(8, 8), nn.Linear(8, 5)
+        line = torch.linspace(-1, 1, 16)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="ij"))
+        self.register_buffer("grid", grid[None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.grid.expand(x.size(0), -1, -1, -1)
+        return self.head(pooled(relu(self.a(relu(self.stem(torch.cat([x, grid], 1)))))))
+
+
 def build_convolutional() -> nn.Module:
     """Build a network whose classifier, the part that is defined first, is a convolution."""
 
@@ -217,6 +246,8 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "windows": build_windows,
     "positions": Positions,
     "normalises itself": NormalisesItself,
+    "masked positions": MaskedPositions,
+    "coordinates": Coordinates,
     "convolutional": build_convolutional,
     "unused": Unused,
 }

@@ -13,11 +13,13 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
 from ompq.errors import OmpqError
+from ompq.export.arrangements import run_up_to
 from ompq.export.onnx.builder import GraphBuilder
 from ompq.export.onnx.layouts import Arranger
+from ompq.export.onnx.repeating import repeat
+from ompq.export.onnx.survey import are_equal, check_repeats
 from ompq.graph.arguments import read_arguments
 from ompq.graph.operations import (
     ADDITIONS,
@@ -60,6 +62,7 @@ class ImageWriter:
 
     def begin(self, images: Node, name: str) -> None:
         """Name the input of the graph that the images are."""
+        self._images = images
         self._values[images] = [name]
 
     def get(self, node: Node) -> str:
@@ -114,13 +117,9 @@ class ImageWriter:
         """Return the name of what an operation reads, in the type that it computes with."""
         if isinstance(part, Node) and part in self._values:
             return self._cast(self.get(part), node, part)
-        value = self._evaluate(part, node) if isinstance(part, Node) else part
-        if isinstance(value, Tensor):
-            array = value.detach().cpu().numpy()
-            return self.builder.constant(array.astype(self._number_type(node)))
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._refuse(node)
-        return self.builder.constant(self._number_type(node)(value))
+        if isinstance(part, Node):
+            return self._put_constant(part, node)
+        return self._put_number(part, node)
 
     def _cast(self, value: str, node: Node, source: Node | None = None) -> str:
         """Write a cast to the type that an operation computes with, where it is another."""
@@ -138,18 +137,33 @@ class ImageWriter:
             raise self._refuse(node)
         return _ARRAY_TYPES[kind]
 
-    def _evaluate(self, node: Node, reader: Node) -> Any:
-        """Compute what a network makes of its parameters alone."""
-        if node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            return getattr(self.module.get_submodule(owner), name)
-        if carries_values(node) or node.op not in ("call_function", "call_method"):
+    def _put_constant(self, node: Node, reader: Node) -> str:
+        """Put what a network makes without images into the graph, as often as there are images."""
+        if carries_values(node):
             raise self._refuse(reader)
-        given = map_arg(node.args, lambda part: self._evaluate(part, reader))
-        named = map_arg(node.kwargs, lambda part: self._evaluate(part, reader))
-        if callable(node.target):
-            return node.target(*given, **named)
-        return getattr(given[0], node.target)(*given[1:], **named)
+        shape = tensor_shape(self._images)
+        assert shape is not None
+        value, of_two = (
+            run_up_to(self.module, node, torch.zeros(count, *shape[1:])) for count in (1, 2)
+        )
+        name = self._put_number(value, reader)
+        if are_equal(value, of_two):
+            return name
+        if not isinstance(value, Tensor):
+            raise self._refuse(reader)
+        check_repeats(node, value, of_two)
+        return repeat(
+            self.builder, name, tuple(value.shape), node.meta["layout"], self.get(self._images)
+        )
+
+    def _put_number(self, value: Any, reader: Node) -> str:
+        """Put a number or a tensor into the graph, in the type that an operation computes with."""
+        if isinstance(value, Tensor):
+            array = value.detach().cpu().numpy()
+            return self.builder.constant(array.astype(self._number_type(reader)))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._refuse(reader)
+        return self.builder.constant(self._number_type(reader)(value))
 
     def _refuse(self, node: Node) -> OmpqError:
         return OmpqError(

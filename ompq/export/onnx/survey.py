@@ -56,13 +56,13 @@ def survey(module: GraphModule) -> Survey:
     for node in module.graph.nodes:
         if node.name in found.constants:
             one, two = found.constants[node.name], of_two.constants[node.name]
-            if not _are_equal(one, two):
+            if not are_equal(one, two):
                 found.growing.add(node.name)
-                _check_repeats(node, one, two)
+                check_repeats(node, one, two)
     return found
 
 
-def _are_equal(one: Any, two: Any) -> bool:
+def are_equal(one: Any, two: Any) -> bool:
     """Tell whether constants, tensors or others, are the same."""
     tensors, others = find_tensors(one), find_tensors(two)
     if tensors or others:
@@ -70,8 +70,17 @@ def _are_equal(one: Any, two: Any) -> bool:
     return bool(one == two)
 
 
-def _check_repeats(node: Node, of_one: Any, of_two: Any) -> None:
-    """Refuse tensors for two images that are not two times those for one; numbers may differ."""
+def check_repeats(node: Node, of_one: Any, of_two: Any) -> None:
+    """Refuse tensors for two images that are not two times those for one; numbers may differ.
+
+    Args:
+        node: Node whose values they are, with its recorded layout.
+        of_one: Value for one image.
+        of_two: Value for two images.
+
+    Raises:
+        OmpqError: They are no repetition.
+    """
     if not find_tensors(of_one):
         return
     layout: ImageLayout | None = node.meta.get("layout")
