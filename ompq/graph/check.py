@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter, Node
 
 from ompq.errors import OmpqError
 from ompq.graph.copying import copy_with_original
@@ -28,6 +28,7 @@ from ompq.graph.network import NetworkGraph
 from ompq.graph.operations import carries_values
 from ompq.graph.run import run_with_taps
 from ompq.graph.trace import trace
+from ompq.graph.training_mode import describe_node
 from ompq.runtime import say
 
 _IMAGES = 2
@@ -79,14 +80,19 @@ def check_network(
         The network, traced anew without what did not compute the same.
 
     Raises:
-        OmpqError: The traced network computes something else, and nothing mends it; the first
-            module that differs is named.
+        OmpqError: The network gives NaN, or the traced one computes something else, and nothing
+            mends it; the first module that does is named.
     """
     if graph.checked:
         return graph
     parameter = next(graph.original.parameters(), None)
     images = images[:_IMAGES].to(images.device if parameter is None else parameter.device)
     expected = _run(graph.original, images)
+    if expected.isnan().any():
+        raise OmpqError(
+            f"the network gives NaN, first at {_find_nan(graph, images)}; check the weights up to "
+            "there (variances of batch norms are positive) and the images"
+        )
     if not expected.isfinite().all():
         # The stages name the layer whose feature is not finite.
         return replace(graph, checked=True)
@@ -118,6 +124,29 @@ def _run(network: nn.Module, images: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         raise OmpqError(f"the network gives a {type(output).__name__}; wrap it to give the logits")
     return output.flatten(1) if output.dim() > 2 and output[0, 0].numel() == 1 else output
+
+
+class _NanSeeker(Interpreter):
+    """Looks for the first operation that gives NaN."""
+
+    found: Node | None = None
+
+    def run_node(self, n: Node) -> Any:
+        """Run a node and look at its value."""
+        value = super().run_node(n)
+        if self.found is None and isinstance(value, Tensor) and bool(value.isnan().any()):
+            self.found = n
+        return value
+
+
+def _find_nan(graph: NetworkGraph, images: Tensor) -> str:
+    """Name the first operation that gives NaN."""
+    seeker = _NanSeeker(graph.module)
+    seeker.run(images.clone())
+    node = seeker.found
+    if node is None:
+        return "an operation that was not traced"
+    return describe_node(node)
 
 
 def _mend(

@@ -259,13 +259,14 @@ class _Step:
 
 def _name(nodes: list[Node]) -> str:
     """Name what nodes compute, with the module that it is in."""
-    places = dict.fromkeys(map(_describe, (n for n in nodes if n.op != "get_attr")))
+    places = dict.fromkeys(map(describe_node, (n for n in nodes if n.op != "get_attr")))
     shown = list(places)[:_SHOWN]
     more = len(places) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def _describe(node: Node) -> str:
+def describe_node(node: Node) -> str:
+    """Describe where a node of a traced network stands: its module, or what is called in which."""
     if node.op == "call_module":
         return str(node.target)
     what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

@@ -165,7 +165,7 @@ def _fit(
         source, module = find_source(sibling), None
     if module is None:
         module = source.build_float(None)
-    prefix, translated = _choose_prefix(layout, candidates, module.state_dict())
+    prefix, translated, rivals = _choose_prefix(layout, candidates, module.state_dict())
     notes = [compute_weights(translated, module.state_dict())]
     wanted = _find_wanted_classes(source, module, translated)
     if wanted is not None:
@@ -187,7 +187,7 @@ def _fit(
         module=module,
         state=translated,
         notes=tuple(filter(None, notes)),
-        left_out=(*name_leftovers(stored.tensors, prefix), *beside),
+        left_out=(*name_leftovers(stored.tensors, prefix, rivals), *beside),
         missing=missing,
         unexpected=unexpected,
         misshapen=misshapen,
@@ -196,19 +196,19 @@ def _fit(
 
 def _choose_prefix(
     layout: Layout, candidates: Mapping[str, State], own: State
-) -> tuple[str, dict[str, Tensor]]:
+) -> tuple[str, dict[str, Tensor], list[str]]:
     """Choose the prefix under which the fewest names differ from the network's, the first of such.
 
     Returns:
-        The prefix, and the weights without it under the network's names.
+        The prefix, the weights without it under the network's names, and the other prefixes under
+        which as few names differ.
     """
     translated = {prefix: layout.translate(state, own) for prefix, state in candidates.items()}
 
-    def count_misfits(prefix: str) -> int:
-        return sum(map(len, _compare(own, translated[prefix])))
-
-    prefix = min(translated, key=count_misfits)
-    return prefix, translated[prefix]
+    misfits = {p: sum(map(len, _compare(own, state))) for p, state in translated.items()}
+    prefix = min(misfits, key=lambda each: misfits[each])
+    rivals = [p for p, count in misfits.items() if p != prefix and count == misfits[prefix]]
+    return prefix, translated[prefix], rivals
 
 
 def _find_wanted_classes(source: Source, module: nn.Module, state: State) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -59,18 +60,34 @@ def strip_prefix(
     return stripped
 
 
-def name_leftovers(names: Iterable[str], prefix: str) -> list[str]:
+def name_leftovers(names: Iterable[str], prefix: str, rivals: Collection[str] = ()) -> list[str]:
     """Name what lies beside a prefix: single names, or `HEAD.* (N entries)` for many.
+
+    Args:
+        names: Names in the file.
+        prefix: Prefix of what was taken.
+        rivals: Other prefixes under which the network lies as well.
 
     >>> name_leftovers(["n_averaged", "ema.a", "ema.b", "ema.c", "model.a"], "model.")
     ['n_averaged', 'ema.* (3 entries)']
+    >>> name_leftovers(["net.q.a", "net.k.a", "net.k.b", "net.k.c"], "net.q.", ["net.k."])
+    ['net.k.* (3 entries, which fit as well)']
     """
     groups: dict[str, list[str]] = {}
     for name in names:
         if not name.startswith(prefix):
-            groups.setdefault(name.partition(".")[0], []).append(name)
+            groups.setdefault(_find_head(name, prefix), []).append(name)
     told: list[str] = []
     for head, members in groups.items():
         few = len(members) <= _NAMED_OF_A_GROUP
-        told += members if few else [f"{head}.* ({len(members)} entries)"]
+        fits = ", which fit as well" if f"{head}." in rivals else ""
+        told += members if few else [f"{head}.* ({len(members)} entries{fits})"]
     return told if len(told) <= _SHOWN else [*told[:_SHOWN], f"{len(told) - _SHOWN} more"]
+
+
+def _find_head(name: str, prefix: str) -> str:
+    """Return the parts of a name that it has in common with a prefix, and one more."""
+    parts = name.split(".")
+    pairs = zip(parts, prefix.split("."), strict=False)
+    common = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    return ".".join(parts[: common + 1])

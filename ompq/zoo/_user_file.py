@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import os
@@ -112,7 +113,8 @@ def import_builder(file: Path, factory_name: str) -> Callable[[int | None], nn.M
             raise OmpqError(f"network {where}: the factory gave a {kind}, not a torch.nn.Module")
         network = _unwrap(network)
         _check_values(network, where)
-        return network
+        # Tensors of inference mode cannot be changed; copies can.
+        return copy.deepcopy(network) if _is_of_inference(network) else network
 
     return build
 
@@ -136,6 +138,11 @@ def _unwrap(network: nn.Module) -> nn.Module:
         if type(network).__name__ == kind and isinstance(getattr(network, attribute), nn.Module):
             network = getattr(network, attribute)
     return network
+
+
+def _is_of_inference(network: nn.Module) -> bool:
+    """Tell whether a network holds tensors that were made in inference mode."""
+    return any(tensor.is_inference() for tensor in (*network.parameters(), *network.buffers()))
 
 
 def _check_values(network: nn.Module, where: str) -> None:

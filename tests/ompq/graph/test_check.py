@@ -130,6 +130,16 @@ def test_a_random_network_is_told() -> None:
     assert any("other outputs at every run" in note for note in said)
 
 
+def test_a_network_that_gives_nan_is_refused_by_the_place() -> None:
+    network = build()
+    network.norm2.running_var.neg_()
+    with pytest.raises(
+        OmpqError, match=r"gives NaN, first at norm2; .*positive.*images"
+    ) as refused:
+        check_network(trace(network, (3, 16, 16)), IMAGES)
+    assert "\n" not in str(refused.value)
+
+
 def test_the_users_network_is_not_touched() -> None:
     network = build_kind("norm of another code")
     before = copy.deepcopy(network.state_dict())

@@ -117,7 +117,11 @@ BESIDE: dict[str, tuple[Callable[[nn.Module], State], list[str]]] = {
     ),
     "teacher first": (
         lambda net: {**under("teacher.", net, 1.0), **under("student.", net)},
-        ["teacher.* (12 entries)"],
+        ["teacher.* (12 entries, which fit as well)"],
+    ),
+    "two encoders": (
+        lambda net: {**under("module.encoder_q.", net), **under("module.encoder_k.", net, 1.0)},
+        ["module.encoder_k.* (12 entries, which fit as well)"],
     ),
     "average first": (
         lambda net: {
@@ -125,7 +129,7 @@ BESIDE: dict[str, tuple[Callable[[nn.Module], State], list[str]]] = {
             **under("ema_model.", net, 1.0),
             **under("online_model.", net),
         },
-        ["step", "ema_model.* (12 entries)"],
+        ["step", "ema_model.* (12 entries, which fit as well)"],
     ),
     "the average alone": (
         lambda net: {"initted": torch.tensor(1), **under("ema_model.module.", net)},

@@ -55,6 +55,15 @@ def test_a_factory_with_neighbours_and_preprocess(file: Path) -> None:
     assert sys.path == before
 
 
+def test_a_factory_that_builds_in_inference_mode(file: Path, tmp_path: Path) -> None:
+    code = "import torch\n@torch.inference_mode()\ndef built():\n    return net()\n"
+    file.write_text(GOOD + code)
+    torch.save(load_network(f"{file}:net").module.state_dict(), tmp_path / "net.pth")
+    network = load_network(f"{file}:built", path=tmp_path / "net.pth").module
+    network(torch.ones(2, 3, 4, 4)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 def test_a_relative_path(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent)
     assert load_network("mine.py:net").num_classes == 3
