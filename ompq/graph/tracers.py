@@ -61,17 +61,24 @@ class LayerTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Record or enter a module; one that the code makes as it goes is entered."""
+        """Record or enter a module; one that the code makes as it goes, as a slice, is entered."""
         try:
             self.path_of_module(m)
         except NameError:
-            if any(True for _ in (*m.parameters(), *m.buffers())):
+            known = set(self.root.modules())
+            if any(part not in known and _has_values(part) for part in m.modules()):
                 raise OmpqError(
                     f"{type(self.root).__name__} calls a {type(m).__name__} that is none of its "
                     "modules; keep it as an attribute, in an nn.ModuleList or nn.ModuleDict"
                 ) from None
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
+
+
+def _has_values(module: nn.Module) -> bool:
+    """Tell whether a module has parameters or buffers of its own, those of its parts aside."""
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return bool(own)
 
 
 @contextmanager

@@ -198,6 +198,17 @@ class Coordinates(nn.Module):
         return self.head(pooled(relu(self.a(relu(self.stem(torch.cat([x, grid], 1)))))))
 
 
+def build_slices() -> nn.Module:
+    """Build a network that calls slices of one sequence of parts."""
+
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        x = net.parts[:2](x)
+        return net.parts[4:](pooled(x + net.parts[2:4](x)))
+
+    layers = (conv(3, 8, 2), nn.ReLU(), conv(8, 8), nn.ReLU(), nn.Linear(8, 5))
+    return Net(forward, parts=nn.Sequential(*layers))
+
+
 def build_convolutional() -> nn.Module:
     """Build a network whose classifier, the part that is defined first, is a convolution."""
 
@@ -248,6 +259,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "normalises itself": NormalisesItself,
     "masked positions": MaskedPositions,
     "coordinates": Coordinates,
+    "slices": build_slices,
     "convolutional": build_convolutional,
     "unused": Unused,
 }

@@ -50,11 +50,18 @@ def export_by_torch(
 
 
 def _find_reason(error: BaseException) -> str:
-    """Return the first line of what an error came of, rather than what the exporter advises."""
+    """Return the first line of what an error came of, rather than what the exporter advises.
+
+    >>> _find_reason(ValueError("The following problems were found:\\n\\n- one\\n- another"))
+    'The following problems were found: one'
+    """
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = _COLOURS.sub("", str(error)).strip().splitlines()
-    return lines[0][:_LONGEST_REASON] if lines else type(error).__name__
+    lines = [line.strip(" -*") for line in _COLOURS.sub("", str(error)).splitlines()]
+    lines = list(filter(None, lines)) or [type(error).__name__]
+    # What ends so only announces the next line.
+    told = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return told[:_LONGEST_REASON]
 
 
 def _export(opened: Opened) -> onnx.ModelProto:
