@@ -15,7 +15,7 @@ ONNX := $(VENV)/.installed-onnx
 FULL := $(VENV)/.installed-dev
 SOURCES := ompq mixed_bit PTQ QAT recipes bit_config.py examples benchmarks docs tests
 
-.PHONY: help install demo recipes test test-fast lint format docs bench clean
+.PHONY: help install demo recipes test test-all test-fast lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## what there is to make
@@ -54,7 +54,9 @@ demo: $(ONNX) ## the main job on real digits: no download, no GPU, under three m
 recipes: $(ONNX) ## all recipes that need no ImageNet (hours); WEIGHTS=folder of their weights
 	$(BIN)/ompq-run --without imagenet $(if $(WEIGHTS),--weights $(WEIGHTS)) recipes/*.yaml $(ARGS)
 
-test: lint ## lint, types and all tests
+test: lint test-all ## lint, types and all tests; --jobs 2 runs them beside each other
+
+test-all: $(FULL) ## all tests
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-fast: $(FULL) ## without the slow tests

@@ -55,7 +55,6 @@ def test_every_way_to_start_it_gives_the_same(options: list[str], tmp_path: Path
     starts = {
         "launch": ([*launch, "feature_extract.py"], ROOT / "mixed_bit"),
         "torchrun": ([*torchrun, SCRIPT], ROOT),
-        "plain": ([SCRIPT], ROOT),
         "module": (["-m", "mixed_bit.feature_extract"], ROOT),
     }
     found = {}
@@ -66,7 +65,7 @@ def test_every_way_to_start_it_gives_the_same(options: list[str], tmp_path: Path
         assert "Quantization model is 6." in run.stdout
         assert run.stdout.count("Quantization model is") == 1
         found[name] = read(tmp_path / "output")
-    config, matrix = found["plain"]
+    config, matrix = found["module"]
     assert matrix.shape == (16, 16)
     assert matrix.dtype == np.float64
     assert len(config["bits"]) == 16
