@@ -165,10 +165,10 @@ class QuantizedLayer(nn.Module):
             params = self._compute_params(weight, None)
             return self.fake_quantizer(weight, params), params.scale
         if self.fake_quantizer.follows_channels:
-            sign, factor = _split(gain.detach())
-            params = self._compute_params(weight * sign, factor.flatten())
-            weight = self.fake_quantizer(weight * sign, params) * sign
-            return weight, params.scale * factor.flatten()
+            factor = _split(gain.detach())[1].flatten()
+            params = self._compute_params(weight, factor)
+            sign = torch.copysign(torch.ones_like(gain), gain).detach()
+            return self.fake_quantizer(weight, params, sign), params.scale * factor
         folded = weight * gain
         params = self._compute_params(folded, None)
         return self.fake_quantizer(folded, params), params.scale
@@ -323,9 +323,9 @@ class QuantizedLayer(nn.Module):
             return quantize(weight, params), params
         # Quantized as in training, then folded: folding first could round otherwise.
         sign, factor = _split(self._compute_gain())
-        weight = weight * self._align_to_weight(sign)
         params = self._compute_params(weight, factor)
-        return quantize(weight, params), replace(params, scale=params.scale * factor)
+        whole = quantize(weight * self._align_to_weight(sign), params)
+        return whole, replace(params, scale=params.scale * factor)
 
     def _quantize_bias(self, bias: Tensor, scale: Tensor) -> Tensor:
         limit, scale = largest_bias(self.bias_bits), self._scale_sums(scale)

@@ -203,7 +203,7 @@ class _Identity(nn.Module):
     def compute_params(self, weight: Tensor) -> QuantParams:
         return QuantParams(torch.tensor(1.0), torch.tensor(0), -128, 127)
 
-    def forward(self, weight: Tensor, params: QuantParams) -> Tensor:
+    def forward(self, weight: Tensor, params: QuantParams, sign: Tensor | None = None) -> Tensor:
         return weight
 
 
