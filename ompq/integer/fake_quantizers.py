@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.functional import hardtanh
 
 from ompq.errors import OmpqError
 from ompq.fields import settle_fields
@@ -274,16 +275,18 @@ class ActivationFakeQuantizer(nn.Module):
     def _update_scale(self) -> None:
         # Zero is always within the range, so that padding and ReLU have an exact integer.
         low, high = self.minimum.amin().clamp_max(0), self.maximum.amax().clamp_min(0)
-        symmetric = self.bits >= 8 and not self.rule.asymmetric
-        signed_span = torch.maximum(-low, high) / (2 ** (self.bits - 1) - 1)
-        span = (high - low) / (2**self.bits - 1)
-        scale = torch.where((low < 0) & symmetric, signed_span, span)
-        self.scale.copy_(torch.where(high - low < _DEAD_RANGE, 1.0, scale))
-        start = torch.round(low / self.scale).clamp(-(2**self.bits - 1), 0)
-        signed_start = torch.full_like(start, -(2 ** (self.bits - 1)))
-        first = torch.where((low < 0) & symmetric, signed_start, start)
+        signed = low < 0 if self.bits >= 8 and not self.rule.asymmetric else None
+        span = high - low
+        scale = span / (2**self.bits - 1)
+        if signed is not None:
+            signed_scale = torch.maximum(-low, high) / (2 ** (self.bits - 1) - 1)
+            scale = torch.where(signed, signed_scale, scale)
+        self.scale.copy_(torch.where(span < _DEAD_RANGE, 1.0, scale))
+        first = torch.round(low / self.scale).clamp_(-(2**self.bits - 1), 0)
+        if signed is not None:
+            first = torch.where(signed, -float(2 ** (self.bits - 1)), first)
         # Integers are stored from −2^(b−1) on, whatever value stands for zero.
-        self.zero_point.copy_((self.low - first).int())
+        self.zero_point.copy_(self.low - first)
 
     def forward(self, x: Tensor, clip: tuple[float, float] | None = None, place: int = 0) -> Tensor:
         """Fake-quantize values of any shape; while observing, the range follows them.
@@ -301,7 +304,7 @@ class ActivationFakeQuantizer(nn.Module):
         if self.observing:
             self.observe(x, clip, place)
         elif clip is not None:
-            x = x.clamp(*clip)
+            x = hardtanh(x, *clip)  # a clamp whose gradient is one operator
         params = QuantParams(self.scale, self.zero_point, self.low, self.high)
         return fake_quantize(x.float(), params)
 
@@ -349,7 +352,7 @@ class LearnedActivationFakeQuantizer(ActivationFakeQuantizer):
         """Fake-quantize values (n × …, clipped first), with gradients for them and the scale."""
         rectified = clip == _RECTIFIED
         if clip is not None and not rectified:
-            x = x.clamp(*clip)
+            x = hardtanh(x, *clip)
         if self.observing:
             self.observe(x, clip, place)
         return learned_step_quantize(
