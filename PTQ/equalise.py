@@ -10,14 +10,14 @@ quantize by it; how far to go is chosen, norm by norm, by the error of the layer
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from ompq.equalisation import choose_least
 from ompq.errors import UNSUITED_ERRORS
 from ompq.graph import NetworkGraph, run_with_taps
 from ompq.graph.operations import (
@@ -28,7 +28,6 @@ from ompq.graph.operations import (
 )
 from ompq.quantizers import ActivationQuantizer, fake_quantize, lp_scale
 
-Candidate = TypeVar("Candidate")
 # What a channel is divided by is its range to one of these powers; 0 leaves it as it is.
 _POWERS = (0.0, 0.5, 1.0)
 _IMAGES, _ROWS = 64, 4096
@@ -204,27 +203,6 @@ def _choose(
     ]
     errors = [_measure_error(rows, layers, change) for change in candidates]
     return choose_least(candidates, errors, _LEAST_GAIN)
-
-
-def choose_least(
-    candidates: Sequence[Candidate], errors: Sequence[float], least_gain: float
-) -> tuple[Candidate | None, float]:
-    """Choose the candidate of the least error, where it is worth changing a network for.
-
-    Args:
-        candidates: What could be done; the first one changes nothing.
-        errors: Error of each.
-        least_gain: Share of the first one's error that another has to take away.
-
-    Returns:
-        The candidate, None to change nothing, and the share of the error that it takes away.
-
-    >>> choose_least(["nothing", "a", "b"], [4.0, 1.0, 2.0], 0.1)
-    ('a', 0.75)
-    """
-    best = min(range(len(errors)), key=errors.__getitem__)
-    gain = 1 - errors[best] / errors[0] if errors[0] > 0 else 0.0
-    return (candidates[best], gain) if gain > least_gain else (None, 0.0)
 
 
 def _measure_error(

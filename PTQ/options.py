@@ -17,6 +17,7 @@ from ompq.options import (
     Parser,
     add_configuration_choice,
     add_data_options,
+    add_deployment_options,
     add_network_options,
     add_run_options,
     add_target,
@@ -120,23 +121,12 @@ def _add_configuration_options(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="quantize weights symmetrically, without zero point (default: those of 8 bits)",
     )
-    group.add_argument(
-        "--quantize_sums",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="8 bits before sums, concatenations and averages too, as int8 kernels read them",
-    )
+    add_deployment_options(group)
     group.add_argument(
         "--equalise_norms",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="move the ranges of a norm's channels into the layers behind it, where these gain",
-    )
-    group.add_argument(
-        "--equalise_layers",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="the same between two layers, for weights of 4 bits and more",
     )
     group.add_argument(
         "--correct_biases",

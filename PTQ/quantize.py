@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 
 from ompq.assignment import Assignment, check_assignment
 from ompq.data import collect_images
+from ompq.equalisation import equalise_layers
 from ompq.errors import OmpqError
 from ompq.graph import (
     NetworkGraph,
@@ -37,7 +38,6 @@ from PTQ.activation_cache import ActivationCache
 from PTQ.biases import CorrectedBiases, correct_biases, find_own_biases
 from PTQ.block_result import BlockReport, BlockResult
 from PTQ.equalise import equalise_norms
-from PTQ.equalise_layers import equalise_layers
 from PTQ.examples import Examples
 from PTQ.fisher import measure_output_importances
 from PTQ.integers import finish_integers, prepare_integers

@@ -10,9 +10,11 @@ from ompq.adoption import adopt
 from ompq.artifact import Artifact
 from ompq.assignment import Assignment, check_assignment
 from ompq.data import collect_images
+from ompq.equalisation import equalise_layers
 from ompq.errors import OmpqError
 from ompq.evaluation import find_device
 from ompq.graph import NetworkGraph, fold_batch_norm, trace_for
+from ompq.graph.copying import copy_traced
 from ompq.graph.training_mode import describe_training, switch_arguments
 from ompq.integer import (
     ConversionSettings,
@@ -37,6 +39,7 @@ def prepare(
     settings: ConversionSettings | None = None,
     *,
     source: Artifact | None = None,
+    even_channels: bool = True,
     say: Callable[[str], None] = say,
 ) -> IntegerNetwork:
     """Convert a network to integers, and calibrate it, for fine-tuning.
@@ -50,6 +53,8 @@ def prepare(
             as a `DataLoader` yields them; a module is traced for images of their size.
         settings: Settings of the conversion; None for the defaults.
         source: Network that was quantized to these widths, to start from; None for the float one.
+        even_channels: Whether channels between two layers of the float network are made even first,
+            where weights have a scale per channel.
         say: Function that is told what had to be left as it is, and what is lost.
 
     Returns:
@@ -63,10 +68,12 @@ def prepare(
     check_assignment(assignment, graph)
     if source is not None:
         _check_widths(source, assignment)
+    widths = assignment.layer_bits(), assignment.layer_act_bits()
     # The integers of a quantized network are those of its folded weights.
     structure = graph if source is None else fold_batch_norm(graph)
-
-    widths = assignment.layer_bits(), assignment.layer_act_bits()
+    if source is None and even_channels and settings.rule.per_channel:
+        structure = graph.with_module(copy_traced(graph.module))
+        equalise_layers(structure, *widths, images, say)
 
     def convert(left_in_float: frozenset[str]) -> IntegerNetwork:
         return convert_to_integers(structure, *widths, settings, left_in_float)

@@ -13,6 +13,7 @@ from ompq.options import (
     Parser,
     add_configuration_choice,
     add_data_options,
+    add_deployment_options,
     add_network_options,
     add_run_options,
     add_target,
@@ -168,12 +169,7 @@ def _add_quantization_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="rescale by real factors instead of integers and shifts",
     )
-    group.add_argument(
-        "--quantize_sums",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="8 bits before sums, concatenations and averages too, as int8 kernels read them",
-    )
+    add_deployment_options(group)
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:

@@ -120,7 +120,15 @@ def prepare_run(
     if teacher is not None:
         print_once(ranks, _describe_teacher(arguments, teacher))
     conversion = read_conversion_settings(arguments)
-    converted = prepare(graph, assignment, images.images, conversion, source=source, say=tell)
+    converted = prepare(
+        graph,
+        assignment,
+        images.images,
+        conversion,
+        source=source,
+        even_channels=arguments.equalise_layers,
+        say=tell,
+    )
     print_notes_once(arguments, ranks, _note_float_operations(converted))
     task = TrainingTask(
         network=converted,

@@ -24,6 +24,8 @@ from ompq.runtime import progress, resolve_device, seed_everything
 from ompq.script import run_script
 from ompq.zoo import load_network
 
+OPTIMIZERS = ("sgd", "adamw")
+
 
 def build_parser() -> Parser:
     """Build the parser of all options of the script."""
@@ -35,6 +37,9 @@ def build_parser() -> Parser:
     group.add_argument("--epochs", type=int, default=3, help="passes over the training images")
     group.add_argument("--batch_size", type=int, default=128, help="images per step")
     group.add_argument("--lr", type=float, default=0.1, help="highest learning rate")
+    group.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default="sgd", help="adamw suits transformers"
+    )
     add_run_options(parser, "float_output")
     return parser
 
@@ -47,10 +52,11 @@ def train_float(
     *,
     learning_rate: float = 0.1,
     weight_decay: float = 5e-4,
+    optimizer_name: str = "sgd",
 ) -> nn.Module:
-    """Train a network in place by SGD on the cross entropy of its predictions.
+    """Train a network in place on the cross entropy of its predictions.
 
-    Momentum is 0.9 (Nesterov's), and the learning rate goes through one cycle, step by step.
+    The learning rate goes through one cycle, step by step.
 
     Args:
         network: Network to train.
@@ -59,15 +65,20 @@ def train_float(
         device: Device that computes.
         learning_rate: Highest learning rate of the cycle.
         weight_decay: Weight decay of all parameters.
+        optimizer_name: "sgd", with Nesterov's momentum of 0.9, or "adamw".
 
     Returns:
         The network, on `device`, in evaluation mode.
     """
     network = network.to(device).train()
     parameters = network.parameters()
-    optimizer = torch.optim.SGD(
-        parameters, learning_rate, momentum=0.9, weight_decay=weight_decay, nesterov=True
-    )
+    optimizer: torch.optim.Optimizer
+    if optimizer_name == "adamw":
+        optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay)
+    else:
+        optimizer = torch.optim.SGD(
+            parameters, learning_rate, momentum=0.9, weight_decay=weight_decay, nesterov=True
+        )
     steps = epochs * len(loader)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     for epoch in progress(range(epochs), "training the float network", epochs):
@@ -111,7 +122,14 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.model} tells {outputs} classes of the {train.num_classes} of "
             f"{arguments.dataset}; it has to take `num_classes`"
         )
-    train_float(module, train, arguments.epochs, device, learning_rate=arguments.lr)
+    train_float(
+        module,
+        train,
+        arguments.epochs,
+        device,
+        learning_rate=arguments.lr,
+        optimizer_name=arguments.optimizer,
+    )
     test = make_loader(arguments.dataset, arguments.data, "val", preprocess, 256)
     accuracy = evaluate(module, test, device)
     file, _, factory = arguments.model.rpartition(":")

@@ -144,6 +144,22 @@ def add_target(group: argparse._ArgumentGroup, effect: str) -> None:
     )
 
 
+def add_deployment_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of what reconstruction and fine-tuning make of the network for a device."""
+    group.add_argument(
+        "--quantize_sums",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="8 bits before sums, concatenations and averages too, as int8 kernels read them",
+    )
+    group.add_argument(
+        "--equalise_layers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="make channels between two layers even, for weights of 4 bits and more",
+    )
+
+
 def add_run_options(
     parser: argparse.ArgumentParser,
     output_dir: str,

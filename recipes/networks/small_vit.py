@@ -8,7 +8,7 @@ from ompq import Preprocess
 
 
 class SmallViT(VisionTransformer):
-    """ViT (arXiv:2010.11929): 4 blocks of width 64 on patches of 7 × 7, and a class token.
+    """ViT (arXiv:2010.11929): 4 blocks of width 64 on patches of 4 × 4, and a class token.
 
     Args:
         num_classes: Classes of the classifier.
@@ -19,7 +19,7 @@ class SmallViT(VisionTransformer):
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__(
             img_size=28,
-            patch_size=7,
+            patch_size=4,
             in_chans=1,
             num_classes=num_classes,
             embed_dim=64,

@@ -89,3 +89,24 @@ def test_values_far_apart_that_share_a_scale_are_told(share: float, told: bool) 
     found = [line for line in notes if line.startswith("head: what it reads at one call")]
     assert bool(found) == told
     assert not told or "50 times" in found[0]
+
+
+def test_channels_far_apart_are_made_even_before_fine_tuning() -> None:
+    torch.manual_seed(0)
+    depthwise, pointwise = nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 8, 1)
+    factors = torch.logspace(-2, 2, 16)
+    depthwise.weight.data.mul_(factors.view(-1, 1, 1, 1))
+    depthwise.bias.data.mul_(factors)
+    pointwise.weight.data.div_(factors.view(1, -1, 1, 1))
+    parts = nn.Conv2d(3, 16, 3, 2), nn.ReLU(), depthwise, nn.ReLU(), pointwise, nn.ReLU()
+    network = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    images, widths = draw_images(32), uniform(trace(network, (3, 16, 16)).groups, 8, 8)
+    errors = []
+    with torch.no_grad():
+        for even in (False, True):
+            converted = prepare(network, widths, images, even_channels=even, say=str)
+            difference = converted.module(images) - network(images)
+            errors.append(float(difference.norm() / network(images).norm()))
+    assert errors[1] < 0.5 * errors[0]
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in weights.items())

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from support import ROOT
 
-from examples.train_float import build_parser, run
+from examples.train_float import OPTIMIZERS, build_parser, run
 from ompq.errors import OmpqError
 
 TINY = ROOT / "tests" / "earlier" / "tiny.py"
@@ -31,6 +32,16 @@ def test_weights_are_named_by_the_function_that_builds_the_network(
     train("--model", f"{TINY}:make", "--output_dir", tmp_path)
     assert (tmp_path / "make.pth").is_file()
     assert f"written to {tmp_path / 'make.pth'}" in capsys.readouterr().out
+
+
+def test_the_optimizer_is_chosen(tmp_path: Path) -> None:
+    weights = []
+    for name in OPTIMIZERS:
+        folder = tmp_path / name
+        options = "--lr", 0.002, "--optimizer", name, "--output_dir", folder
+        train("--model", f"{TINY}:make", *options)
+        weights.append(torch.load(folder / "make.pth", weights_only=True))
+    assert not torch.equal(weights[0]["fc.weight"], weights[1]["fc.weight"])
 
 
 def test_a_network_of_fewer_classes_is_refused(tmp_path: Path) -> None:

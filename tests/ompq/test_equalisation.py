@@ -13,8 +13,8 @@ from operating import Net, make
 from torch import Tensor, nn
 
 from ompq.assignment import uniform
+from ompq.equalisation import equalise_layers
 from ompq.graph import NetworkGraph, fold_batch_norm, trace
-from PTQ.equalise_layers import equalise_layers
 
 IMAGES = draw_images(48)
 

@@ -11,9 +11,9 @@ Weights of less than 4 bits are left as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,10 @@ from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter, Node
 
 from ompq.graph import NetworkGraph, run_with_taps
-from ompq.graph.operations import find_tensor_users
+from ompq.graph.operations import find_tensor_users, is_norm
 from ompq.quantizers import ActivationQuantizer, fake_quantize, lp_scale
-from PTQ.equalise import choose_least
 
+Candidate = TypeVar("Candidate")
 # What a channel is divided by is its range to one of these powers; 0 leaves it as it is.
 _POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _IMAGES, _TRIED = 32, 2
@@ -88,7 +88,7 @@ class _Place:
 
 @torch.no_grad()
 def equalise_layers(
-    folded: NetworkGraph,
+    graph: NetworkGraph,
     bits: Mapping[str, int],
     act_bits: Mapping[str, int],
     images: Tensor,
@@ -97,14 +97,15 @@ def equalise_layers(
     """Make the channels between layers even where that helps the layers behind, in place.
 
     Args:
-        folded: Float network, batch norm folded, on the device to compute on.
+        graph: Float network on the device to compute on; channels before a norm, a batch norm that
+            is not folded among them, stay.
         bits: Layer → width of its weight.
         act_bits: Layer → width of what it reads.
         images: Calibration images, n × channels × height × width, normalised; a few are used.
         say: Function that is told what was changed.
     """
-    few = images[:_IMAGES].to(next(folded.module.parameters()).device)
-    found = _find_places(folded, few[:_TRIED])
+    few = images[:_IMAGES].to(next(graph.module.parameters()).device)
+    found = _find_places(graph, few[:_TRIED])
     wide = {name for name, width in bits.items() if width >= _LEAST_BITS}
     places = {place.node: place for place in found if place.readers.keys() <= wide}
     divisors: dict[str, Tensor] = {}
@@ -119,7 +120,7 @@ def equalise_layers(
             gains.append(gain)
 
     if places:
-        run_with_taps(folded, few, places, read, images_first=False)
+        run_with_taps(graph, few, places, read, images_first=False)
     for node, divisor in divisors.items():
         places[node].divide(divisor)
     if gains:
@@ -128,26 +129,51 @@ def equalise_layers(
         say(f"{told}: {mean:.0f} % less error behind them")
 
 
-def _find_places(folded: NetworkGraph, images: Tensor) -> list[_Place]:
+def choose_least(
+    candidates: Sequence[Candidate], errors: Sequence[float], least_gain: float
+) -> tuple[Candidate | None, float]:
+    """Choose the candidate of the least error, where it is worth changing a network for.
+
+    Args:
+        candidates: What could be done; the first one changes nothing.
+        errors: Error of each.
+        least_gain: Share of the first one's error that another has to take away.
+
+    Returns:
+        The candidate, None to change nothing, and the share of the error that it takes away.
+
+    >>> choose_least(["nothing", "a", "b"], [4.0, 1.0, 2.0], 0.1)
+    ('a', 0.75)
+    """
+    best = min(range(len(errors)), key=errors.__getitem__)
+    gain = 1 - errors[best] / errors[0] if errors[0] > 0 else 0.0
+    return (candidates[best], gain) if gain > least_gain else (None, 0.0)
+
+
+def _find_places(graph: NetworkGraph, images: Tensor) -> list[_Place]:
     """Find the layers whose channels can be divided, and where their readers undo it."""
-    owners, nodes = list(folded.weight_owners().values()), folded.module.graph.nodes
+    owners, nodes = list(graph.weight_owners().values()), graph.module.graph.nodes
     calls = [str(node.target) for node in nodes if node.op == "call_module"]
-    alone = {n for n in folded.layers if owners.count(n) == calls.count(n) == 1}
+    alone = {n for n in graph.layers if owners.count(n) == calls.count(n) == 1}
 
     def is_layer(node: Node) -> bool:
         return node.op == "call_module" and str(node.target) in alone
 
+    def ends(node: Node) -> bool:
+        # In training a norm divides by what its channels were multiplied by.
+        return is_layer(node) or is_norm(node, graph.module)
+
     found = []
     for node in filter(is_layer, nodes):
         last = node
-        while len(users := find_tensor_users(last)) == 1 and not is_layer(users[0]):
+        while len(users := find_tensor_users(last)) == 1 and not ends(users[0]):
             last = users[0]
-        readers = {str(user.target): folded.layer_module(str(user.target)) for user in users
+        readers = {str(user.target): graph.layer_module(str(user.target)) for user in users
                    if is_layer(user)}  # fmt: skip
-        place = _Place(node.name, last.name, folded.layer_module(str(node.target)), readers)
+        place = _Place(node.name, last.name, graph.layer_module(str(node.target)), readers)
         if readers and len(readers) == len(users) and place.fits:
             found.append(place)
-    return _Trial(folded.module, found).find_divisible(images)
+    return _Trial(graph.module, found).find_divisible(images)
 
 
 class _Trial(Interpreter):
