@@ -14,6 +14,8 @@ from ompq.quantizers.affine import QuantParams
 ZETA = 1.1
 GAMMA = -0.1
 _STRETCH = ZETA - GAMMA
+# Beyond these σ(V) is clipped.
+_LEAST, _MOST = -GAMMA / _STRETCH, (1 - GAMMA) / _STRETCH
 # σ(V) is so close to 0 or 1 there that h is clipped and stays.
 _SETTLED = 6.0
 
@@ -48,10 +50,12 @@ class AdaRound(nn.Module):
         logit = torch.where(floor < lowest, -_SETTLED, logit)
         logit = torch.where(floor >= highest, _SETTLED, logit)
         self.logit = nn.Parameter(logit)
-        self.floor = floor.clamp(lowest, highest - 1)
-        self.scale = scale
-        self.zero_point = zero_point
+        floor = floor.clamp(lowest, highest - 1)
         # Neither parameters nor buffers: no state that a state dict would hold.
+        self.floor = floor.to(torch.int16)
+        self.zero_point = zero_point
+        # Ŵ = base + clip(σ(V)) · factor, in fewer operations than by the formula.
+        self.base, self.factor = (floor + GAMMA) * scale, _STRETCH * scale
         self.sigmoid, self.soft, self.work = (torch.empty_like(floor) for _ in range(3))
         self.penalty = 0.0
         self.exponent = 2.0
@@ -74,8 +78,8 @@ class _SoftRounding(torch.autograd.Function):
     def forward(ctx: Any, logit: Tensor, rounding: AdaRound) -> Tensor:
         ctx.rounding = rounding
         torch.sigmoid(logit, out=rounding.sigmoid)
-        soft = torch.mul(rounding.sigmoid, _STRETCH, out=rounding.soft)
-        soft.add_(GAMMA).clamp_(0, 1).add_(rounding.floor).mul_(rounding.scale)
+        soft = torch.clamp(rounding.sigmoid, _LEAST, _MOST, out=rounding.soft)
+        torch.addcmul(rounding.base, soft, rounding.factor, out=soft)
         return soft.view_as(soft)
 
     @staticmethod
@@ -83,14 +87,16 @@ class _SoftRounding(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         rounding: AdaRound = ctx.rounding
         sigmoid = rounding.sigmoid
-        total = grad * rounding.scale
-        # u = 2h − 1 before clipping; clipped elements have no slope.
-        centred = torch.mul(sigmoid, 2 * _STRETCH, out=rounding.soft).add_(2 * GAMMA - 1)
+        total = grad * rounding.factor
         if rounding.penalty:
-            # |u|^(b−1) by way of logarithms, which are faster than powers.
-            regulariser = torch.abs(centred, out=rounding.work).log2_()
-            regulariser.mul_(rounding.exponent - 1).exp2_().copysign_(centred)
-            total.add_(regulariser, alpha=-2 * rounding.penalty * rounding.exponent)
-        torch.ops.aten.hardtanh_backward.grad_input(total, centred, -1.0, 1.0, grad_input=total)
-        slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1, out=rounding.work)
-        return total.mul_(slope).mul_(_STRETCH), None
+            # With u = 2h − 1 = 2(ζ − γ)(σ − ½): |u|^(b−1) by way of logarithms, which are faster
+            # than powers.
+            power = rounding.exponent - 1
+            regulariser = torch.sub(sigmoid, 0.5, out=rounding.work).abs_().log2_()
+            regulariser.mul_(power).exp2_().copysign_(rounding.logit.detach())
+            slope = 2 * rounding.penalty * rounding.exponent * _STRETCH * (2 * _STRETCH) ** power
+            total.add_(regulariser, alpha=-slope)
+        # Clipped elements have no slope.
+        torch.ops.aten.hardtanh_backward.grad_input(total, sigmoid, _LEAST, _MOST, grad_input=total)
+        slopes = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1, out=rounding.work)
+        return total.mul_(slopes), None
