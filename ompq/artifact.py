@@ -322,9 +322,9 @@ def _find_version(found: FileContent, file: Path) -> int:
 def _check_numbers(
     tensors: Mapping[str, Tensor], description: Mapping[str, Any], file: Path
 ) -> None:
-    """Refuse values that no layer or quantizer holds: not finite, or no scale or zero point.
+    """Refuse values that no quantized network holds: NaN, or no scale or zero point.
 
-    What else a network holds is its own affair: masks of attention are infinite.
+    Infinite values are those of masks, and no layer or quantizer has any.
     """
     prefix = find_activation_prefix(description)
     quantizers = [f"{layer}.weight_" for layer in description["layers"]]
@@ -333,8 +333,8 @@ def _check_numbers(
     zero_points = {f"{quantizer}zero_point" for quantizer in quantizers}
     checked = (*quantizers, *(f"{layer}." for layer in description["layers"]))
     for name, value in tensors.items():
-        finite = not value.is_floating_point() or bool(value.isfinite().all())
-        bad = name.startswith(checked) and not finite
+        bad = bool(value.isnan().any())
+        bad |= name.startswith(checked) and bool(value.isinf().any())
         bad |= name in scales and not bool((value > 0).all())
         bad |= name in zero_points and bool((value.abs() > 2**_MOST_BITS).any())
         if bad:

@@ -11,7 +11,8 @@ Weights of less than 4 bits are left as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Interpreter, Node
 
+from ompq.errors import UNSUITED_ERRORS
 from ompq.graph import NetworkGraph, run_with_taps
+from ompq.graph.check import measure_difference
 from ompq.graph.operations import find_tensor_users, is_norm
 from ompq.quantizers import ActivationQuantizer, fake_quantize, lp_scale
 
@@ -37,6 +40,8 @@ _LEAST_BITS = 4
 _LEFT_BY_LEARNING = 1 / 3
 # A smaller gain than this share is not worth changing a network for.
 _LEAST_GAIN = 0.05
+# By this share may rounding in float32 move the outputs.
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,19 @@ class _Place:
     """A value that comes of one layer, and that layers of one kind alone read.
 
     Attributes:
-        source: Name of the node that calls the layer which it comes of.
-        node: Name of the node that gives the value.
+        chain: Nodes from the one that calls the layer to the one that gives the value.
         layer: That layer.
         readers: Layers that read the value, by name.
     """
 
-    source: str
-    node: str
+    chain: tuple[Node, ...]
     layer: nn.Conv2d | nn.Linear
     readers: Mapping[str, nn.Conv2d | nn.Linear]
+
+    @property
+    def node(self) -> str:
+        """Return the name of the node that gives the value."""
+        return self.chain[-1].name
 
     @property
     def fits(self) -> bool:
@@ -121,12 +129,29 @@ def equalise_layers(
 
     if places:
         run_with_taps(graph, few, places, read, images_first=False)
-    for node, divisor in divisors.items():
-        places[node].divide(divisor)
+    if divisors and not _divide_all(graph, places, divisors, few[:_TRIED]):
+        return
     if gains:
         mean = 100 * sum(gains) / len(gains)
         told = f"channels behind {len(gains)} of {len(places)} layers made even"
         say(f"{told}: {mean:.0f} % less error behind them")
+
+
+def _divide_all(
+    graph: NetworkGraph,
+    places: Mapping[str, _Place],
+    divisors: Mapping[str, Tensor],
+    images: Tensor,
+) -> bool:
+    """Divide channels, and tell whether the network computes what it did; else undo it."""
+    before = graph.module(images.clone())
+    for node, divisor in divisors.items():
+        places[node].divide(divisor)
+    if measure_difference(graph.module(images.clone()), before) < _TOLERANCE:
+        return True
+    for node, divisor in divisors.items():
+        places[node].divide(1 / divisor)
+    return False
 
 
 def choose_least(
@@ -152,9 +177,7 @@ def choose_least(
 
 def _find_places(graph: NetworkGraph, images: Tensor) -> list[_Place]:
     """Find the layers whose channels can be divided, and where their readers undo it."""
-    owners, nodes = list(graph.weight_owners().values()), graph.module.graph.nodes
-    calls = [str(node.target) for node in nodes if node.op == "call_module"]
-    alone = {n for n in graph.layers if owners.count(n) == calls.count(n) == 1}
+    alone = _find_unshared(graph)
 
     def is_layer(node: Node) -> bool:
         return node.op == "call_module" and str(node.target) in alone
@@ -164,68 +187,109 @@ def _find_places(graph: NetworkGraph, images: Tensor) -> list[_Place]:
         return is_layer(node) or is_norm(node, graph.module)
 
     found = []
-    for node in filter(is_layer, nodes):
-        last = node
-        while len(users := find_tensor_users(last)) == 1 and not ends(users[0]):
-            last = users[0]
+    for node in filter(is_layer, graph.module.graph.nodes):
+        chain = [node]
+        while len(users := find_tensor_users(chain[-1])) == 1 and not ends(users[0]):
+            chain.append(users[0])
         readers = {str(user.target): graph.layer_module(str(user.target)) for user in users
                    if is_layer(user)}  # fmt: skip
-        place = _Place(node.name, last.name, graph.layer_module(str(node.target)), readers)
+        place = _Place(tuple(chain), graph.layer_module(str(node.target)), readers)
         if readers and len(readers) == len(users) and place.fits:
             found.append(place)
-    return _Trial(graph.module, found).find_divisible(images)
+    return _Trial(graph.module, found).find_divisible(images) if found else []
+
+
+def _find_unshared(graph: NetworkGraph) -> set[str]:
+    """Find the layers that are called once, and whose parameters nothing else reads."""
+    module = graph.module
+    calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    held = Counter(id(p) for part in module.modules() for p in part._parameters.values())
+    return {
+        name
+        for name in graph.layers
+        if calls[name] == 1
+        and all(
+            held[id(parameter)] == 1 and f"{name}.{key}" not in read
+            for key, parameter in graph.layer_module(name).named_parameters(recurse=False)
+        )
+    }
 
 
 class _Trial(Interpreter):
-    """Tries, at all places of a network at once, whether channels that are divided stay so.
+    """Tries, at all places of a network, whether channels that are divided stay so.
 
-    In place of what the layers give, values of all magnitudes are tried: the network's own might
-    not reach where ReLU6 and the like bend.
+    Beside the network's own values, which might not reach where ReLU6 and the like bend, values of
+    all magnitudes go from the layer to the end of the place: as they are drawn, and divided.
     """
 
     def __init__(self, module: GraphModule, places: list[_Place]) -> None:
         super().__init__(module)
-        self._sources = {place.source: place for place in places}
-        self._ends = {place.node: place for place in places}
-        self._plain: dict[str, Tensor] = {}
+        self._places = {place.chain[0]: place for place in places}
+        self._previous = dict(pair for place in places for pair in _pair_up(place.chain))
         self._divisible: list[_Place] = []
-        self._divides = False
-        self._generator = torch.Generator()
-        # Others for every place: of a sum of two layers, both are divided by the same otherwise.
-        self._divisors = {
-            place.source: self._draw(place.layer.weight.flatten(1)[:, 0]).abs() for place in places
-        }
+        self._drawn: dict[Node, tuple[_Place, list[Tensor]]] = {}
+        self._generator = torch.Generator().manual_seed(0)
 
     def find_divisible(self, images: Tensor) -> list[_Place]:
         """Return the places where dividing the layer's channels divides those of the value."""
-        for self._divides in (False, True):
-            self._generator.manual_seed(0)
-            self.run(images)
+        self.run(images.clone())
         return self._divisible
 
     def run_node(self, n: Node) -> Any:
-        """Run a node; what layers give is replaced, and divided the second time."""
+        """Run a node, and a node of a place with the values that are tried as well."""
+        previous = self._previous.get(n)
+        own = None if previous is None else self.env[previous]
+        if previous is not None and previous in self._drawn:
+            self._try_node(n, previous)
+            self.env[previous] = own
         value = super().run_node(n)
-        if n.name in self._sources:
-            axis = _find_axis(self._sources[n.name].layer)
-            value = self._draw(value)
-            value = value / _along(self._divisors[n.name], axis) if self._divides else value
-        if n.name in self._ends and not self._divides:
-            self._plain[n.name] = value.clone()
-        elif n.name in self._ends:
-            plain, place = self._plain.pop(n.name), self._ends[n.name]
-            divisor = place.spread_divisor(self._divisors[place.source])
-            restored = value * _along(divisor, place.axis)
-            close = (restored - plain).abs() <= 1e-6 * plain.abs().max() + 1e-4 * plain.abs()
-            if bool(close.all()):  # of NaN nothing is
-                self._divisible.append(place)
+        if n in self._places:
+            self._draw_values(n, value)
+        if n in self._drawn:
+            self._compare(n)
         return value
+
+    def _draw_values(self, node: Node, value: Tensor) -> None:
+        place = self._places[node]
+        divisor = self._draw(place.layer.weight.flatten(1)[:, 0]).abs()
+        drawn = self._draw(value)
+        divided = drawn / _along(divisor, _find_axis(place.layer))
+        self._drawn[node] = place, [drawn, divided, divisor]
+
+    def _try_node(self, node: Node, previous: Node) -> None:
+        """Run a node of a place with drawn values in the place of those before it."""
+        place, (drawn, divided, divisor) = self._drawn.pop(previous)
+        found = []
+        for value in (drawn, divided):
+            self.env[previous] = value
+            try:
+                found.append(super().run_node(node))
+            except UNSUITED_ERRORS:  # of such values it makes nothing
+                return
+        if all(isinstance(value, Tensor) for value in found):
+            self._drawn[node] = place, [*found, divisor]
+
+    def _compare(self, node: Node) -> None:
+        place, (plain, divided, divisor) = self._drawn[node]
+        if node is not place.chain[-1]:
+            return
+        del self._drawn[node]
+        restored = divided * _along(place.spread_divisor(divisor), place.axis)
+        close = (restored - plain).abs() <= 1e-6 * plain.abs().max() + 1e-4 * plain.abs()
+        if bool(close.all()):  # of NaN nothing is
+            self._divisible.append(place)
 
     def _draw(self, like: Tensor) -> Tensor:
         """Draw numbers of both signs and of magnitudes from 0.001 to 1000, in the shape of some."""
         shape = like.shape
         magnitudes = 10 ** (torch.rand(shape, generator=self._generator) * 6 - 3)
         return (magnitudes * torch.randn(shape, generator=self._generator).sign()).to(like)
+
+
+def _pair_up(chain: tuple[Node, ...]) -> Iterator[tuple[Node, Node]]:
+    """Pair every node of a place but the first with the one before it."""
+    return zip(chain[1:], chain[:-1], strict=True)
 
 
 def _find_axis(layer: nn.Module) -> int:

@@ -156,7 +156,8 @@ def add_deployment_options(group: argparse._ArgumentGroup) -> None:
         "--equalise_layers",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="make channels between two layers even, for weights of 4 bits and more",
+        help="make channels between two layers of the float network even, for weights of 4 bits or "
+        "more with a scale per channel",
     )
 
 

@@ -127,26 +127,31 @@ def _run(network: nn.Module, images: Tensor) -> Tensor:
 
 
 class _NanSeeker(Interpreter):
-    """Looks for the first operation that gives NaN."""
+    """Notes the nodes that hold NaN."""
 
-    found: Node | None = None
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self.found: set[Node] = set()
 
     def run_node(self, n: Node) -> Any:
         """Run a node and look at its value."""
         value = super().run_node(n)
-        if self.found is None and isinstance(value, Tensor) and bool(value.isnan().any()):
-            self.found = n
+        parts = value if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(part, Tensor) and bool(part.isnan().any()) for part in parts):
+            self.found.add(n)
         return value
 
 
 def _find_nan(graph: NetworkGraph, images: Tensor) -> str:
-    """Name the first operation that gives NaN."""
+    """Name the operation that the NaN of the outputs came from."""
     seeker = _NanSeeker(graph.module)
     seeker.run(images.clone())
-    node = seeker.found
-    if node is None:
-        return "an operation that was not traced"
-    return describe_node(node)
+    # NaN elsewhere may be taken away by what follows.
+    sources = [node for node in graph.module.graph.nodes if node.op == "output"]
+    while sources:
+        node = sources[0]
+        sources = [source for source in node.all_input_nodes if source in seeker.found]
+    return "an operation that was not traced" if node.op == "output" else describe_node(node)
 
 
 def _mend(

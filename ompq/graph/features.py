@@ -66,10 +66,9 @@ def _hands_on(user: Node, node: Node, traced: GraphModule, behind_images: set[No
         return False
     # A factor that depends on the images (squeeze and excitation) ends the walk, unlike a summand.
     others = [source for source in user.all_input_nodes if source is not node]
-    if any(other in behind_images for other in others):
-        return name in ADDITIONS
-    # An infinite mask takes values away.
-    return all(other.meta.get("finite", True) for other in others)
+    if not all(other.meta.get("moderate", True) for other in others):
+        return False  # a mask, which takes values away
+    return name in ADDITIONS or not any(other in behind_images for other in others)
 
 
 def _keeps_images_first(user: Node, node: Node) -> bool:

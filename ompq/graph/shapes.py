@@ -15,8 +15,9 @@ from ompq.graph.layout import find_layout
 def record_shapes(traced: GraphModule, input_shape: tuple[int, int, int]) -> None:
     """Run a traced network on one image, then on two, and note in each node what it holds.
 
-    `shape` is that of a tensor for one image, `dtype` its type, `finite` whether its values are;
-    `holds_tensors` tells of several; `from_images` whether values depend on the images' values;
+    `shape` is that of a tensor for one image, `dtype` its type, `moderate` whether its values are
+    finite, and their squares; `holds_tensors` tells of several; `from_images` whether values depend
+    on the images' values;
     `layout` where the images are in it, None where they cannot be told apart; `sums_to_one` whether
     values are shares of one, along the last dimension or the one before it.
 
@@ -45,6 +46,8 @@ def record_values(traced: GraphModule, of_one: Sequence[Tensor], of_two: Sequenc
         _TwoImages(traced, kept).run(*of_two)
 
 
+# The square of what is larger is infinite.
+_HUGE = 1e18
 # Shares of one sum to it but for this.
 _SHARE_TOLERANCE = 1e-3
 # Of these operations' tensor, sizes and type alone are read.
@@ -70,7 +73,8 @@ class _OneImage(Interpreter):
         value = super().run_node(n)
         if isinstance(value, Tensor):
             n.meta["shape"], n.meta["dtype"] = tuple(value.shape), value.dtype
-            n.meta["finite"] = bool(value.isfinite().all())
+            floats = value.is_floating_point()
+            n.meta["moderate"] = not floats or bool((value.abs() < _HUGE).all())
             n.meta["sums_to_one"] = _sums_to_one(value)
             alone = value.dim() > 0 and value.shape[0] == 1
             # Of the others the values are needed; a copy, for they may be changed in place.
@@ -113,5 +117,5 @@ class _TwoImages(Interpreter):
 
 def copy_shape(node: Node, source: Node) -> None:
     """Give a new node what is noted of another, whose value its own is like."""
-    noted = "shape dtype finite holds_tensors from_images layout sums_to_one".split()
+    noted = "shape dtype moderate holds_tensors from_images layout sums_to_one".split()
     node.meta |= {key: source.meta[key] for key in noted if key in source.meta}

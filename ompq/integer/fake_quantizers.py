@@ -19,7 +19,7 @@ from ompq.quantizers import (
     sample_values,
 )
 
-_SMALLEST_SCALE = 1e-12
+SMALLEST_SCALE = 1e-12
 # An activation whose whole range is smaller than this is dead, and any scale will do.
 _DEAD_RANGE = 1e-8
 # Bounds that ReLU clips to.
@@ -103,7 +103,7 @@ class WeightFakeQuantizer(nn.Module):
         else:
             # Ten times as fast on the CPU as both by one operator.
             largest = torch.maximum(-rows.amin(dim=1), rows.amax(dim=1))
-        scale = (largest / self.high).clamp_min_(_SMALLEST_SCALE)
+        scale = (largest / self.high).clamp_min_(SMALLEST_SCALE)
         scale = scale if self.rule.per_channel else scale[0]
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
         return QuantParams(scale, zero_point, self.low, self.high)
@@ -382,7 +382,7 @@ class LearnedActivationFakeQuantizer(ActivationFakeQuantizer):
 
 def _make_positive(scale: Tensor) -> Tensor:
     """Return what a learned scale stands for, should the optimizer have taken it below zero."""
-    return scale.abs().clamp_min(_SMALLEST_SCALE)
+    return scale.abs().clamp_min(SMALLEST_SCALE)
 
 
 def _slow_gradient(count: float, levels: int) -> float:

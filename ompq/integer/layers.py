@@ -17,7 +17,11 @@ from torch.nn.functional import conv2d, linear, pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ompq.integer.batch_norm import apply_batch_norm, separate_from_ranks
-from ompq.integer.fake_quantizers import FixedWeightFakeQuantizer, WeightFakeQuantizer
+from ompq.integer.fake_quantizers import (
+    SMALLEST_SCALE,
+    FixedWeightFakeQuantizer,
+    WeightFakeQuantizer,
+)
 from ompq.integer.layer_integers import HeldBias, LayerIntegers
 from ompq.integer.requantization import Requantizer
 from ompq.integer.scale_limits import find_least_scale, largest_bias
@@ -162,26 +166,51 @@ class QuantizedLayer(nn.Module):
         The weight is folded first, except where folding does not change the integers.
         """
         if gain is None:
-            params = self._compute_params(weight, None)
+            params = self._compute_params(weight)
             return self.fake_quantizer(weight, params), params.scale
         if self.fake_quantizer.follows_channels:
-            factor = _split(gain.detach())[1].flatten()
-            params = self._compute_params(weight, factor)
-            sign = torch.copysign(torch.ones_like(gain), gain).detach()
+            gain = gain.detach()
+            params, factor = self._compute_params_of_channels(weight, gain.flatten())
+            sign = torch.copysign(torch.ones_like(gain), gain)
             return self.fake_quantizer(weight, params, sign), params.scale * factor
         folded = weight * gain
-        params = self._compute_params(folded, None)
+        params = self._compute_params(folded)
         return self.fake_quantizer(folded, params), params.scale
 
     @torch.no_grad()
-    def _compute_params(self, weight: Tensor, factor: Tensor | None) -> QuantParams:
-        """Compute scale and zero point of a weight, the scale raised where 32 bits need it.
+    def _compute_params_of_channels(
+        self, weight: Tensor, gain: Tensor
+    ) -> tuple[QuantParams, Tensor]:
+        """Compute scales and zero points of a weight that is not folded.
+
+        Args:
+            weight: The weight.
+            gain: What folding multiplies each channel by.
+
+        Returns:
+            Scales and zero points, and what folding multiplies the scales by.
+        """
+        sign, factor = _split(gain)
+        params = self.fake_quantizer.compute_params(weight)
+        # Of a channel that vanishes only the bias counts, which its scale is for.
+        scale = torch.where(sign == 0, SMALLEST_SCALE, params.scale)
+        return self._raise_scale(weight, replace(params, scale=scale), factor), factor
+
+    def _compute_params(self, weight: Tensor) -> QuantParams:
+        """Compute scale and zero point of a folded weight."""
+        return self._raise_scale(weight, self.fake_quantizer.compute_params(weight), None)
+
+    @torch.no_grad()
+    def _raise_scale(
+        self, weight: Tensor, params: QuantParams, factor: Tensor | None
+    ) -> QuantParams:
+        """Raise the scale of a weight where 32 bits need it.
 
         Args:
             weight: The weight, folded or not.
+            params: Scale and zero point of it.
             factor: What folding multiplies the scale of each channel by; None for a folded weight.
         """
-        params = self.fake_quantizer.compute_params(weight)
         limits = [
             layer._find_least_scale(weight, params, factor)
             for layer in self._sharers
@@ -319,12 +348,12 @@ class QuantizedLayer(nn.Module):
         weight = self.layer.weight
         if self.norm is None or not self.fake_quantizer.follows_channels:
             weight = self.fold()[0]
-            params = self._compute_params(weight, None)
+            params = self._compute_params(weight)
             return quantize(weight, params), params
         # Quantized as in training, then folded: folding first could round otherwise.
-        sign, factor = _split(self._compute_gain())
-        params = self._compute_params(weight, factor)
-        whole = quantize(weight * self._align_to_weight(sign), params)
+        gain = self._compute_gain()
+        params, factor = self._compute_params_of_channels(weight, gain)
+        whole = quantize(weight * self._align_to_weight(_split(gain)[0]), params)
         return whole, replace(params, scale=params.scale * factor)
 
     def _quantize_bias(self, bias: Tensor, scale: Tensor) -> Tensor:

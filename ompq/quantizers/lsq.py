@@ -77,7 +77,8 @@ class _SingleLearnedStep(torch.autograd.Function):
         result = torch.mul(x, 1 / step).round_().clamp_(lowest, highest).mul_(step)
         ctx.save_for_backward(x, result, scale)
         # Whatever rounds to an integer of the range lies in it.
-        ctx.range = 0.0 if rectified else (lowest - 0.5) * step, (highest + 0.5) * step
+        least, most = sorted(((lowest - 0.5) * step, (highest + 0.5) * step))
+        ctx.range = 0.0 if rectified else least, most
         ctx.factor = factor
         return result
 

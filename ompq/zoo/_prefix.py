@@ -80,7 +80,8 @@ def name_leftovers(names: Iterable[str], prefix: str, rivals: Collection[str] = 
     told: list[str] = []
     for head, members in groups.items():
         few = len(members) <= _NAMED_OF_A_GROUP
-        fits = ", which fit as well" if f"{head}." in rivals else ""
+        fits_too = any(rival.startswith(f"{head}.") for rival in rivals)
+        fits = ", which fit as well" if fits_too else ""
         told += members if few else [f"{head}.* ({len(members)} entries{fits})"]
     return told if len(told) <= _SHOWN else [*told[:_SHOWN], f"{len(told) - _SHOWN} more"]
 

@@ -153,6 +153,7 @@ def change_shape(tensors: dict[str, Tensor], description: dict[str, Any]) -> Non
         (lambda tensors, _: tensors.pop("*.bias.float32"), r"does not hold '\*.bias.float32'"),
         (lambda tensors, _: tensors.pop("*.weight_scale"), r"is damaged: .*weight_scale"),
         (lambda tensors, _: tensors["*.bias.float32"].fill_(torch.nan), "values that cannot be"),
+        (lambda tensors, _: tensors["*.bias.float32"].fill_(torch.inf), "values that cannot be"),
         (lambda tensors, _: tensors["*.weight_scale"].neg_(), "values that cannot be"),
         (lambda tensors, _: tensors["*.scale"].zero_(), "values that cannot be"),
         (lambda tensors, _: tensors.update({"classifier.weight": torch.zeros(2)}), "does not fit"),

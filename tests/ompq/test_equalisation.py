@@ -127,6 +127,55 @@ def test_channels_that_cannot_be_made_even_stay(kind: str) -> None:
     assert torch.equal(read_weight(folded.module, "a"), read_weight(network, "a"))
 
 
+class SharedBias(nn.Module):
+    """Two layers that add one bias, the first of them before an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = spread(nn.Conv2d(3, 8, 3)), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head, self.c.bias = nn.Linear(8, 5), self.a.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.c(F.relu(self.b(F.relu(self.a(x)))))).mean((2, 3)))
+
+
+class ReadBeside(SharedBias):
+    """A layer whose weight is read by a function as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.b.weight.square().mean()
+
+
+class LooksUp(nn.Module):
+    """A table that is read at what the channels come to, as long as they are not far apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = spread(conv_of(3)), conv_of(8), nn.Linear(8, 5)
+        self.table = nn.Embedding(2000, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(F.relu(self.a(x))).mean((2, 3))
+        return self.head(y) + self.table((1000 + y.mean(1)).round().long())
+
+
+def conv_of(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, 8, 3)
+
+
+@pytest.mark.parametrize("kind", [SharedBias, ReadBeside, LooksUp])
+def test_what_else_reads_a_layer_or_its_values_computes_what_it_did(
+    kind: type[nn.Module],
+) -> None:
+    network = kind().eval()
+    folded, _ = equalise(network)
+    shared = {SharedBias: "a", ReadBeside: "b"}.get(kind)
+    if shared is not None:
+        assert torch.equal(read_weight(folded.module, shared), read_weight(network, shared))
+
+
 def test_values_that_are_no_numbers_are_left() -> None:
     network = build(lambda net, x: net.b(net.n(net.a(x))), n=nn.BatchNorm2d(8), b=conv())
     network.get_submodule("n").running_var.fill_(-1)

@@ -140,6 +140,18 @@ def test_a_network_that_gives_nan_is_refused_by_the_place() -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_nan_that_is_taken_away_is_not_blamed() -> None:
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        y = torch.nan_to_num(torch.log(net.a(x)), 0.0, 0.0, 0.0)
+        return net.head(pooled(relu(net.norm(net.b(y)))))
+
+    norm = nn.BatchNorm2d(8)
+    norm.running_var.fill_(-1)
+    network = Net(forward, a=conv(3, 8), b=conv(8, 8), norm=norm, head=nn.Linear(8, 5)).eval()
+    with pytest.raises(OmpqError, match="gives NaN, first at norm;"):
+        check_network(trace(network, (3, 16, 16)), IMAGES)
+
+
 def test_the_users_network_is_not_touched() -> None:
     network = build_kind("norm of another code")
     before = copy.deepcopy(network.state_dict())

@@ -25,6 +25,7 @@ from ompq.integer import (
     calibrate,
     convert_to_integers,
     export_integers,
+    start_learning_steps,
 )
 from ompq.integer.dyadic import Dyadic
 from ompq.integer.fake_quantizers import (
@@ -201,7 +202,10 @@ class _Identity(nn.Module):
         self.follows_channels = follows_channels
 
     def compute_params(self, weight: Tensor) -> QuantParams:
-        return QuantParams(torch.tensor(1.0), torch.tensor(0), -128, 127)
+        channels = len(weight)
+        return QuantParams(
+            torch.ones(channels), torch.zeros(channels, dtype=torch.int32), -128, 127
+        )
 
     def forward(self, weight: Tensor, params: QuantParams, sign: Tensor | None = None) -> Tensor:
         return weight
@@ -344,3 +348,37 @@ def test_the_file_gives_the_same_logits_to_the_bit(name: str, tmp_path: Path) ->
         assert torch.equal(read.network.module(images), expected)
     assert torch.equal(IntegerExecution(read.network, read.integers).logits(images), expected)
     assert math.isfinite(float(expected.sum()))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_gains_of_either_sign_and_none_are_trained_as_they_are_deployed(learned: bool) -> None:
+    torch.manual_seed(0)
+    parts = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+    module = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        for norm in (module[1], module[4]):
+            norm.weight.copy_(torch.linspace(-1, 1, 8))
+            norm.weight[3] = 0
+            norm.bias.normal_()
+            norm.running_var.uniform_(0.3, 2)
+    images = torch.randn(32, 3, 12, 12)
+    graph = trace(module, (3, 12, 12))
+    widths = uniform(graph.groups, 3, 8)
+    settings = ConversionSettings(learned=learned)
+    network = convert_to_integers(graph, widths.layer_bits(), widths.layer_act_bits(), settings)
+    calibrate(network, [images], torch.device("cpu"))
+    if learned:
+        start_learning_steps(network, per_channel=True)
+    network.freeze_norms()
+    with torch.no_grad():
+        for requantizer in network.requantizers().values():
+            requantizer.fake_quantizer.observing = False
+        trained = network.module.train()(images)
+        deployed = network.module.eval()(images)
+    torch.testing.assert_close(trained, deployed.to(trained.dtype), rtol=1e-4, atol=1e-5)
+    # A channel that vanishes is its bias, to far more than the step of three bits.
+    layer = next(layer for layer in network.layers().values() if layer.norm is not None)
+    integers = layer.compute_integers()
+    assert integers.bias is not None and not integers.weight[3].any()
+    bias = float(integers.bias[3] * integers.scale[3])
+    assert bias == pytest.approx(float(layer.norm.bias.detach()[3]), rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -184,3 +185,23 @@ def test_dropping_leaves_a_share_in_float() -> None:
     with enabled(quantizer):
         kept = (quantizer(x) == x).float().mean()
     assert 0.45 < kept < 0.55
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_negative_step_rounds_the_opposite(channels: int) -> None:
+    """Of one channel and of several: results, and gradients for values and steps."""
+    generator = torch.Generator().manual_seed(channels)
+    x, weights = (torch.randn(channels, 6, 3, 3, generator=generator) for _ in range(2))
+    scale = torch.rand(channels, 1, 1, 1, generator=generator) + 0.1
+    for sign in (1.0, -1.0):
+        given, step = x.clone().requires_grad_(True), (sign * scale).requires_grad_(True)
+        result = learned_step_quantize(given, step, 0, -4, 3)
+        ratio = (x / step).detach()
+        integers = ratio.round().clamp(-4, 3)
+        inside = integers == ratio.round()
+        torch.testing.assert_close(result, integers * step)
+        (result * weights).sum().backward()
+        assert torch.equal(given.grad, weights * inside)
+        slope = integers - ratio * inside
+        expected = (slope * weights).sum((1, 2, 3), keepdim=True)
+        torch.testing.assert_close(step.grad, expected, rtol=1e-4, atol=1e-4)

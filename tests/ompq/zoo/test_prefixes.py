@@ -123,6 +123,10 @@ BESIDE: dict[str, tuple[Callable[[nn.Module], State], list[str]]] = {
         lambda net: {**under("module.encoder_q.", net), **under("module.encoder_k.", net, 1.0)},
         ["module.encoder_k.* (12 entries, which fit as well)"],
     ),
+    "two backbones": (
+        lambda net: {**under("one.backbone.", net), **under("two.backbone.", net, 1.0)},
+        ["two.* (12 entries, which fit as well)"],
+    ),
     "average first": (
         lambda net: {
             "step": torch.tensor(5),
