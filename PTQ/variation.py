@@ -22,10 +22,10 @@ _TRIED = 16
 def vary_images(images: Tensor, generator: torch.Generator, *, mix: bool = True) -> Tensor:
     """Mirror, shift and mix images at random.
 
-    Half of them are mirrored; all are shifted by up to an eighth of their sides, and what comes in
-    is 0, the mean of images whose mean is subtracted; half are mixed with another one (mixup,
-    arXiv:1710.09412). A teacher says what such images are: they need not look like what it was
-    trained on (arXiv:2106.05237).
+    Half of them are mirrored; all are shifted by up to an eighth of their sides, and their edges
+    are repeated where nothing was; half are mixed with another one (mixup, arXiv:1710.09412). A
+    teacher says what such images are: they need not look like what it was trained on
+    (arXiv:2106.05237).
 
     Args:
         images: Images, n × channels × height × width, normalised, on any device.
@@ -41,7 +41,8 @@ def vary_images(images: Tensor, generator: torch.Generator, *, mix: bool = True)
     """
     count, _, height, width = images.shape
     seeds = torch.randint(2**62, (count,), generator=generator)
-    varied = shift_and_flip(images, (int(height * _SHIFT), int(width * _SHIFT)), True, seeds)
+    shift = int(height * _SHIFT), int(width * _SHIFT)
+    varied = shift_and_flip(images, shift, True, seeds, repeat_edges=True)
     if not mix:
         return varied
     share = _OTHER * torch.rand(count, 1, 1, 1, generator=generator)
@@ -55,7 +56,7 @@ def vary_images(images: Tensor, generator: torch.Generator, *, mix: bool = True)
 def can_vary(network: nn.Module, images: Tensor, seed: int) -> bool:
     """Tell whether a network says something of varied images where it does of the images.
 
-    What is shifted in is 0, by which a network may divide.
+    It may divide by what is 0 where edges are repeated.
 
     Args:
         network: Float network.

@@ -91,9 +91,14 @@ def resize_and_crop(images: Tensor, preprocess: Preprocess, white: int = 255) ->
 
 
 def shift_and_flip(
-    images: Tensor, shift: int | tuple[int, int], flip: bool, seeds: Tensor
+    images: Tensor,
+    shift: int | tuple[int, int],
+    flip: bool,
+    seeds: Tensor,
+    *,
+    repeat_edges: bool = False,
 ) -> Tensor:
-    """Shift each image at random, zeros moving in at its edges, and mirror half of the images.
+    """Shift each image at random and mirror half of the images.
 
     Args:
         images: Pixels or normalised images, n × C × H × W, on any device.
@@ -101,6 +106,7 @@ def shift_and_flip(
         flip: Whether images may be mirrored at all.
         seeds: One seed for each image, n, int64, at least 0. What happens to an image depends on
             its seed alone.
+        repeat_edges: Whether the pixels at the edges move in, rather than zeros.
 
     Returns:
         The shifted images, n × C × H × W, of the dtype of `images`.
@@ -111,7 +117,8 @@ def shift_and_flip(
     steps = 2 * down + 1, 2 * right + 1
     rows, columns = seeds % steps[0], seeds // steps[0] % steps[1]
     # `unfold` makes views of all windows; only the chosen one of each image is copied.
-    padded = pad(images, (right, right, down, down))
+    mode = "replicate" if repeat_edges else "constant"
+    padded = pad(images, (right, right, down, down), mode=mode)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     shifted = windows[torch.arange(count), :, rows, columns]
     if not flip:

@@ -39,6 +39,12 @@ def test_images_are_mirrored_shifted_and_mixed() -> None:
         assert {column for _, column in found} == set(range(COLUMN - 3, COLUMN + 4))
 
 
+def test_edges_are_repeated_where_nothing_was() -> None:
+    images = torch.randn(8, 3, 1, 1).expand(-1, -1, 16, 16)
+    varied = vary_images(images, torch.Generator().manual_seed(0), mix=False)
+    assert torch.equal(varied, images)
+
+
 def test_a_seed_gives_the_same_images_and_another_one_others() -> None:
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
@@ -51,13 +57,14 @@ def test_small_and_single_images_pass() -> None:
 
 
 class Directions(nn.Module):
-    """A network that divides by what each point's channels amount to."""
+    """A network that divides by how far each point is from the one beside it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x[..., 1:] - x[..., :-1]
         x = x / x.norm(dim=1, keepdim=True)
         return self.b(self.a(x).relu().mean((2, 3)))
 

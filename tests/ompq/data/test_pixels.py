@@ -39,14 +39,15 @@ def test_resize_keeps_within_black_and_white() -> None:
     assert result.min() >= 0 and result.max() <= 16
 
 
+@pytest.mark.parametrize(("repeats", "mode"), [(False, "constant"), (True, "replicate")])
 @given(st.integers(1, 6), st.integers(0, 3), st.booleans(), st.integers(0, 2**62))
 def test_each_image_is_a_window_of_its_padded_self(
-    count: int, shift: int, flip: bool, seed: int
+    repeats: bool, mode: str, count: int, shift: int, flip: bool, seed: int
 ) -> None:
-    images = _images(count, 2, 6)
+    images = _images(count, 2, 6).float()
     seeds = torch.randint(2**62, (count,), generator=torch.Generator().manual_seed(seed))
-    result = shift_and_flip(images, shift, flip, seeds)
-    padded = torch.nn.functional.pad(images, (shift,) * 4)
+    result = shift_and_flip(images, shift, flip, seeds, repeat_edges=repeats)
+    padded = torch.nn.functional.pad(images, (shift,) * 4, mode=mode)
     for image, source in zip(result, padded, strict=True):
         steps = range(2 * shift + 1)
         windows = [source[:, r : r + 6, c : c + 6] for r in steps for c in steps]
