@@ -174,14 +174,12 @@ class MaskedPositions(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.query, self.other = conv(3, 8, 2), nn.Conv2d(8, 1, 1), nn.Conv2d(8, 1, 1)
-        self.head = nn.Linear(8, 5)
+        self.stem, self.query, self.head = conv(3, 8, 2), nn.Conv2d(8, 1, 1), nn.Linear(8, 5)
         self.register_buffer("mask", torch.zeros(64).masked_fill(torch.arange(64) < 9, -torch.inf))
 
     def forward(self, x: Tensor) -> Tensor:
         x = relu(self.stem(x))
-        scores = self.query(x).flatten(2)
-        weights = (scores + (self.other(x).flatten(2) + self.mask)).softmax(-1)
+        weights = (self.query(x).flatten(2) + self.mask).softmax(-1)
         return self.head((x.flatten(2) * weights).sum(-1))
 
 

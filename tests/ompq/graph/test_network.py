@@ -252,3 +252,34 @@ def test_a_norm_behind_what_does_nothing_is_folded() -> None:
 def test_a_norm_behind_dropout_is_not_folded() -> None:
     graph = trace(_Waiting(nn.Dropout(0.1)), (3, 8, 8))
     assert graph.layers["conv"].batch_norm is None
+
+
+class Masked(nn.Module):
+    """Scores of positions, of which a mask takes some away in one way or another."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.b, self.way = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), way
+        self.register_buffer("gone", torch.arange(6) < 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores, others = self.a(x), self.b(x)
+        if self.way == "infinite":
+            masked = scores + torch.zeros(6).masked_fill(self.gone, -torch.inf)
+        elif self.way == "largest":
+            masked = scores + self.gone * torch.finfo(torch.float32).min
+        elif self.way == "of another value":
+            masked = scores + others.masked_fill(self.gone, -torch.inf)
+        else:
+            masked = scores + others
+        return masked.softmax(-1).mean((2, 3))
+
+
+@pytest.mark.parametrize("way", ["infinite", "largest", "of another value", "nothing"])
+def test_features_end_before_a_mask(way: str) -> None:
+    graph = trace(Masked(way).eval(), (3, 8, 8))
+    features: list[Tensor] = []
+    taps = [group.tap for group in graph.groups]
+    run_with_taps(graph, torch.randn(2, 3, 8, 8), taps, lambda _, x: features.append(x + 0))
+    assert all(bool((x * x).isfinite().all()) for x in features)
+    assert (len(graph.groups) == 1) == (way == "nothing")
