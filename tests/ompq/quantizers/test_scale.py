@@ -12,10 +12,12 @@ from ompq.quantizers import ActivationQuantizer, QuantParams, fake_quantize, lp_
 from ompq.quantizers.scale_bounds import contenders
 
 
-def literal_scale(channel: Tensor, bits: int, symmetric: bool, p: float) -> tuple[float, int]:
-    """One channel in float64, candidate after candidate, from the definition."""
+def literal_candidates(
+    channel: Tensor, bits: int, symmetric: bool, p: float
+) -> list[tuple[float, float, int]]:
+    """Error, scale and zero point of every candidate of a channel in float64, by the definition."""
     values = channel.double()
-    best, chosen = float("inf"), (0.0, 0)
+    candidates = []
     for step in range(80):
         shrink = 1 - 0.01 * step
         low, high = min(float(channel.min()), 0.0), max(float(channel.max()), 0.0)
@@ -28,9 +30,8 @@ def literal_scale(channel: Tensor, bits: int, symmetric: bool, p: float) -> tupl
             zero = round(-low * shrink / scale)
         grid = torch.clamp(torch.round(values / scale) + zero, smallest, largest) - zero
         error = float((values - grid * scale).abs().pow(p).sum())
-        if error < best:
-            best, chosen = error, (scale, zero)
-    return chosen
+        candidates.append((error, scale, zero))
+    return candidates
 
 
 @given(
@@ -47,9 +48,14 @@ def test_the_search_is_the_literal_one(
     weight = torch.randn(3, 40, generator=generator) + shift
     found = lp_scale(weight, bits, p=p, symmetric=symmetric)
     for channel, scale, zero in zip(weight, found.scale, found.zero_point, strict=True):
-        expected, expected_zero = literal_scale(channel, bits, symmetric, p)
-        assert float(scale) == pytest.approx(expected, rel=1e-6)
-        assert int(zero) == expected_zero
+        candidates = literal_candidates(channel, bits, symmetric, p)
+        least = min(error for error, *_ in candidates)
+        # Of errors that differ in the eighth digit, float32 may find another one the least.
+        best = [found for error, *found in candidates if error <= least * (1 + 1e-6)]
+        assert any(
+            float(scale) == pytest.approx(expected, rel=1e-6) and int(zero) == expected_zero
+            for expected, expected_zero in best
+        )
 
 
 def literal_scales(rows: Tensor, bits: int, symmetric: bool) -> Tensor:
