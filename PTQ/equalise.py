@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ompq.equalisation import choose_least
+from ompq.equalisation import choose_least, find_unshared
 from ompq.errors import UNSUITED_ERRORS
 from ompq.graph import NetworkGraph, run_with_taps
 from ompq.graph.operations import (
@@ -119,9 +119,10 @@ def equalise_norms(
 def _find_pairs(folded: NetworkGraph) -> Iterator[_Pair]:
     """Find the norms that linear layers alone read, and that share nothing with others."""
     module = folded.module
-    owners = list(folded.weight_owners().values())
+    unshared = find_unshared(folded)
     parameters = [id(p) for part in module.modules() for p in part.parameters(recurse=False)]
     calls = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     for node in module.graph.nodes:
         if node.op != "call_module" or calls.count(str(node.target)) > 1:
             continue
@@ -129,7 +130,9 @@ def _find_pairs(folded: NetworkGraph) -> Iterator[_Pair]:
         own = dict(norm.named_parameters())
         if "weight" not in own or not own.keys() <= {"weight", "bias"} or shape is None:
             continue
-        shared = any(parameters.count(id(p)) > 1 for p in own.values())
+        shared = any(
+            parameters.count(id(p)) > 1 or f"{node.target}.{key}" in read for key, p in own.items()
+        )
         if shared or str(node.target) in folded.layers or not _follows(norm, shape):
             continue
         readers = _find_readers(node, module)
@@ -138,9 +141,8 @@ def _find_pairs(folded: NetworkGraph) -> Iterator[_Pair]:
         layers = {name: module.get_submodule(name) for name in names if name in folded.layers}
         if not names or len(layers) < len(readers):
             continue
-        alone = all(owners.count(name) == 1 and calls.count(name) == 1 for name in layers)
         linear = {name: part for name, part in layers.items() if isinstance(part, nn.Linear)}
-        if alone and len(linear) == len(layers):
+        if layers.keys() <= unshared and len(linear) == len(layers):
             yield _Pair(node.name, norm, linear)
 
 

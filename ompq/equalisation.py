@@ -129,9 +129,7 @@ def equalise_layers(
 
     if places:
         run_with_taps(graph, few, places, read, images_first=False)
-    if divisors and not _divide_all(graph, places, divisors, few[:_TRIED]):
-        return
-    if gains:
+    if divisors and _divide_all(graph, places, divisors, few[:_TRIED]):
         mean = 100 * sum(gains) / len(gains)
         told = f"channels behind {len(gains)} of {len(places)} layers made even"
         say(f"{told}: {mean:.0f} % less error behind them")
@@ -177,7 +175,7 @@ def choose_least(
 
 def _find_places(graph: NetworkGraph, images: Tensor) -> list[_Place]:
     """Find the layers whose channels can be divided, and where their readers undo it."""
-    alone = _find_unshared(graph)
+    alone = find_unshared(graph)
 
     def is_layer(node: Node) -> bool:
         return node.op == "call_module" and str(node.target) in alone
@@ -199,7 +197,7 @@ def _find_places(graph: NetworkGraph, images: Tensor) -> list[_Place]:
     return _Trial(graph.module, found).find_divisible(images) if found else []
 
 
-def _find_unshared(graph: NetworkGraph) -> set[str]:
+def find_unshared(graph: NetworkGraph) -> set[str]:
     """Find the layers that are called once, and whose parameters nothing else reads."""
     module = graph.module
     calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")

@@ -119,3 +119,33 @@ def test_a_channel_that_hardly_moves_is_not_blown_up() -> None:
     before = network.get_submodule("b").weight
     ratio = (weight.abs().amax(0) / before.abs().amax(0)).detach()
     assert float(ratio.max() / ratio.min()) <= 101
+
+
+class ReadBeside(nn.Module):
+    """A norm and a layer behind it, of which something is read beside as well."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm, self.b = nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 8)
+        self.c, self.head, self.what = nn.Linear(8, 8), nn.Linear(8, 5), what
+        self.norm.weight.data.copy_(torch.logspace(-1, 1, 8))
+        self.norm.bias.data.normal_()
+        if what == "bias of another layer":
+            self.c.bias = self.b.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c(self.b(self.norm(self.stem(x.flatten(2).mT))).relu()).mean(1)
+        if self.what == "weight of the layer":
+            x = x + self.b.weight.square().mean()
+        if self.what == "weight of the norm":
+            x = x * self.norm.weight
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    "what", ["nothing", "bias of another layer", "weight of the layer", "weight of the norm"]
+)
+def test_what_is_read_beside_stays(what: str) -> None:
+    _, told = equalise(ReadBeside(what).eval())
+    assert bool(told) == (what == "nothing")
