@@ -17,9 +17,8 @@ def record_shapes(traced: GraphModule, input_shape: tuple[int, int, int]) -> Non
 
     `shape` is that of a tensor for one image, `dtype` its type, `moderate` whether its values are
     finite, and their squares; `holds_tensors` tells of several; `from_images` whether values depend
-    on the images' values;
-    `layout` where the images are in it, None where they cannot be told apart; `sums_to_one` whether
-    values are shares of one, along the last dimension or the one before it.
+    on the images' values; `layout` where the images are in it, None where that cannot be told;
+    `sums_to_one` whether values are shares of one, along the last dimension or the one before it.
 
     Args:
         traced: Traced network; its nodes' `meta` is changed.
